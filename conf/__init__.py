@@ -1,0 +1,1 @@
+"""Configuration groups of Hydra, reached as `pkg://dtrain.conf`."""

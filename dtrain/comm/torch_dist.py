@@ -1,0 +1,96 @@
+"""torch.distributed (gloo, NCCL) as a communicator. Its traffic is recorded by meter/c10d.py, not here."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dtrain.exchange import Op, Request
+
+if TYPE_CHECKING:
+    from dtrain.comm import Handle, Launch
+
+
+class _Work:
+    """A torch collective under way, with the tensor that will hold its answer."""
+
+    __slots__ = ("_answer", "_work")
+
+    def __init__(self, work: dist.Work | None, answer: Tensor) -> None:
+        self._work, self._answer = work, answer
+
+    def wait(self) -> Tensor:
+        if self._work is not None:
+            self._work.wait()
+        return self._answer
+
+
+class TorchCommunicator:
+    """The workers of one process group."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.backend = str(dist.get_backend(group))
+        self.rank = group.rank()
+        self.world_size = group.size()
+
+    def start(self, request: Request) -> Handle:
+        """Start a collective; the payload must be contiguous and on a device that the backend serves."""
+        payload, group = request.payload, self._group
+        match request.op:
+            case Op.ALL_REDUCE:
+                return _Work(dist.all_reduce(payload, group=group, async_op=True), payload)
+            case Op.ALL_GATHER:
+                answer = payload.new_empty((self.world_size, *payload.shape))
+                return _Work(_all_gather(answer, payload, group), answer)
+            case Op.ALL_TO_ALL:
+                answer = torch.empty_like(payload)
+                return _Work(dist.all_to_all_single(answer, payload, group=group, async_op=True), answer)
+            case Op.BROADCAST:
+                return _Work(dist.broadcast(payload, group_src=0, group=group, async_op=True), payload)
+        raise ValueError(f"a communicator does not perform {request.op}: use all_reduce, all_gather or all_to_all")
+
+    def duplicate(self) -> TorchCommunicator:
+        """The same workers on a process group of their own."""
+        return TorchCommunicator(dist.new_group(dist.get_process_group_ranks(self._group), backend=self.backend))
+
+    def close(self) -> None:
+        """Destroy the group; the default group takes every other with it."""
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
+
+
+def _all_gather(answer: Tensor, payload: Tensor, group: dist.ProcessGroup) -> dist.Work | None:
+    work: dist.Work | None = dist.all_gather_into_tensor(
+        answer.view(-1), payload.reshape(-1), group=group, async_op=True
+    )
+    return work
+
+
+def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 600.0) -> TorchCommunicator:
+    """Join the default process group, by the launcher's rendezvous or, with no launcher, alone.
+
+    Raises ValueError for a backend that cannot run here, naming the cure.
+    """
+    if backend == "nccl" and not (torch.cuda.is_available() and dist.is_nccl_available()):
+        raise ValueError("backend=nccl needs a CUDA device and a torch built with NCCL: use backend=gloo")
+    if launch.launcher not in ("torchrun", "none"):
+        raise ValueError(
+            f"{launch.launcher} started these workers, and backend={backend} cannot join them: start them with torchrun"
+        )
+    timeout = timedelta(seconds=timeout_seconds)
+    device = torch.device("cuda", launch.local_rank) if backend == "nccl" else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    if launch.launcher == "none":
+        alone = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout, device_id=device)
+    else:
+        dist.init_process_group(backend, timeout=timeout, device_id=device)
+    group = dist.group.WORLD
+    assert group is not None
+    return TorchCommunicator(group)

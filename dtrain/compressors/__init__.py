@@ -1,0 +1,41 @@
+"""Gradient compressors, one file each, and the combinators that wrap them; found by name in `COMPRESSORS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from dtrain.compressors.cast import Cast
+from dtrain.compressors.error_feedback import ErrorFeedback
+from dtrain.compressors.none import NoCompression
+from dtrain.compressors.only import Only
+from dtrain.compressors.warmup import Warmup
+from dtrain.exchange import Compressor
+
+__all__ = ["COMPRESSORS", "Cast", "ErrorFeedback", "NoCompression", "Only", "Warmup", "build"]
+
+
+def _fp16() -> Compressor:
+    return Cast(NoCompression(), torch.float16)
+
+
+def _bf16() -> Compressor:
+    return Cast(NoCompression(), torch.bfloat16)
+
+
+COMPRESSORS: Mapping[str, Callable[..., Compressor]] = MappingProxyType(
+    {"none": NoCompression, "fp16": _fp16, "bf16": _bf16}
+)
+
+
+def build(name: str, **options: Any) -> Compressor:
+    """The compressor of that name. Raises ValueError for a name or an option that does not exist."""
+    if name not in COMPRESSORS:
+        raise ValueError(f"unknown compressor {name!r}: choose one of {', '.join(COMPRESSORS)}")
+    try:
+        return COMPRESSORS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"compressor {name!r} does not take these options ({', '.join(options)}): {error}") from None

@@ -1,0 +1,56 @@
+"""Send floating-point payloads in a narrower type: half the bytes of float32 for fp16 and bf16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op, Request, State
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Every floating payload of `inner` as `dtype`; answers come back in the payload's own type.
+
+    Around a lossless `inner` (one all_reduce of value / world_size) `local` is exact: world_size times the share as it
+    was cast. Around a lossy one, the rounding of its payloads is not part of `local`.
+    """
+
+    inner: Compressor
+    dtype: torch.dtype
+
+    def init(self, bucket: Bucket) -> State:
+        """The inner state."""
+        return self.inner.init(bucket)
+
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+        """The rounds of `inner`, with payloads of `dtype.itemsize` bytes an element."""
+        exchange = self.inner.exchange(bucket, state, context)
+        answer: Any = None
+        contributed: Tensor | None = None
+        while True:
+            try:
+                asked = exchange.send(answer)
+            except StopIteration as done:
+                out: Exchanged = done.value
+                break
+            requests = asked if isinstance(asked, tuple) else (asked,)
+            narrow = [self._narrow(request, context, i) for i, request in enumerate(requests)]
+            if context.wants_local and narrow[0].op is Op.ALL_REDUCE:
+                contributed = narrow[0].payload.to(bucket.value.dtype).mul_(context.world_size)
+            received = yield tuple(narrow)
+            wide = tuple(
+                got.to(request.payload.dtype) if got.dtype != request.payload.dtype else got
+                for got, request in zip(received, requests, strict=True)
+            )
+            answer = wide if isinstance(asked, tuple) else wide[0]
+        return Exchanged(out.mean, contributed if out.local is None else out.local, out.state)
+
+    def _narrow(self, request: Request, context: Context, i: int) -> Request:
+        if not request.payload.is_floating_point():
+            return request
+        payload = context.scratch.empty(f"narrow{i}", request.payload, dtype=self.dtype)
+        return Request(request.op, payload.copy_(request.payload))

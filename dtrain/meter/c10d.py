@@ -1,0 +1,174 @@
+"""Record every collective of torch.distributed, DDP's own included, at the lowest seam there is.
+
+torch sends each collective of each process group, whether called from Python, from DDP's reducer in C++ or from a
+functional collective, through a dispatcher operator of the `c10d` library. `install` registers one kernel for each of
+these operators at the dispatch key `BackendSelect`, just above the backends: it records the call, hands it on as it is,
+and notes when it completed. Nothing is wrapped or replaced, so groups, their names, `get_backend()` and teardown are as
+they were, and results are bitwise the same. (docs/adr/0001-meter-at-the-dispatcher.md)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dtrain.exchange import Op
+from dtrain.meter.clock import clock_for
+from dtrain.meter.ledger import Ledger, Pending, Purpose
+from dtrain.meter.wire import wire_bytes
+
+
+def _first(tensors: Any) -> Tensor:
+    return tensors if isinstance(tensors, Tensor) else _first(tensors[0])
+
+
+def _num_bytes(tensors: Any) -> int:
+    if isinstance(tensors, Tensor):
+        return tensors.numel() * tensors.element_size()
+    return sum(_num_bytes(t) for t in tensors)
+
+
+class _Call(NamedTuple):
+    """How to read one operator's arguments: where the group is, what is handed over, and who is the root.
+
+    `device` is an argument that always holds a tensor (a scatter's inputs are empty but at its root).
+    """
+
+    op: Op
+    group: int
+    sent: int
+    root: int | None = None
+    device: int = 0
+
+
+_CALLS = {
+    "allreduce_": _Call(Op.ALL_REDUCE, group=1, sent=0),
+    "allreduce_coalesced_": _Call(Op.ALL_REDUCE, group=1, sent=0),
+    "allgather_": _Call(Op.ALL_GATHER, group=2, sent=1),
+    "_allgather_base_": _Call(Op.ALL_GATHER, group=2, sent=1),
+    "allgather_coalesced_": _Call(Op.ALL_GATHER, group=2, sent=1),
+    "allgather_into_tensor_coalesced_": _Call(Op.ALL_GATHER, group=2, sent=1),
+    "reduce_scatter_": _Call(Op.REDUCE_SCATTER, group=2, sent=1),
+    "_reduce_scatter_base_": _Call(Op.REDUCE_SCATTER, group=2, sent=1),
+    "reduce_scatter_tensor_coalesced_": _Call(Op.REDUCE_SCATTER, group=2, sent=1),
+    "alltoall_": _Call(Op.ALL_TO_ALL, group=2, sent=1),
+    "alltoall_base_": _Call(Op.ALL_TO_ALL, group=2, sent=1),
+    "broadcast_": _Call(Op.BROADCAST, group=1, sent=0, root=2),
+    "reduce_": _Call(Op.REDUCE, group=1, sent=0, root=3),
+    "gather_": _Call(Op.GATHER, group=2, sent=1, root=3, device=1),
+    "scatter_": _Call(Op.SCATTER, group=2, sent=1, root=3),
+    "send": _Call(Op.SEND, group=1, sent=0),
+    "recv_": _Call(Op.RECV, group=1, sent=0),
+    "recv_any_source_": _Call(Op.RECV, group=1, sent=0),
+    "barrier": _Call(Op.BARRIER, group=1, sent=0),
+    "monitored_barrier_": _Call(Op.BARRIER, group=1, sent=0),
+}
+
+_HANDS_OVER_NOTHING = (Op.RECV, Op.BARRIER)
+_ONLY_ROOT_HANDS_OVER = (Op.BROADCAST, Op.SCATTER)
+
+
+def _payload(call: _Call, args: tuple[Any, ...], is_root: bool) -> int:
+    if call.op in _HANDS_OVER_NOTHING or (call.op in _ONLY_ROOT_HANDS_OVER and not is_root):
+        return 0
+    return _num_bytes(args[call.sent])
+
+
+def _sent_to_others(name: str, args: tuple[Any, ...], rank: int) -> float | None:
+    """The exact bytes meant for other ranks, for an all_to_all whose parts differ in size; None where they do not."""
+    if name == "alltoall_":
+        return float(_num_bytes(args[1]) - _num_bytes(args[1][rank]))
+    if name == "alltoall_base_" and args[4]:
+        tensor, splits = args[1], args[4]
+        row_bytes = _num_bytes(tensor) // max(1, tensor.shape[0])
+        return float(row_bytes * (sum(splits) - splits[rank]))
+    return None
+
+
+def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pending:
+    group = dist.ProcessGroup.unbox(args[call.group])
+    rank, world_size = group.rank(), group.size()
+    device = _first(args[call.device]).device
+    is_root = call.root is not None and args[call.root] == rank
+    payload = _payload(call, args, is_root)
+    wire = _sent_to_others(name, args, rank)
+    if wire is None:
+        backend = group._get_backend(device).name()
+        wire = wire_bytes(backend, call.op, payload, world_size, is_root=is_root)
+    in_backward = torch._C._current_graph_task_id() != -1
+    return ledger.record(
+        call.op,
+        payload,
+        wire,
+        world_size=world_size,
+        group=group.group_name,
+        purpose=Purpose.GRADIENT if in_backward else Purpose.OTHER,
+        clock=clock_for(device),
+    )
+
+
+def _complete_with(pending: Pending, result: Any) -> None:
+    """Note the time when the work completes. Point-to-point work has no future, and so no time.
+
+    On CUDA the callback runs with a stream current that has waited for the work.
+    """
+    work = result[1] if isinstance(result, tuple) else result
+    if work is None:
+        pending.complete()
+        return
+    try:
+        future = dist.Work.unbox(work).get_future()
+    except RuntimeError:
+        return
+    future.add_done_callback(lambda _: pending.complete())
+
+
+def _kernel(ledger: Ledger, name: str, call: _Call) -> Callable[..., Any]:
+    operator = getattr(torch.ops.c10d, name).default
+    here = torch._C.DispatchKey.BackendSelect
+
+    def record_and_hand_on(keys: Any, *args: Any) -> Any:
+        pending = _record(ledger, name, call, args)
+        result = operator.redispatch(keys.remove(here), *args)  # lets go of the GIL while the backend works
+        _complete_with(pending, result)
+        return result
+
+    return record_and_hand_on
+
+
+_installed: list[torch.library.Library] = []
+
+
+def install(ledger: Ledger) -> Callable[[], None]:
+    """Record every collective of this process in `ledger`, from now until the returned function is called.
+
+    Raises RuntimeError if a ledger is installed already: a byte must be counted once.
+    """
+    if _installed:
+        raise RuntimeError("a ledger is installed already; remove it first (a byte must be counted once)")
+    library = torch.library.Library("c10d", "IMPL")
+    for name, call in _CALLS.items():
+        library.impl(name, _kernel(ledger, name, call), "BackendSelect", with_keyset=True)
+    _installed.append(library)
+
+    def remove() -> None:
+        if library in _installed:
+            _installed.remove(library)
+            library._destroy()
+
+    return remove
+
+
+@contextmanager
+def installed(ledger: Ledger) -> Iterator[Ledger]:
+    """`install` for the length of a with statement."""
+    remove = install(ledger)
+    try:
+        yield ledger
+    finally:
+        remove()

@@ -1,0 +1,202 @@
+"""The ledger: one immutable entry per collective, closed step by step into records that everything else reads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from dtrain.exchange import Op
+from dtrain.meter.clock import HOST_CLOCK, Clock
+
+
+class Phase(StrEnum):
+    """What the program is doing."""
+
+    INIT = "init"
+    TRAIN = "train"
+    EVAL = "eval"
+    CHECKPOINT = "checkpoint"
+    EXPORT = "export"
+
+
+class Purpose(StrEnum):
+    """What the traffic is for."""
+
+    GRADIENT = "gradient"
+    PARAMETERS = "parameters"
+    BUFFERS = "buffers"
+    METRICS = "metrics"
+    CONTROL = "control"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One collective, as this rank saw it.
+
+    `seconds` runs from its start on this rank to its completion, waiting for slower ranks included; None where the
+    backend does not say when it completed.
+    """
+
+    op: Op
+    phase: Phase
+    purpose: Purpose
+    payload_bytes: int
+    wire_bytes: float
+    world_size: int
+    group: str
+    start: float
+    seconds: float | None
+
+
+class Times(NamedTuple):
+    """How a step's time was spent, in seconds. Codec time is off the critical path where it overlaps with backward.
+
+    `exposed_comm` is what the step waited for its exchange, codec included, once backward was done.
+    """
+
+    step: float
+    codec: float
+    exposed_comm: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one rank exchanged between two closings of the ledger. `step` is None for what is not a training step."""
+
+    step: int | None
+    entries: tuple[Entry, ...]
+    times: Times | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON data."""
+        times = self.times._asdict() if self.times else None
+        return {"step": self.step, "times": times, "entries": [asdict(entry) for entry in self.entries]}
+
+
+class Key(NamedTuple):
+    """What the totals are split by."""
+
+    op: Op
+    phase: Phase
+    purpose: Purpose
+
+
+@dataclass(slots=True)
+class Total:
+    """Running totals since the ledger was opened."""
+
+    count: int = 0
+    payload_bytes: int = 0
+    wire_bytes: float = 0.0
+
+
+class Pending:
+    """A collective under way. `complete()` may be called from any thread."""
+
+    __slots__ = ("_clock", "_end", "_fields", "_mark", "_start")
+
+    def __init__(self, fields: tuple[Op, Phase, Purpose, int, float, int, str], clock: Clock) -> None:
+        self._fields, self._clock = fields, clock
+        self._start = time.perf_counter()
+        self._mark: Any = clock.mark()
+        self._end: Any = None
+
+    def complete(self) -> None:
+        """Note the time of completion; on CUDA, call it with a stream current that has waited for the collective."""
+        self._end = self._clock.mark()
+
+    def entry(self) -> Entry:
+        """The immutable entry, as far as it is known now; on CUDA this waits for the collective."""
+        seconds = None if self._end is None else self._clock.seconds(self._mark, self._end)
+        return Entry(*self._fields, self._start, seconds)
+
+
+Sink = Callable[[StepRecord], None]
+
+
+class Ledger:
+    """Counts every collective of one rank. Recording is thread-safe; closing belongs to the training thread.
+
+    The phase holds for the whole process, since threads of autograd and of the exchange belong to the same phase; the
+    purpose holds for the thread that opened the scope.
+    """
+
+    def __init__(self, *sinks: Sink) -> None:
+        self.sinks = list(sinks)
+        self.phase = Phase.INIT
+        self.totals: dict[Key, Total] = {}
+        self._pending: list[Pending] = []
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+
+    @contextmanager
+    def scope(self, *, phase: Phase | None = None, purpose: Purpose | None = None) -> Iterator[None]:
+        """Say what the traffic inside is for."""
+        before_phase, before_purpose = self.phase, self.purpose
+        if phase is not None:
+            self.phase = phase
+        self._thread.purpose = purpose or before_purpose
+        try:
+            yield
+        finally:
+            if phase is not None:
+                self.phase = before_phase
+            self._thread.purpose = before_purpose
+
+    @property
+    def purpose(self) -> Purpose | None:
+        """The purpose that this thread's scope states, or None outside any."""
+        return getattr(self._thread, "purpose", None)
+
+    @purpose.setter
+    def purpose(self, purpose: Purpose | None) -> None:
+        self._thread.purpose = purpose
+
+    def record(
+        self,
+        op: Op,
+        payload_bytes: int,
+        wire_bytes: float,
+        *,
+        world_size: int,
+        group: str,
+        purpose: Purpose = Purpose.OTHER,
+        clock: Clock = HOST_CLOCK,
+    ) -> Pending:
+        """Record a collective that is about to start. `purpose` applies where no scope states one."""
+        phase, purpose = self.phase, self.purpose or purpose
+        pending = Pending((op, phase, purpose, payload_bytes, wire_bytes, world_size, group), clock)
+        with self._lock:
+            self._pending.append(pending)
+            total = self.totals.setdefault(Key(op, phase, purpose), Total())
+            total.count += 1
+            total.payload_bytes += payload_bytes
+            total.wire_bytes += wire_bytes
+        return pending
+
+    def close(self, step: int | None = None, times: Times | None = None) -> StepRecord:
+        """Close what was recorded since the last closing into one immutable record, and hand it to every sink."""
+        with self._lock:
+            pending, self._pending = self._pending, []
+        record = StepRecord(step, tuple(p.entry() for p in pending), times)
+        for sink in self.sinks:
+            sink(record)
+        return record
+
+    def total(self, *, phase: Phase | None = None, purpose: Purpose | None = None) -> Total:
+        """The totals so far, of all operations, in one phase or purpose or in all."""
+        result = Total()
+        with self._lock:
+            items = [(key, total.count, total.payload_bytes, total.wire_bytes) for key, total in self.totals.items()]
+        for key, count, payload, wire in items:
+            if phase in (None, key.phase) and purpose in (None, key.purpose):
+                result.count += count
+                result.payload_bytes += payload
+                result.wire_bytes += wire
+        return result

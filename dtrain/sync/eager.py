@@ -1,0 +1,179 @@
+"""The trainer's own synchroniser: deterministic buckets, filled during backward, exchanged beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dtrain.comm import Communicator
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Scratch, put_together, take_apart
+from dtrain.meter.clock import clock_for
+from dtrain.meter.ledger import Ledger
+from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, NamedParameter, assign, layout_of, trainable
+from dtrain.sync.engine import Engine
+
+
+class _Slot:
+    """A bucket of this model: its parameters, their place in the flat vector, and the compressor's state for it."""
+
+    def __init__(self, parameters: list[NamedParameter], compressor: Compressor) -> None:
+        self.parameters = [p for _, p in parameters]
+        layout = layout_of(parameters)
+        first = self.parameters[0]
+        self.bucket = Bucket(torch.zeros(layout.numel, dtype=first.dtype, device=first.device), layout)
+        self.views = [view for _, view in layout.pieces(self.bucket.value)]
+        self.state = compressor.init(self.bucket)
+        self.scratch = Scratch()
+        self.missing = set(range(len(self.parameters)))
+        self.result: Exchanged | None = None
+
+    def fill(self, index: int) -> None:
+        """Take a parameter's gradient over into the flat vector; its own memory is freed."""
+        parameter = self.parameters[index]
+        if parameter.grad is None:
+            self.views[index].zero_()
+        else:
+            self.views[index].copy_(parameter.grad)
+            parameter.grad = None
+        self.missing.discard(index)
+
+    def hand_back(self) -> None:
+        """Every parameter's gradient becomes its part of the mean, without a copy."""
+        assert self.result is not None
+        for parameter, (_, mean) in zip(self.parameters, self.bucket.layout.pieces(self.result.mean), strict=True):
+            parameter.grad = mean
+        self.missing = set(range(len(self.parameters)))
+
+
+class EagerSynchronizer:
+    """Averages the gradients of `model` over all workers.
+
+    A step is `loss.backward()`, `finish()`, `optimizer.step()`, `commit()`. In backward each gradient moves into its
+    bucket and a full bucket is exchanged, overlapped with the rest of backward unless `overlap` is off; `finish` waits
+    for all of it and sets every `parameter.grad` to the mean. Parameters that got no gradient count as zeros. A step
+    that is not committed leaves the compressor's state as it was.
+
+    Args:
+        model: the same on every worker.
+        compressor: how a bucket is exchanged.
+        communicator: used for gradients alone while backward runs.
+        ledger: where the scopes of the exchange are opened.
+        seed: the same on every worker; for compressors that draw random numbers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        compressor: Compressor,
+        communicator: Communicator,
+        ledger: Ledger,
+        *,
+        seed: int = 0,
+        first_bucket_bytes: int = FIRST_BUCKET_BYTES,
+        bucket_bytes: int = BUCKET_BYTES,
+        overlap: bool = True,
+    ) -> None:
+        self._compressor, self._communicator, self._seed = compressor, communicator, seed
+        buckets = assign(trainable(model), first_bytes=first_bucket_bytes, cap_bytes=bucket_bytes)
+        if not buckets:
+            raise ValueError("the model has no trainable parameter: nothing to synchronise")
+        self._slots = [_Slot(bucket, compressor) for bucket in buckets]
+        device = self._slots[0].bucket.value.device
+        self._clock = clock_for(device)
+        self._engine = Engine(communicator, ledger, device, overlap=overlap)
+        self._step, self._next, self._accumulating = 0, 0, False
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._hook(slot, i))
+            for slot in self._slots
+            for i, parameter in enumerate(slot.parameters)
+        ]
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets in a step."""
+        return len(self._slots)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes inside only accumulate; the next one outside exchanges the sum."""
+        self._accumulating = True
+        try:
+            yield
+        finally:
+            self._accumulating = False
+
+    def finish(self) -> float:
+        """Wait for the exchange and set the gradients. Returns the seconds waited: the exposed communication."""
+        start = self._clock.mark()
+        for slot in self._slots[self._next :]:
+            for index in sorted(slot.missing):
+                slot.fill(index)
+            self._submit(slot)
+        self._next = 0
+        self._engine.finish()
+        end = self._clock.mark()
+        for slot in self._slots:
+            slot.hand_back()
+        return self._clock.seconds(start, end)
+
+    def commit(self) -> None:
+        """Keep the states of the step that just finished."""
+        for slot in self._slots:
+            if slot.result is not None:
+                slot.state, slot.result = slot.result.state, None
+        self._step += 1
+
+    def take_codec_seconds(self) -> float:
+        """Seconds spent in the compressor since the last call."""
+        return self._engine.take_codec_seconds()
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"step": int, "parameters": {name: {path: tensor}}}: the committed state, by parameter name, copied."""
+        parameters: dict[str, dict[str, Tensor]] = {}
+        for slot in self._slots:
+            for name, parts in take_apart(slot.state).items():
+                parameters[name] = {path: part.clone() for path, part in parts.items()}
+        return {"step": self._step, "parameters": parameters}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Take up a saved state, whatever the bucketing it was saved under. Raises ValueError where it does not fit."""
+        known = {name for slot in self._slots for name in slot.bucket.layout.names}
+        unknown = sorted(set(saved["parameters"]) - known)
+        if unknown:
+            raise ValueError(f"saved state of parameter {unknown[0]!r}, which this model does not have")
+        for slot in self._slots:
+            slot.state = put_together(self._compressor.init(slot.bucket), saved["parameters"])
+        self._step = int(saved["step"])
+
+    def close(self) -> None:
+        """Let go of the model and end the thread."""
+        for hook in self._hooks:
+            hook.remove()
+        self._engine.close()
+
+    def _hook(self, slot: _Slot, index: int) -> Any:
+        def on_gradient(parameter: Tensor) -> None:
+            if self._accumulating:
+                return
+            slot.fill(index)
+            while self._next < len(self._slots) and not self._slots[self._next].missing:
+                self._submit(self._slots[self._next])
+                self._next += 1
+
+        return on_gradient
+
+    def _submit(self, slot: _Slot) -> None:
+        communicator, step = self._communicator, self._step
+
+        def start() -> Exchange:
+            context = Context(communicator.rank, communicator.world_size, step, seed=self._seed, scratch=slot.scratch)
+            return self._compressor.exchange(slot.bucket, slot.state, context)
+
+        def keep(result: Exchanged) -> None:
+            slot.result = result
+
+        self._engine.submit(start, keep)
