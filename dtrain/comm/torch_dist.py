@@ -65,9 +65,8 @@ class TorchCommunicator:
 
 
 def _all_gather(answer: Tensor, payload: Tensor, group: dist.ProcessGroup) -> dist.Work | None:
-    work: dist.Work | None = dist.all_gather_into_tensor(
-        answer.view(-1), payload.reshape(-1), group=group, async_op=True
-    )
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+    work: dist.Work | None = gather(answer.view(-1), payload.reshape(-1), group=group, async_op=True)
     return work
 
 

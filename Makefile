@@ -1,0 +1,50 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2
+DEMO := runs/demo
+# the paper's 1000-class head on both networks, so that their sizes compare as in the paper
+DEMO_SETTINGS := data=digits model.num_classes=1000 overwrite=true batch_size=32
+
+.PHONY: help install demo test test-system check format clean
+
+help:
+	@echo "make demo         train AlexNet and SqueezeNet with 2 workers, compare their bytes, write a report"
+	@echo "make test         unit and distributed tests, under 10 minutes"
+	@echo "make test-system  tests that need root, network namespaces or a fresh install"
+	@echo "make check        formatting, lint, types, layers"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(TORCHRUN) -m dtrain.train model=squeezenet1_1 run_dir=$(DEMO)/squeezenet1_1 $(DEMO_SETTINGS) num_epochs=14 optimizer.learning_rate=0.02
+	$(TORCHRUN) -m dtrain.train model=alexnet run_dir=$(DEMO)/alexnet $(DEMO_SETTINGS) num_steps=45 log_every=5 optimizer.learning_rate=0.01
+	$(BIN)/dtrain compare $(DEMO)/alexnet $(DEMO)/squeezenet1_1
+	$(BIN)/dtrain claims $(DEMO)/alexnet $(DEMO)/squeezenet1_1
+	$(BIN)/dtrain report $(DEMO)/alexnet $(DEMO)/squeezenet1_1 --output $(DEMO)/report.html
+
+test: install
+	$(BIN)/pytest tests/unit tests/distributed tests/golden
+
+test-system: install
+	$(BIN)/pytest tests/system
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

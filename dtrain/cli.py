@@ -1,0 +1,143 @@
+"""`dtrain <verb>`. Exit codes: 0 done, 1 something failed on the way, 2 a mistake in the request, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dtrain import __version__
+
+MISTAKE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"]:
+        from dtrain.train import main as train  # Hydra reads the rest of the command line itself
+
+        sys.argv = ["dtrain train", *arguments[1:]]
+        return train()
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+    except (ValueError, OSError) as error:
+        print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return MISTAKE
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dtrain", description="Distributed training that counts its bytes.")
+    parser.add_argument("--version", action="version", version=f"dtrain {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
+    train.set_defaults(run=None)
+
+    evaluate = verbs.add_parser("evaluate", help="score a trained model on a data set")
+    evaluate.add_argument("model", type=Path, help="the model.safetensors of a run")
+    evaluate.add_argument("--data", help="data set (default: the one it was trained on)")
+    evaluate.add_argument("--root", type=Path, help="the data set's folder")
+    evaluate.add_argument("--image-size", type=int, help="height and width in pixels (default: as in training)")
+    evaluate.add_argument("--split", choices=("train", "test"), default="test")
+    evaluate.add_argument("--batch-size", type=int, default=64)
+    _json_option(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    for verb, summary, run in (
+        ("compare", "a table of runs: parameters, bytes per step, savings, accuracy, step time", _compare),
+        ("claims", "the SqueezeNet paper's claims that these runs bear on, measured", _claims),
+    ):
+        table = verbs.add_parser(verb, help=summary)
+        _runs_argument(table)
+        _json_option(table)
+        table.set_defaults(run=run)
+
+    report = verbs.add_parser("report", help="one self-contained HTML page about runs")
+    _runs_argument(report)
+    report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the first run)")
+    _json_option(report)
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _runs_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory")
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2))
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from dtrain.evaluate import evaluate
+
+    result = evaluate(
+        parsed.model,
+        name=parsed.data,
+        root=parsed.root,
+        image_size=parsed.image_size,
+        split=parsed.split,
+        batch_size=parsed.batch_size,
+    )
+    if parsed.json:
+        _print_json(result)
+    else:
+        print(
+            f"{result['model']} on {result['data']} ({result['split']}, {result['num_images']:,} images): "
+            f"accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}"
+        )
+    return 0
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from dtrain import report
+
+    runs = report.load_runs(parsed.runs)
+    if parsed.json:
+        _print_json(report.compare_data(runs))
+    else:
+        _console().print(report.compare_table(runs))
+    return 0
+
+
+def _claims(parsed: argparse.Namespace) -> int:
+    from dtrain import report
+
+    claims = report.claims(report.load_runs(parsed.runs))
+    if parsed.json:
+        _print_json(report.claims_data(claims))
+    else:
+        _console().print(report.claims_table(claims))
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from dtrain import report
+
+    output = parsed.output or parsed.runs[0] / "report.html"
+    report.write_report(report.load_runs(parsed.runs), output)
+    if parsed.json:
+        _print_json({"report": str(output)})
+    else:
+        print(f"report in {output}")
+    return 0
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

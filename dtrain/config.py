@@ -1,0 +1,181 @@
+"""The configuration of a training run: frozen, validated, and built from plain data.
+
+Hydra composes YAML into plain data; from here on there are only these dataclasses. Names are looked up in registries:
+nothing in a configuration is ever imported or called (`_target_` is refused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from dtrain import schedule as schedules
+from dtrain.comm import BACKENDS
+
+ScheduleName = Literal["constant", "poly", "cosine", "step"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A registry's name, with options for what it names."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What carries the collectives."""
+
+    name: str
+    timeout_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        _require(self.name in BACKENDS, f"backend={self.name} does not exist: choose one of {', '.join(BACKENDS)}")
+        _require(self.timeout_seconds > 0, "backend.timeout_seconds must be more than 0")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD, and how its learning rate changes."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0002
+    nesterov: bool = False
+    schedule: ScheduleName = "poly"
+    power: float = 1.0
+    step_size: int | None = None
+    gamma: float = 0.1
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate must be more than 0")
+        _require(0 <= self.momentum < 1, "optimizer.momentum must be at least 0 and less than 1")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay must be 0 or more")
+        _require(not self.nesterov or self.momentum > 0, "optimizer.nesterov=true needs optimizer.momentum above 0")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps must be 0 or more")
+        if self.schedule == "step":
+            _require((self.step_size or 0) > 0, "optimizer.schedule=step needs optimizer.step_size, in steps")
+
+    def factors(self, num_steps: int) -> schedules.Schedule:
+        """The schedule over a run of `num_steps`."""
+        match self.schedule:
+            case "constant":
+                base = schedules.constant()
+            case "poly":
+                base = schedules.poly(num_steps, self.power)
+            case "cosine":
+                base = schedules.cosine(num_steps)
+            case "step":
+                assert self.step_size is not None
+                base = schedules.step_decay(self.step_size, self.gamma)
+        return schedules.with_warmup(base, self.warmup_steps)
+
+
+@dataclass(frozen=True)
+class Observe:
+    """What a run shows and measures beside its results."""
+
+    progress: bool = True
+    nic_interface: str | None = None
+    profile: bool = False
+    meter: bool = True
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that a training run depends on. Units: steps, bytes, images."""
+
+    model: Named
+    data: Named
+    compressor: Named
+    backend: Backend
+    optimizer: Optimizer
+    observe: Observe
+    num_steps: int | None = None
+    num_epochs: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+    run_dir: str | None = None
+    overwrite: bool = False
+    overlap: bool = True
+    bucket_bytes: int = 25 * 1024 * 1024
+    first_bucket_bytes: int = 1024 * 1024
+    threads: int | None = None
+    init_weights: str | None = None
+    log_every: int = 10
+    eval_every_epochs: int = 1
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps is None or self.num_epochs is None, "set num_steps or num_epochs, not both")
+        for name in ("num_steps", "num_epochs", "threads"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"{name}={value} must be at least 1")
+        for name in ("batch_size", "bucket_bytes", "first_bucket_bytes", "log_every"):
+            _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("eval_every_epochs", "save_every"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 (never) or more")
+        _require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2^63")
+
+
+def from_data(data: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that plain data (of a composed YAML) describes.
+
+    Raises ValueError naming the key and the cure for a value of the wrong type, an unknown key, or a `_target_`.
+    """
+    _refuse_targets(data, "")
+    config: TrainConfig = _build(TrainConfig, {k: v for k, v in data.items() if k != "experiment"}, "")
+    return config
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _refuse_targets(data: Any, path: str) -> None:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if key == "_target_":
+                raise ValueError(f"{path}_target_ is refused: a configuration names things, it never imports them")
+            _refuse_targets(value, f"{path}{key}.")
+
+
+def _build(kind: Any, data: Any, path: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path.rstrip('.')}={data!r} must be a group of settings")
+    if kind is Named:
+        options = {key: value for key, value in data.items() if key != "name"}
+        return Named(_convert(str, data.get("name"), f"{path}name"), MappingProxyType(options))
+    hints = get_type_hints(kind)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(f"{path}{unknown[0]} is not a setting; there are: {', '.join(path + name for name in hints)}")
+    missing = [
+        f.name for f in fields(kind) if f.name not in data and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"{path}{missing[0]} is missing")
+    return kind(**{name: _convert(hints[name], value, path + name) for name, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        if value is None and NoneType in get_args(hint):
+            return None
+        (hint,) = (h for h in get_args(hint) if h is not NoneType)
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), f"{path}={value} does not exist: choose one of {', '.join(get_args(hint))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, bool, str):
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+        _require(type(value) is hint, f"{path}={value!r} must be {wanted}")
+        return value
+    return _build(hint, value, path + ".")

@@ -1,0 +1,69 @@
+"""What a run reports as it goes: one record at each logging point, one at each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class TrainMetrics:
+    """Training between two logging points. Byte counts run from the start of the run; the rest covers the interval.
+
+    `loss`, `accuracy` (a fraction) and `images_per_second` are over all ranks. `wire_bytes` is rank 0's, of gradients
+    alone. Times are means per step: `step_seconds`, `exposed_comm_seconds` and `codec_seconds` of rank 0;
+    `transfer_seconds` is what the collectives took on the rank that waited least, and `straggler_wait_seconds` what
+    ranks waited beyond that, on average; both None where the backend does not time collectives.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    images_per_second: float
+    wire_bytes: float
+    step_seconds: float
+    exposed_comm_seconds: float
+    codec_seconds: float
+    transfer_seconds: float | None
+    straggler_wait_seconds: float | None
+    total_wire_bytes_all_ranks: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvalMetrics:
+    """One evaluation over the whole test set. `wire_bytes` as in TrainMetrics, `accuracy` a fraction."""
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    num_images: int
+    wire_bytes: float
+
+
+class TransferSplit(NamedTuple):
+    """What a set of collectives cost, in seconds."""
+
+    transfer: float
+    straggler_wait: float
+
+
+def split_transfer(seconds_by_rank: Sequence[Sequence[float]]) -> TransferSplit | None:
+    """Tell transfer from waiting, given how long each rank was in each of the same collectives.
+
+    A collective ends everywhere at about the same time, so the rank that came last was in it for the shortest time and
+    did not wait: its time is the transfer, and what others spent beyond it is their wait, here averaged over ranks.
+    None if nothing was timed.
+    """
+    num_ranks = len(seconds_by_rank)
+    if num_ranks == 0 or not seconds_by_rank[0]:
+        return None
+    transfer = wait = 0.0
+    for durations in zip(*seconds_by_rank, strict=True):
+        shortest = min(durations)
+        transfer += shortest
+        wait += sum(durations) / num_ranks - shortest
+    return TransferSplit(transfer, wait)

@@ -1,0 +1,21 @@
+"""The networks whose training is measured: SqueezeNet in the paper's design space, and its baseline AlexNet.
+
+`build` makes one by name, `variant` says which layout it is, `load_weights` fills it from a file.
+"""
+
+from dtrain.models.alexnet import AlexNet
+from dtrain.models.load_weights import load_weights
+from dtrain.models.registry import MODELS, PUBLISHED, Option, build, complete_options, variant
+from dtrain.models.squeezenet import SqueezeNet
+
+__all__ = [
+    "MODELS",
+    "PUBLISHED",
+    "AlexNet",
+    "Option",
+    "SqueezeNet",
+    "build",
+    "complete_options",
+    "load_weights",
+    "variant",
+]

@@ -1,0 +1,60 @@
+"""Records as JSON, one object a line, each line written whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dtrain.meter.ledger import StepRecord
+from dtrain.meter.metrics import EvalMetrics, TrainMetrics
+
+
+class JsonLines:
+    """A file of JSON lines, buffered by the line."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+
+    def write(self, data: Mapping[str, Any]) -> None:
+        """Append one object."""
+        self._file.write(json.dumps(data) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class LedgerFile:
+    """`ledger/rank<k>.jsonl`: a ledger's sink, one line per step record that holds anything."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = JsonLines(path)
+
+    def __call__(self, record: StepRecord) -> None:
+        if record.entries or record.times:
+            self._lines.write(record.as_json())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+class MetricsFile:
+    """`metrics.jsonl`: what the trainer reports, with `kind` train or eval."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = JsonLines(path)
+
+    def on_train(self, metrics: TrainMetrics) -> None:
+        self._lines.write({"kind": "train", **asdict(metrics)})
+
+    def on_eval(self, metrics: EvalMetrics) -> None:
+        self._lines.write({"kind": "eval", **asdict(metrics)})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()

@@ -1,0 +1,60 @@
+"""What rank 0 shows while it trains: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dtrain.meter.metrics import EvalMetrics, TrainMetrics
+
+
+def _line(metrics: TrainMetrics, bytes_per_step: float) -> str:
+    share = metrics.exposed_comm_seconds / metrics.step_seconds
+    return (
+        f"loss {metrics.loss:.4f}  accuracy {metrics.accuracy:6.1%}  {metrics.images_per_second:,.0f} images/s  "
+        f"{bytes_per_step / 1e6:,.3f} MB/step sent  {share:.0%} of the time communicating"
+    )
+
+
+class ShowProgress:
+    """An observer that prints. `num_steps` is the plan's."""
+
+    def __init__(self, num_steps: int, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._num_steps = num_steps
+        self._last: TrainMetrics | None = None
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=20),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[line]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("train", total=num_steps, line="")
+            self._bar.start()
+
+    def on_train(self, metrics: TrainMetrics) -> None:
+        before = self._last
+        steps = metrics.step - (before.step if before else 0)
+        line = _line(metrics, (metrics.wire_bytes - (before.wire_bytes if before else 0.0)) / steps)
+        self._last = metrics
+        if self._bar is not None:
+            self._bar.update(self._task, completed=metrics.step, line=line)
+        else:
+            self._print(f"step {metrics.step}/{self._num_steps}  {line}")
+
+    def on_eval(self, metrics: EvalMetrics) -> None:
+        self._print(
+            f"test after step {metrics.step}: loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.2%} "
+            f"of {metrics.num_images:,} images"
+        )
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()

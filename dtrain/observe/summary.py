@@ -1,0 +1,137 @@
+"""summary.json: what a run came to. Written anew as the run goes, so that it is valid whenever the run ends."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dtrain.exchange import Op
+from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
+from dtrain.meter.metrics import EvalMetrics, TrainMetrics
+from dtrain.meter.nic import read_counters
+from dtrain.meter.wire import wire_bytes
+
+SCHEMA = 1
+_SECONDS_BETWEEN_WRITES = 5.0
+
+
+@dataclass(frozen=True)
+class NicWindow:
+    """The interface that carries nothing but this job's traffic, and how many ranks of this host share it."""
+
+    interface: str
+    local_world_size: int
+
+
+class Summary:
+    """Collects rank 0's figures: a sink of its ledger and an observer of the trainer.
+
+    Args:
+        path: where summary.json goes.
+        facts: what is known before the first step (run, model, world_size, backend, compressor, grad_bytes, ...).
+        ledger: rank 0's.
+        nic: where interface counters are to be read; None where no interface is isolated.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], ledger: Ledger, nic: NicWindow | None) -> None:
+        self._path, self._facts, self._ledger, self._nic = path, dict(facts), ledger, nic
+        self._steps: list[StepRecord] = []
+        self._train: list[TrainMetrics] = []
+        self._eval: EvalMetrics | None = None
+        self._nic_start = self._nic_end = 0
+        self._written = 0.0
+        ledger.sinks.append(self._on_record)
+
+    def start(self) -> None:
+        """Training begins: what the interface sent so far was not training."""
+        self._nic_start = self._nic_end = self._transmitted()
+        self.write()
+
+    def on_train(self, metrics: TrainMetrics) -> None:
+        self._train.append(metrics)
+        self._nic_end = self._transmitted()
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def on_eval(self, metrics: EvalMetrics) -> None:
+        self._eval = metrics
+        self.write()
+
+    def write(self, *, complete: bool = False, total_wire_bytes_all_ranks: float | None = None) -> dict[str, Any]:
+        """Write the file as things stand, whole or not at all, and return its content."""
+        content = self._content(complete, total_wire_bytes_all_ranks)
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self._path)
+        self._written = time.monotonic()
+        return content
+
+    def _on_record(self, record: StepRecord) -> None:
+        if record.step is not None:
+            self._steps.append(StepRecord(record.step, (), record.times))
+
+    def _transmitted(self) -> int:
+        return read_counters()[self._nic.interface].transmitted_bytes if self._nic else 0
+
+    def _content(self, complete: bool, total_wire: float | None) -> dict[str, Any]:
+        num_steps = len(self._steps)
+        gradient = self._ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT)
+        last = self._train[-1] if self._train else None
+        times = [record.times for record in self._steps if record.times is not None]
+        if total_wire is None:
+            total_wire = last.total_wire_bytes_all_ranks if last else self._ledger.total().wire_bytes
+        wire = gradient.wire_bytes / num_steps if num_steps else None
+        return {
+            "schema": SCHEMA,
+            **self._facts,
+            "num_steps": num_steps,
+            "payload_bytes_per_step": _exact(gradient.payload_bytes / num_steps) if num_steps else None,
+            "wire_bytes_per_step": None if wire is None else _exact(wire),
+            "nic_bytes_per_step": self._nic_bytes_per_step(num_steps),
+            "init_wire_bytes": _exact(self._ledger.total(phase=Phase.INIT).wire_bytes),
+            **self._savings(wire),
+            "accuracy": self._eval.accuracy if self._eval else None,
+            "loss": self._eval.loss if self._eval else None,
+            "images_per_second": _median([m.images_per_second for m in self._train]),
+            "step_seconds_median": _median([t.step for t in times]),
+            "exposed_comm_seconds_median": _median([t.exposed_comm for t in times]),
+            "codec_seconds_median": _median([t.codec for t in times]),
+            "transfer_seconds_median": _median([m.transfer_seconds for m in self._train]),
+            "straggler_wait_seconds_median": _median([m.straggler_wait_seconds for m in self._train]),
+            "total_wire_bytes_all_ranks": _exact(total_wire),
+            "wire_bytes_by_phase_and_purpose": {
+                f"{phase}/{purpose}": _exact(self._ledger.total(phase=phase, purpose=purpose).wire_bytes)
+                for phase in Phase
+                for purpose in Purpose
+                if self._ledger.total(phase=phase, purpose=purpose).count
+            },
+            "complete": complete,
+        }
+
+    def _nic_bytes_per_step(self, num_steps: int) -> float | None:
+        """Everything that the interface sent during training, metrics included, per rank of this host and step."""
+        if self._nic is None or num_steps == 0:
+            return None
+        return (self._nic_end - self._nic_start) / self._nic.local_world_size / num_steps
+
+    def _savings(self, wire: float | None) -> dict[str, float | None]:
+        """Against a dense all_reduce of the gradients in fp32 and in fp16, at the same number of workers."""
+        if self._facts["world_size"] == 1 or not wire:
+            return {"saving_vs_fp32": None, "saving_vs_fp16": None}
+        dense = wire_bytes(self._facts["backend"], Op.ALL_REDUCE, self._facts["grad_bytes"], self._facts["world_size"])
+        return {"saving_vs_fp32": dense / wire, "saving_vs_fp16": dense / 2 / wire}
+
+
+def _median(values: list[float] | list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def _exact(value: float) -> int | float:
+    """Whole numbers of bytes as integers; a ring's share of an odd payload stays a fraction."""
+    return int(value) if float(value).is_integer() else value

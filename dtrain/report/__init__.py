@@ -1,0 +1,47 @@
+"""Reports: what runs measured, side by side, as tables, as data and as one self-contained HTML page.
+
+Three verbs of the command line are these functions, and nothing else of dtrain is needed for them: they read run
+directories (`summary.json`, `metrics.jsonl`) and print or write.
+
+    runs = load_runs(["runs/demo/alexnet", "runs/demo/squeezenet1_1"])
+    console.print(compare_table(runs))            # dtrain compare; --json: compare_data(runs)
+    console.print(claims_table(claims(runs)))     # dtrain claims;  --json: claims_data(claims(runs))
+    write_report(runs, "runs/demo/report.html")   # dtrain report
+
+`load_runs` raises ValueError, with the file and the cure, for everything that can be wrong with the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dtrain.report.compare import compare_data, compare_table
+from dtrain.report.paper import claims
+from dtrain.report.runs import Run, load_runs
+from dtrain.report.verdicts import Claim, Finding, JudgedClaim, Verdict, claims_data, claims_table
+
+__all__ = [
+    "Claim",
+    "Finding",
+    "JudgedClaim",
+    "Run",
+    "Verdict",
+    "claims",
+    "claims_data",
+    "claims_table",
+    "compare_data",
+    "compare_table",
+    "load_runs",
+    "write_report",
+]
+
+
+def write_report(runs: Sequence[Run], path: str | Path) -> Path:
+    """Writes one HTML file that loads nothing, and returns its path; missing directories are made.
+
+    The same runs give the same bytes. Raises OSError where the file cannot be written.
+    """
+    from dtrain.report import page  # matplotlib takes a second to import, which the other verbs need not pay
+
+    return page.write(runs, path)

@@ -1,0 +1,68 @@
+"""Loss and accuracy over a run, from `metrics.jsonl`: what the learning curves are drawn from.
+
+The file is appended to while training runs, so a last line that was cut off is expected and dropped; a broken line
+before it is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dtrain.report.fields import Fields
+
+
+@dataclass(frozen=True)
+class Point:
+    """One line: the step, the wire bytes rank 0 had sent by then (train, gradient), and what was measured there."""
+
+    step: int
+    wire_bytes: float
+    loss: float | None
+    accuracy: float | None
+
+
+Curve = tuple[Point, ...]
+
+
+def read_curves(path: Path) -> tuple[Curve, Curve]:
+    """The training points and the evaluation points, in file order; both empty where the file is missing.
+
+    Raises:
+        ValueError: a line that is not a metrics record, naming file and line. A cut-off last line is dropped.
+    """
+    if not path.is_file():
+        return (), ()
+    curves: dict[str, list[Point]] = {"train": [], "eval": []}
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = file.readlines()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions, or remove it") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise ValueError(f"{path}:{number} is not JSON ({error}): delete that line, or train again") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}:{number} holds no JSON object: delete that line, or train again")
+        curve = curves.get(str(record.get("kind")))
+        if curve is not None:
+            curve.append(_point(Path(f"{path}:{number}"), record))
+    return tuple(curves["train"]), tuple(curves["eval"])
+
+
+def _point(where: Path, record: Mapping[str, object]) -> Point:
+    fields = Fields(where, record)
+    return Point(
+        step=fields.count("step"),
+        wire_bytes=fields.measured("wire_bytes") or 0.0,
+        loss=fields.measured("loss", may_diverge=True),
+        accuracy=fields.measured("accuracy", may_diverge=True),
+    )

@@ -1,0 +1,139 @@
+"""The report: one HTML file that explains itself, opens anywhere, loads nothing and runs nothing.
+
+Escaping is Jinja's (autoescape is on); only our own SVG and CSS go in as they are. A content security policy in the
+page forbids scripts and every connection, should an escape ever be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from dtrain.report import charts, units
+from dtrain.report.charts import Chart
+from dtrain.report.compare import GROUPS
+from dtrain.report.headline import headline
+from dtrain.report.paper import claims
+from dtrain.report.runs import Run
+from dtrain.report.verdicts import Verdict
+
+
+@dataclass(frozen=True)
+class Series:
+    """A run with the place in the palette that it keeps in every chart."""
+
+    run: Run
+    variable: str  # CSS variable of its colour
+    marker: str  # SVG path in a square of 10
+
+    @property
+    def share(self) -> float:
+        """Its wire bytes per step, for the bars at the top of the page."""
+        return self.run.wire_bytes_per_step or 0.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its heading and the sentence that says how to read it."""
+
+    title: str
+    caption: str
+    chart: Chart | None
+    legend: str = "runs"
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as HTML. The same runs give the same bytes: nothing in it depends on when or where it was made."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        svg=Markup, count=units.count, exact=units.exact_bytes, short=units.short_bytes, plain=units.plain
+    )
+    template = environment.from_string(_resource("report.html"))
+    judged = claims(runs)
+    most = max((run.wire_bytes_per_step or 0 for run in runs), default=0)
+    return template.render(
+        css=Markup(_resource("report.css")),
+        headline=headline(runs),
+        runs=runs,
+        series=_series(runs),
+        most_bytes=most or 1,
+        incomplete=[run for run in runs if not run.complete],
+        claims=judged,
+        tally={one.value: sum(claim.finding.verdict is one for claim in judged) for one in Verdict},
+        figures=_figures(runs),
+        groups=GROUPS,
+        settings=[(run, _settings(run)) for run in runs],
+        missing=units.MISSING,
+    )
+
+
+def write(runs: Sequence[Run], path: str | Path) -> Path:
+    """Writes the page (UTF-8) and returns its path; directories on the way are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(runs), encoding="utf-8")
+    return path
+
+
+def _resource(name: str) -> str:
+    return resources.files("dtrain.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _series(runs: Sequence[Run]) -> dict[str, Series]:
+    return {
+        run.label: Series(
+            run,
+            charts.variable_of(index),
+            charts.MARKER_PATHS[charts.marker_of(index)],
+        )
+        for index, run in enumerate(runs)
+    }
+
+
+def _figures(runs: Sequence[Run]) -> tuple[Figure, ...]:
+    thin = "Thin: training set, as logged. Thick with markers: test set."
+    return (
+        Figure(
+            "Bytes per step against parameters",
+            "Both axes are logarithmic. The dashed line is exact proportion: a dense fp32 ring all_reduce among n "
+            "ranks sends 4 B x parameters x 2(n-1)/n. Points below it compress.",
+            charts.bytes_against_parameters(runs),
+        ),
+        Figure(
+            "Where the time of a step goes",
+            "Medians over steps. Exposed communication is what the step waited for; what overlaps with backward is "
+            "not in it. Compute and other is the rest.",
+            charts.step_time(runs),
+            legend="time",
+        ),
+        Figure("Loss against steps", thin, charts.curve(runs, "loss", "step")),
+        Figure("Loss against bytes exchanged", thin, charts.curve(runs, "loss", "wire_bytes")),
+        Figure("Accuracy against steps", thin, charts.curve(runs, "accuracy", "step")),
+        Figure("Accuracy against bytes exchanged", thin, charts.curve(runs, "accuracy", "wire_bytes")),
+    )
+
+
+def _settings(run: Run) -> Mapping[str, str]:
+    return {
+        "run directory": str(run.path),
+        "model": run.model,
+        "variant": run.variant,
+        "data": run.data,
+        "image size": units.MISSING if run.image_size is None else f"{run.image_size} px",
+        "classes": units.count(run.num_classes),
+        "world size": f"{units.count(run.world_size)} {'rank' if run.world_size == 1 else 'ranks'}",
+        "backend": run.backend,
+        "compressor": run.compressor,
+        "batch size per rank": units.count(run.batch_size_per_rank),
+        "steps": units.count(run.num_steps),
+        "seed": str(run.seed),
+        "complete": "yes" if run.complete else "no: interrupted, the figures cover the steps that were done",
+        "initial broadcast": units.exact_bytes(run.init_wire_bytes),
+        "sent in all, all ranks": units.exact_bytes(run.total_wire_bytes_all_ranks),
+        **{f"{name} version": version for name, version in run.versions.items()},
+    }

@@ -1,0 +1,270 @@
+"""`python -m dtrain.train`: compose a configuration with Hydra, put the parts of a run together, and train."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from dtrain import data, models
+from dtrain.build import Parts, build, optimizer
+from dtrain.checkpoint import save_model
+from dtrain.comm import Communicator, Launch, all_gather, broadcast, detect_launch
+from dtrain.comm.torch_dist import open_default
+from dtrain.config import TrainConfig, from_data
+from dtrain.meter import c10d
+from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
+from dtrain.meter.nic import isolated_interface, read_counters
+from dtrain.observe import run_directory
+from dtrain.observe.jsonl import LedgerFile, MetricsFile
+from dtrain.observe.progress import ShowProgress
+from dtrain.observe.summary import NicWindow, Summary
+from dtrain.sync.buckets import trainable
+from dtrain.sync.eager import EagerSynchronizer
+from dtrain.sync.parameters import share_parameters
+from dtrain.trainer import Observer, Task, Trainer
+
+USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
+INTERRUPTED = 130
+
+
+def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
+    """Run one worker's part of a training run. Returns the exit code.
+
+    Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
+    """
+    parts = build(config, launch)
+    nic = _nic_window(config, launch)
+    run_dir = Path()
+    if launch.rank == 0:
+        name = f"{config.model.name}-{config.compressor.name}"
+        run_dir = run_directory.choose(config.run_dir, name, overwrite=config.overwrite)
+    with ExitStack() as stack:
+        ledger = Ledger()
+        if config.observe.meter:
+            stack.enter_context(c10d.installed(ledger))
+        communicator = open_default(config.backend.name, launch, timeout_seconds=config.backend.timeout_seconds)
+        stack.callback(communicator.close)
+        device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
+        run_dir = _share_path(run_dir, communicator, ledger, device)
+        if launch.rank == 0:
+            run_directory.make(run_dir)
+        model = parts.model.to(device)
+        share_parameters(model, communicator, ledger)
+        synchronizer = EagerSynchronizer(
+            model,
+            parts.compressor,
+            communicator.duplicate(),
+            ledger,
+            seed=config.seed,
+            first_bucket_bytes=config.first_bucket_bytes,
+            bucket_bytes=config.bucket_bytes,
+            overlap=config.overlap,
+        )
+        stack.callback(synchronizer.close)
+        ledger_file = LedgerFile(run_dir / "ledger" / f"rank{launch.rank}.jsonl")
+        stack.callback(ledger_file.close)
+        ledger.sinks.append(ledger_file)
+        ledger.close()
+        torch.manual_seed(config.seed * launch.world_size + launch.rank)  # dropout differs between ranks
+        observers: list[Observer] = []
+        summary: Summary | None = None
+        if launch.rank == 0:
+            OmegaConf.save(composed, run_dir / "config.yaml", resolve=True)
+            run_directory.write_environment(run_dir, asdict(launch))
+            summary = Summary(run_dir / "summary.json", _facts(config, launch, parts, run_dir), ledger, nic)
+            observers = _observers(config, parts, run_dir, summary, stack)
+            if config.observe.profile:
+                _profile(run_dir / "trace.json", ledger, stack)
+        task = Task(
+            model=model,
+            optimizer=optimizer(config, model),
+            schedule=config.optimizer.factors(parts.plan.num_steps),
+            base_learning_rate=config.optimizer.learning_rate,
+            synchronizer=synchronizer,
+            communicator=communicator,
+            ledger=ledger,
+            loader=parts.loader,
+            eval_batches=lambda: data.eval_batches(
+                parts.test_set,
+                batch_size=config.batch_size,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                num_workers=parts.num_workers,
+            ),
+            save=_saver(model, parts.description, run_dir) if launch.rank == 0 else lambda step: None,
+            observers=tuple(observers),
+            device=device,
+        )
+        trainer = Trainer(task, parts.plan)
+        with _stopping(trainer):
+            complete = trainer.run()
+        total = _total_wire_bytes(communicator, ledger, device)
+        if summary is not None:
+            save_model(model, run_dir / "model.safetensors", {**parts.description, "step": trainer.step})
+            summary.write(complete=complete, total_wire_bytes_all_ranks=total)
+    if launch.rank == 0:
+        stopped = "" if complete else f"stopped after step {trainer.step}, marked incomplete: "
+        print(f"{stopped}results in {run_dir}", flush=True)
+    return 0 if complete else INTERRUPTED
+
+
+def _nic_window(config: TrainConfig, launch: Launch) -> NicWindow | None:
+    interface = config.observe.nic_interface or isolated_interface(launch.world_size, launch.local_world_size)
+    if interface is None:
+        return None
+    if interface not in read_counters():
+        raise ValueError(
+            f"observe.nic_interface={interface} does not exist here: choose one of {', '.join(read_counters())}"
+        )
+    return NicWindow(interface, launch.local_world_size)
+
+
+def _share_path(path: Path, communicator: Communicator, ledger: Ledger, device: torch.device) -> Path:
+    """Rank 0's path, on every rank."""
+    with ledger.scope(purpose=Purpose.CONTROL):
+        text = torch.frombuffer(bytearray(os.fsencode(path)), dtype=torch.uint8).to(device)
+        length = int(broadcast(communicator, torch.tensor([len(text)], device=device)))
+        if communicator.rank != 0:
+            text = torch.empty(length, dtype=torch.uint8, device=device)
+        return Path(os.fsdecode(bytes(broadcast(communicator, text).tolist())))
+
+
+def _facts(config: TrainConfig, launch: Launch, parts: Parts, run_dir: Path) -> dict[str, Any]:
+    num_parameters = sum(p.numel() for _, p in trainable(parts.model))
+    return {
+        "run": run_dir.name,
+        "model": config.model.name,
+        "variant": models.variant(parts.model),
+        "num_parameters": num_parameters,
+        "num_classes": parts.description["model"]["num_classes"],
+        "image_size": parts.description["data"]["image_size"],
+        "data": config.data.name,
+        "world_size": launch.world_size,
+        "backend": config.backend.name,
+        "compressor": config.compressor.name,
+        "batch_size_per_rank": config.batch_size,
+        "grad_bytes": 4 * num_parameters,
+        "seed": config.seed,
+        "versions": run_directory.versions(),
+    }
+
+
+def _observers(config: TrainConfig, parts: Parts, run_dir: Path, summary: Summary, stack: ExitStack) -> list[Observer]:
+    """Rank 0's observers."""
+    summary.start()
+    metrics_file = MetricsFile(run_dir / "metrics.jsonl")
+    stack.callback(metrics_file.close)
+    observers: list[Observer] = [metrics_file, summary]
+    if config.observe.progress:
+        progress = ShowProgress(parts.plan.num_steps)
+        stack.callback(progress.close)
+        observers.append(progress)
+    return observers
+
+
+def _profile(path: Path, ledger: Ledger, stack: ExitStack) -> None:
+    """Trace six of rank 0's first steps, for chrome://tracing or Perfetto."""
+    profiler = stack.enter_context(
+        torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=6, repeat=1),
+            on_trace_ready=lambda p: p.export_chrome_trace(str(path)),
+        )
+    )
+
+    def on_record(record: StepRecord) -> None:
+        if record.step is not None:
+            profiler.step()
+
+    ledger.sinks.append(on_record)
+
+
+def _saver(model: nn.Module, description: dict[str, Any], run_dir: Path) -> Callable[[int], None]:
+    def save(step: int) -> None:
+        path = run_dir / "checkpoints" / f"step-{step:06d}" / "model.safetensors"
+        save_model(model, path, {**description, "step": step})
+
+    return save
+
+
+def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: torch.device) -> float:
+    """What all ranks sent in all, this last message included (it costs each rank the same)."""
+    before = ledger.total().wire_bytes
+    with ledger.scope(phase=Phase.EVAL, purpose=Purpose.METRICS):
+        mine = torch.tensor([before], dtype=torch.float64, device=device)
+        total = float(all_gather(communicator, mine).sum())
+    own_last = ledger.total().wire_bytes - before
+    ledger.close()
+    return total + own_last * communicator.world_size
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the trainer to stop; a second one ends the process at once."""
+
+    def on_signal(number: int, frame: object) -> None:
+        if trainer.stop_requested:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _fail(error: Exception, launch: Launch) -> int:
+    """One line on rank 0. The launcher ends the other ranks; one that is still there later has a fault of its own."""
+    message = " ".join(str(error).partition("Config search path")[0].split())
+    message = message.replace("To append to your config use", "Settings: `dtrain train --cfg job`. A new one:")
+    if launch.rank != 0:
+        time.sleep(5.0)
+        message = f"rank {launch.rank}: {message}"
+    print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
+    return 2
+
+
+def main() -> int:
+    """Entry point, with Hydra's command line. Exit codes: 0 done, 2 a mistake in the request, 130 interrupted."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing and exiting itself
+    launch = Launch("none", 0, 0, 1, 1)
+    outcomes: list[int | Exception] = []
+
+    @hydra.main(version_base="1.3", config_path="pkg://dtrain.conf", config_name="train")
+    def run(composed: DictConfig) -> None:
+        try:
+            settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
+            outcomes.append(train(from_data(settings), launch, composed))
+        except USER_ERRORS as error:  # kept from Hydra, which would announce it in a line of its own
+            outcomes.append(error)
+
+    try:
+        launch = detect_launch(os.environ)
+        run()
+    except USER_ERRORS as error:
+        return _fail(error, launch)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    if errors:
+        return _fail(errors[0], launch)
+    return max((outcome for outcome in outcomes if isinstance(outcome, int)), default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The training loop, to be read in one sitting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dtrain.comm import Communicator, all_gather
+from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord, Times
+from dtrain.meter.metrics import EvalMetrics, TrainMetrics, split_transfer
+from dtrain.schedule import Schedule
+from dtrain.sync.eager import EagerSynchronizer
+
+
+class Batch(Protocol):
+    """What a loader yields; `global_size` counts the images of this step over all ranks."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def global_size(self) -> int: ...
+
+
+class Loader(Protocol):
+    """A rank's share of the training set; the same number of steps on every rank."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
+
+
+class Observer(Protocol):
+    """Reads what the trainer reports; nothing flows back."""
+
+    def on_train(self, metrics: TrainMetrics) -> None: ...
+    def on_eval(self, metrics: EvalMetrics) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train and how often to look up, in steps; 0 means never. The run is evaluated at its end anyway."""
+
+    num_steps: int
+    log_every: int
+    eval_every: int
+    save_every: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run works with, on one rank. `communicator` is not used during backward; `save(step)` stores the model."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    base_learning_rate: float
+    synchronizer: EagerSynchronizer
+    communicator: Communicator
+    ledger: Ledger
+    loader: Loader
+    eval_batches: Callable[[], Iterable[Batch]]
+    save: Callable[[int], None]
+    observers: tuple[Observer, ...]
+    device: torch.device
+
+
+class _Interval:
+    """What happened on this rank since the last logging point."""
+
+    def __init__(self) -> None:
+        self.loss_sum: Tensor | float = 0.0
+        self.correct: Tensor | int = 0
+        self.images = 0
+        self.records: list[StepRecord] = []
+        self.start = time.perf_counter()
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.loss_sum = self.loss_sum + loss.detach().double()
+        self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
+        self.images += len(labels)
+
+    def gradient_seconds(self) -> list[float]:
+        """How long this rank was in each gradient collective, in order; empty if any was not timed."""
+        entries = [e for r in self.records for e in r.entries if e.purpose is Purpose.GRADIENT]
+        seconds = [e.seconds for e in entries if e.seconds is not None]
+        return seconds if len(seconds) == len(entries) else []
+
+    def mean(self, of: Callable[[Times], float]) -> float:
+        times = [r.times for r in self.records if r.times is not None]
+        return sum(map(of, times)) / len(times)
+
+
+class Trainer:
+    """Trains by a plan. `stop_requested` may be set at any time; all ranks then stop together at a logging point."""
+
+    def __init__(self, task: Task, plan: Plan) -> None:
+        self.task, self.plan = task, plan
+        self.stop_requested = False
+        self.step = 0
+
+    def run(self, profile: Callable[[], AbstractContextManager[object]] = nullcontext) -> bool:
+        """Train to the end of the plan. Returns whether it was reached, False after a request to stop."""
+        task, plan = self.task, self.plan
+        interval, stopped = _Interval(), False
+        with task.ledger.scope(phase=Phase.TRAIN), profile():
+            for epoch, batch in self._batches():
+                self._train_step(batch, interval)
+                if self.step % plan.log_every == 0 or self.step == plan.num_steps:
+                    stopped = self._log(epoch, interval)
+                    interval = _Interval()
+                if stopped:
+                    break
+                if plan.save_every and self.step % plan.save_every == 0:
+                    task.save(self.step)
+                if plan.eval_every and self.step % plan.eval_every == 0 and self.step < plan.num_steps:
+                    self.evaluate(epoch)
+                    interval.start = time.perf_counter()
+        if not stopped:
+            self.evaluate((self.step - 1) // task.loader.steps_per_epoch)
+        return not stopped
+
+    def evaluate(self, epoch: int) -> EvalMetrics:
+        """Score the model on the test set, every image once over all ranks."""
+        task = self.task
+        task.model.eval()
+        score = torch.zeros(3, dtype=torch.float64, device=task.device)
+        with torch.inference_mode():
+            for batch in task.eval_batches():
+                labels = batch.labels.to(task.device)
+                logits = task.model(batch.images.to(task.device))
+                loss = cross_entropy(logits, labels, reduction="sum")
+                correct = (logits.argmax(1) == labels).sum()
+                score += torch.stack([loss.double(), correct.double(), torch.tensor(len(labels)).double()])
+        task.model.train()
+        with task.ledger.scope(phase=Phase.EVAL, purpose=Purpose.METRICS):
+            loss_sum, correct_sum, count = all_gather(task.communicator, score).sum(0).tolist()
+        task.ledger.close()
+        wire = task.ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
+        metrics = EvalMetrics(self.step, epoch, loss_sum / count, correct_sum / count, int(count), wire)
+        for observer in task.observers:
+            observer.on_eval(metrics)
+        return metrics
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """(epoch, batch) up to the last step of the plan."""
+        per_epoch = self.task.loader.steps_per_epoch
+        while self.step < self.plan.num_steps:
+            epoch, start = divmod(self.step, per_epoch)
+            for batch in self.task.loader.epoch(epoch, start):
+                yield epoch, batch
+                if self.step == self.plan.num_steps:
+                    return
+
+    def _train_step(self, batch: Batch, interval: _Interval) -> None:
+        task, start = self.task, time.perf_counter()
+        images, labels = batch.images.to(task.device), batch.labels.to(task.device)
+        for group in task.optimizer.param_groups:
+            group["lr"] = task.base_learning_rate * task.schedule(self.step)
+        task.optimizer.zero_grad(set_to_none=True)
+        logits = task.model(images)
+        loss = cross_entropy(logits, labels, reduction="sum")
+        # so that the mean over ranks of these gradients is that of the mean loss over the global batch
+        (loss * (task.communicator.world_size / batch.global_size)).backward()
+        exposed = task.synchronizer.finish()
+        task.optimizer.step()
+        task.synchronizer.commit()
+        interval.add(loss, logits, labels)
+        times = Times(time.perf_counter() - start, task.synchronizer.take_codec_seconds(), exposed)
+        interval.records.append(task.ledger.close(self.step, times))
+        self.step += 1
+
+    def _log(self, epoch: int, interval: _Interval) -> bool:
+        """Report the interval to the observers. Returns whether any rank wants to stop."""
+        task, elapsed = self.task, time.perf_counter() - interval.start
+        sent = task.ledger.total().wire_bytes
+        sums = [float(self.stop_requested), interval.loss_sum, interval.correct, interval.images, sent]
+        mine = torch.tensor([float(x) for x in sums] + interval.gradient_seconds(), dtype=torch.float64)
+        with task.ledger.scope(purpose=Purpose.METRICS):
+            everyone = all_gather(task.communicator, mine.to(task.device)).cpu()
+        stop, loss, correct, images, total_sent = everyone[:, :5].sum(0).tolist()
+        split = split_transfer(everyone[:, 5:].tolist())
+        num_steps = len(interval.records)
+        metrics = TrainMetrics(
+            step=self.step,
+            epoch=epoch,
+            loss=loss / images,
+            accuracy=correct / images,
+            learning_rate=task.optimizer.param_groups[0]["lr"],
+            images_per_second=images / elapsed,
+            wire_bytes=task.ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT).wire_bytes,
+            step_seconds=interval.mean(lambda t: t.step),
+            exposed_comm_seconds=interval.mean(lambda t: t.exposed_comm),
+            codec_seconds=interval.mean(lambda t: t.codec),
+            transfer_seconds=split.transfer / num_steps if split else None,
+            straggler_wait_seconds=split.straggler_wait / num_steps if split else None,
+            total_wire_bytes_all_ranks=total_sent,
+        )
+        for observer in task.observers:
+            observer.on_train(metrics)
+        return bool(stop > 0)
