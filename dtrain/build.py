@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: everything that can be built, and can fail, before other workers are met."""
+"""From a configuration to the parts of a run: what can be built, and can fail, before other workers are met."""
 
 from __future__ import annotations
 

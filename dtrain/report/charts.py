@@ -84,12 +84,12 @@ def bytes_against_parameters(runs: Sequence[Run]) -> Chart | None:
 
 
 def step_time(runs: Sequence[Run]) -> Chart | None:
-    """The shares of the median step: compute and other, codec, exposed communication; the step's time beside it."""
+    """The shares of the median step: compute and other, exposed communication; the codec under it, which overlaps."""
     shown = [run for run in runs if run.step_seconds_median and run.compute_and_other_seconds_median is not None]
     if not shown:
         return None
     with drawing("time"):
-        figure, axes = new_axes(_WIDTH, 0.75 + 0.5 * len(shown))
+        figure, axes = new_axes(_WIDTH, 0.75 + 0.54 * len(shown))
         for place, run in enumerate(shown):
             _bar(axes, place, run)
         axes.set(xlim=(0, 1), ylim=(len(shown) - 0.45, -0.75))
@@ -156,21 +156,19 @@ def _point_of(axes: Axes, index: int, run: Run, label: bool, leftwards: bool) ->
 
 
 def _bar(axes: Axes, place: int, run: Run) -> None:
-    parts = (
-        (run.compute_and_other_seconds_median or 0, COMPUTE),
-        (run.codec_seconds_median or 0, CODEC),
-        (run.exposed_comm_seconds_median or 0, EXPOSED),
-    )
-    whole = sum(seconds for seconds, _ in parts)
+    """The step in two parts that add up to it, and under it the codec, which overlaps with both."""
+    compute, exposed = run.compute_and_other_seconds_median or 0, run.exposed_comm_seconds_median or 0
+    step = compute + exposed
     left = 0.0
-    for seconds, colour in parts:
-        share = seconds / whole if whole else 0
-        axes.barh(place, share, left=left, height=0.42, color=colour)
+    for seconds, colour in ((compute, COMPUTE), (exposed, EXPOSED)):
+        share = seconds / step if step else 0
+        axes.barh(place, share, left=left, height=0.38, color=colour)
         if share >= 0.09:
             axes.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", color="#14171c", fontsize=8)
         left += share
-    axes.text(0, place - 0.3, _shortened(run), ha="left", va="bottom", color=INK)
-    axes.text(1, place - 0.3, units.seconds(run.step_seconds_median), ha="right", va="bottom", color=INK)
+    axes.barh(place + 0.25, min(1, (run.codec_seconds_median or 0) / step if step else 0), height=0.08, color=CODEC)
+    axes.text(0, place - 0.26, _shortened(run), ha="left", va="bottom", color=INK)
+    axes.text(1, place - 0.26, units.seconds(run.step_seconds_median), ha="right", va="bottom", color=INK)
 
 
 def _curves_of(axes: Axes, index: int, run: Run, quantity: str, against: str) -> None:

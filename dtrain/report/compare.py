@@ -76,8 +76,8 @@ GROUPS: tuple[Group, ...] = (
         (
             Row("step", lambda run: units.seconds(run.step_seconds_median)),
             Row("compute & other", lambda run: units.seconds(run.compute_and_other_seconds_median)),
-            Row("codec", lambda run: units.seconds(run.codec_seconds_median)),
             Row("exposed comm.", lambda run: units.seconds(run.exposed_comm_seconds_median)),
+            Row("(codec)", lambda run: units.seconds(run.codec_seconds_median)),
             Row("(transfer)", lambda run: units.seconds(run.transfer_seconds_median)),
             Row("(straggler wait)", lambda run: units.seconds(run.straggler_wait_seconds_median)),
             Row("images/s", lambda run: units.plain(run.images_per_second)),

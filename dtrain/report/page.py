@@ -106,8 +106,8 @@ def _figures(runs: Sequence[Run]) -> tuple[Figure, ...]:
         ),
         Figure(
             "Where the time of a step goes",
-            "Medians over steps. Exposed communication is what the step waited for; what overlaps with backward is "
-            "not in it. Compute and other is the rest.",
+            "Medians over steps. Exposed communication is what the step waited for its exchange after backward, codec "
+            "included. The thin bar is all the work of the codec: backward hides some of it, so it is not added.",
             charts.step_time(runs),
             legend="time",
         ),

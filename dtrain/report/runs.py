@@ -68,15 +68,12 @@ class Run:
 
     @property
     def compute_and_other_seconds_median(self) -> float | None:
-        """What is left of the median step after codec and exposed communication, in seconds; at least 0.
+        """The median step less what it waited for its exchange, in seconds; at least 0.
 
-        A difference of medians, and the codec may hide behind backward: read it as "about".
+        The wait holds the codec's work as far as backward does not hide it, so the codec is not subtracted again.
         """
-        parts = (self.step_seconds_median, self.codec_seconds_median, self.exposed_comm_seconds_median)
-        step, codec, exposed = parts
-        if step is None or codec is None or exposed is None:
-            return None
-        return max(0.0, step - codec - exposed)
+        step, exposed = self.step_seconds_median, self.exposed_comm_seconds_median
+        return None if step is None or exposed is None else max(0.0, step - exposed)
 
 
 def load_runs(paths: Iterable[str | Path]) -> tuple[Run, ...]:

@@ -104,8 +104,8 @@ def test_no_string_of_a_run_is_markup_script_mathtext_or_template(tmp_path: Path
 
 
 def test_dollars_in_a_name_stay_dollars_in_a_chart(tmp_path: Path) -> None:
-    html = html_of(tmp_path, write_run(tmp_path / "a", run="$x_1^2$ or $\\broken"))
-    assert ">$x_1^2$ or $\\broken</text>" in html
+    html = html_of(tmp_path, write_run(tmp_path / "a", run="$x_1^2$ costs"))
+    assert ">$x_1^2$ costs</text>" in html
 
 
 def test_the_page_loads_nothing_and_says_so_to_the_browser(tmp_path: Path) -> None:

@@ -155,12 +155,11 @@ def test_an_incomplete_run_says_so_in_its_name(tmp_path: Path) -> None:
     assert (complete.name, cut.name) == ("a", "b (incomplete)")
 
 
-def test_compute_is_the_rest_of_the_step_and_never_negative(tmp_path: Path) -> None:
-    usual = write_run(
-        tmp_path / "a", step_seconds_median=1.0, codec_seconds_median=0.25, exposed_comm_seconds_median=0.5
-    )
-    hidden = write_run(tmp_path / "b", step_seconds_median=1.0, codec_seconds_median=2.0)
-    assert [run.compute_and_other_seconds_median for run in load_runs([usual, hidden])] == [0.25, 0.0]
+def test_compute_is_the_step_without_its_wait_and_never_negative(tmp_path: Path) -> None:
+    times = {"step_seconds_median": 1.0, "codec_seconds_median": 0.3}
+    usual = write_run(tmp_path / "a", exposed_comm_seconds_median=0.25, **times)
+    odd = write_run(tmp_path / "b", exposed_comm_seconds_median=1.5, **times)
+    assert [run.compute_and_other_seconds_median for run in load_runs([usual, odd])] == [0.75, 0.0]
 
 
 def test_a_missing_metrics_file_means_no_curves(tmp_path: Path) -> None:
