@@ -4,8 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2
 DEMO := runs/demo
-# the paper's 1000-class head on both networks, so that their sizes compare as in the paper
-DEMO_SETTINGS := data=digits model.num_classes=1000 overwrite=true batch_size=32
+DEMO_SETTINGS := experiment=digits overwrite=true
 
 .PHONY: help install demo test test-system check format clean
 
@@ -24,8 +23,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(TORCHRUN) -m dtrain.train model=squeezenet1_1 run_dir=$(DEMO)/squeezenet1_1 $(DEMO_SETTINGS) num_epochs=14 optimizer.learning_rate=0.02
-	$(TORCHRUN) -m dtrain.train model=alexnet run_dir=$(DEMO)/alexnet $(DEMO_SETTINGS) num_steps=45 log_every=5 optimizer.learning_rate=0.01
+	$(TORCHRUN) -m dtrain.train model=squeezenet1_1 run_dir=$(DEMO)/squeezenet1_1 $(DEMO_SETTINGS)
+	$(TORCHRUN) -m dtrain.train model=alexnet run_dir=$(DEMO)/alexnet $(DEMO_SETTINGS) num_epochs=1 log_every=5
 	$(BIN)/dtrain compare $(DEMO)/alexnet $(DEMO)/squeezenet1_1
 	$(BIN)/dtrain claims $(DEMO)/alexnet $(DEMO)/squeezenet1_1
 	$(BIN)/dtrain report $(DEMO)/alexnet $(DEMO)/squeezenet1_1 --output $(DEMO)/report.html

@@ -37,7 +37,8 @@ class Paired:
             low, middle, high = quartiles(ms)
             ratio_low, ratio, ratio_high = quartiles(self.ratios(variant))
             rows.append(
-                f"| {variant} | {middle:.2f} | {low:.2f} to {high:.2f} | {ratio:.4f} | {ratio_low:.4f} to {ratio_high:.4f} |"
+                f"| {variant} | {middle:.2f} | {low:.2f} to {high:.2f} "
+                f"| {ratio:.4f} | {ratio_low:.4f} to {ratio_high:.4f} |"
             )
         return rows
 

@@ -112,7 +112,7 @@ class TrainConfig:
     save_every: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.num_steps is None or self.num_epochs is None, "set num_steps or num_epochs, not both")
+        _require(self.num_steps is None or self.num_epochs is None, "num_steps and num_epochs are both set: set one to null (a recipe may have set it)")
         for name in ("num_steps", "num_epochs", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name}={value} must be at least 1")

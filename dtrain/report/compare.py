@@ -68,7 +68,7 @@ GROUPS: tuple[Group, ...] = (
         (
             Row("data", lambda run: run.data, is_number=False),
             Row("accuracy", lambda run: units.percent(run.accuracy)),
-            Row("loss", lambda run: units.plain(run.loss)),
+            Row("loss", lambda run: units.plain(run.loss, 4)),
         ),
     ),
     Group(
@@ -80,7 +80,7 @@ GROUPS: tuple[Group, ...] = (
             Row("(codec)", lambda run: units.seconds(run.codec_seconds_median)),
             Row("(transfer)", lambda run: units.seconds(run.transfer_seconds_median)),
             Row("(straggler wait)", lambda run: units.seconds(run.straggler_wait_seconds_median)),
-            Row("images/s", lambda run: units.plain(run.images_per_second)),
+            Row("images/s", lambda run: units.plain(run.images_per_second, 1)),
         ),
     ),
     Group(

@@ -31,11 +31,6 @@ class Series:
     variable: str  # CSS variable of its colour
     marker: str  # SVG path in a square of 10
 
-    @property
-    def share(self) -> float:
-        """Its wire bytes per step, for the bars at the top of the page."""
-        return self.run.wire_bytes_per_step or 0.0
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -50,9 +45,7 @@ class Figure:
 def render(runs: Sequence[Run]) -> str:
     """The page as HTML. The same runs give the same bytes: nothing in it depends on when or where it was made."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        svg=Markup, count=units.count, exact=units.exact_bytes, short=units.short_bytes, plain=units.plain
-    )
+    environment.filters.update(svg=Markup, count=units.count, exact=units.exact_bytes, short=units.short_bytes)
     template = environment.from_string(_resource("report.html"))
     judged = claims(runs)
     most = max((run.wire_bytes_per_step or 0 for run in runs), default=0)

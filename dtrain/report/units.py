@@ -57,11 +57,11 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}%"
 
 
-def plain(value: float | None) -> str:
-    """A number without a unit, to four figures; `not finite` for a loss that diverged."""
+def plain(value: float | None, decimals: int) -> str:
+    """A number without a unit, with as many decimals; `not finite` for a loss that diverged."""
     if value is None:
         return MISSING
-    return f"{value:.4g}" if math.isfinite(value) else "not finite"
+    return f"{value:,.{decimals}f}" if math.isfinite(value) else "not finite"
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:

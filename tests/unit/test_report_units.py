@@ -44,5 +44,5 @@ def test_ratios_end_in_x(value: float | None, written: str) -> None:
 
 
 def test_a_diverged_loss_is_not_a_number_to_compare() -> None:
-    assert units.plain(math.nan) == units.plain(math.inf) == "not finite"
-    assert units.plain(0.06134) == "0.06134"
+    assert units.plain(math.nan, 4) == units.plain(math.inf, 4) == "not finite"
+    assert units.plain(2.3, 4) == "2.3000"
