@@ -14,7 +14,7 @@ from dtrain import compressors, data, models
 from dtrain.comm import Launch
 from dtrain.config import TrainConfig
 from dtrain.exchange import Compressor
-from dtrain.trainer import Plan
+from dtrain.task import Plan
 
 DEFAULT_EPOCHS = 10
 """Where neither num_steps nor num_epochs is set."""
@@ -111,4 +111,5 @@ def _plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
         log_every=config.log_every,
         eval_every=config.eval_every_epochs * steps_per_epoch,
         save_every=config.save_every,
+        on_nonfinite=config.on_nonfinite,
     )

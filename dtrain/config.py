@@ -110,9 +110,13 @@ class TrainConfig:
     log_every: int = 10
     eval_every_epochs: int = 1
     save_every: int = 0
+    on_nonfinite: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        _require(self.num_steps is None or self.num_epochs is None, "num_steps and num_epochs are both set: set one to null (a recipe may have set it)")
+        _require(
+            self.num_steps is None or self.num_epochs is None,
+            "num_steps and num_epochs are both set: set one to null (a recipe may have set it)",
+        )
         for name in ("num_steps", "num_epochs", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name}={value} must be at least 1")

@@ -33,12 +33,13 @@ from dtrain.observe.jsonl import LedgerFile, MetricsFile
 from dtrain.observe.progress import ShowProgress
 from dtrain.observe.summary import NicWindow, Summary
 from dtrain.sync.buckets import trainable
-from dtrain.sync.eager import EagerSynchronizer
+from dtrain.sync.eager import EagerSynchronizer, NonFiniteGradientError
 from dtrain.sync.parameters import share_parameters
-from dtrain.trainer import Observer, Task, Trainer
+from dtrain.task import Observer, Task
+from dtrain.trainer import Trainer
 
 USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
-INTERRUPTED = 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
@@ -117,6 +118,8 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
             save_model(model, run_dir / "model.safetensors", {**parts.description, "step": trainer.step})
             summary.write(complete=complete, total_wire_bytes_all_ranks=total)
     if launch.rank == 0:
+        for skipped in trainer.skipped:
+            print(f"skipped a step: {skipped}", flush=True)
         stopped = "" if complete else f"stopped after step {trainer.step}, marked incomplete: "
         print(f"{stopped}results in {run_dir}", flush=True)
     return 0 if complete else INTERRUPTED
@@ -236,11 +239,14 @@ def _fail(error: Exception, launch: Launch) -> int:
         time.sleep(5.0)
         message = f"rank {launch.rank}: {message}"
     print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
-    return 2
+    return FAILED if isinstance(error, NonFiniteGradientError) else MISTAKE
 
 
 def main() -> int:
-    """Entry point, with Hydra's command line. Exit codes: 0 done, 2 a mistake in the request, 130 interrupted."""
+    """Entry point, with Hydra's command line.
+
+    Exit codes: 0 done, 1 failed on the way, 2 a mistake in the request, 130 interrupted.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands errors on instead of printing and exiting itself
     launch = Launch("none", 0, 0, 1, 1)
     outcomes: list[int | Exception] = []
@@ -250,7 +256,10 @@ def main() -> int:
         try:
             settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
             outcomes.append(train(from_data(settings), launch, composed))
-        except USER_ERRORS as error:  # kept from Hydra, which would announce it in a line of its own
+        except (
+            *USER_ERRORS,
+            NonFiniteGradientError,
+        ) as error:  # kept from Hydra, which would announce it in a line of its own
             outcomes.append(error)
 
     try:

@@ -3,74 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dtrain.comm import Communicator, all_gather
-from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord, Times
+from dtrain.comm import all_gather
+from dtrain.meter.ledger import Phase, Purpose, StepRecord, Times
 from dtrain.meter.metrics import EvalMetrics, TrainMetrics, split_transfer
-from dtrain.schedule import Schedule
-from dtrain.sync.eager import EagerSynchronizer
-
-
-class Batch(Protocol):
-    """What a loader yields; `global_size` counts the images of this step over all ranks."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def global_size(self) -> int: ...
-
-
-class Loader(Protocol):
-    """A rank's share of the training set; the same number of steps on every rank."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
-
-
-class Observer(Protocol):
-    """Reads what the trainer reports; nothing flows back."""
-
-    def on_train(self, metrics: TrainMetrics) -> None: ...
-    def on_eval(self, metrics: EvalMetrics) -> None: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to train and how often to look up, in steps; 0 means never. The run is evaluated at its end anyway."""
-
-    num_steps: int
-    log_every: int
-    eval_every: int
-    save_every: int
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a run works with, on one rank. `communicator` is not used during backward; `save(step)` stores the model."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    base_learning_rate: float
-    synchronizer: EagerSynchronizer
-    communicator: Communicator
-    ledger: Ledger
-    loader: Loader
-    eval_batches: Callable[[], Iterable[Batch]]
-    save: Callable[[int], None]
-    observers: tuple[Observer, ...]
-    device: torch.device
+from dtrain.sync.eager import NonFiniteGradientError
+from dtrain.task import Batch, Plan, Task
 
 
 class _Interval:
@@ -106,12 +49,13 @@ class Trainer:
         self.task, self.plan = task, plan
         self.stop_requested = False
         self.step = 0
+        self.skipped: list[NonFiniteGradientError] = []
 
-    def run(self, profile: Callable[[], AbstractContextManager[object]] = nullcontext) -> bool:
+    def run(self) -> bool:
         """Train to the end of the plan. Returns whether it was reached, False after a request to stop."""
         task, plan = self.task, self.plan
         interval, stopped = _Interval(), False
-        with task.ledger.scope(phase=Phase.TRAIN), profile():
+        with task.ledger.scope(phase=Phase.TRAIN):
             for epoch, batch in self._batches():
                 self._train_step(batch, interval)
                 if self.step % plan.log_every == 0 or self.step == plan.num_steps:
@@ -139,7 +83,9 @@ class Trainer:
                 logits = task.model(batch.images.to(task.device))
                 loss = cross_entropy(logits, labels, reduction="sum")
                 correct = (logits.argmax(1) == labels).sum()
-                score += torch.stack([loss.double(), correct.double(), torch.tensor(len(labels)).double()])
+                score[0] += loss
+                score[1] += correct
+                score[2] += len(labels)
         task.model.train()
         with task.ledger.scope(phase=Phase.EVAL, purpose=Purpose.METRICS):
             loss_sum, correct_sum, count = all_gather(task.communicator, score).sum(0).tolist()
@@ -170,13 +116,26 @@ class Trainer:
         loss = cross_entropy(logits, labels, reduction="sum")
         # so that the mean over ranks of these gradients is that of the mean loss over the global batch
         (loss * (task.communicator.world_size / batch.global_size)).backward()
-        exposed = task.synchronizer.finish()
-        task.optimizer.step()
-        task.synchronizer.commit()
+        exposed = self._apply_gradients()
         interval.add(loss, logits, labels)
         times = Times(time.perf_counter() - start, task.synchronizer.take_codec_seconds(), exposed)
         interval.records.append(task.ledger.close(self.step, times))
         self.step += 1
+
+    def _apply_gradients(self) -> float:
+        """Exchange and step; a step whose gradients are not finite is an error, or left out, on every rank alike."""
+        synchronizer, start = self.task.synchronizer, time.perf_counter()
+        try:
+            exposed = synchronizer.finish()
+        except NonFiniteGradientError as error:
+            if self.plan.on_nonfinite == "raise":
+                raise
+            synchronizer.discard()
+            self.skipped.append(error)
+            return time.perf_counter() - start
+        self.task.optimizer.step()
+        synchronizer.commit()
+        return exposed
 
     def _log(self, epoch: int, interval: _Interval) -> bool:
         """Report the interval to the observers. Returns whether any rank wants to stop."""

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op, Request, State
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Request, State
 
 
 @dataclass(frozen=True)
 class Cast:
     """Every floating payload of `inner` as `dtype`; answers come back in the payload's own type.
 
-    Around a lossless `inner` (one all_reduce of value / world_size) `local` is exact: world_size times the share as it
-    was cast. Around a lossy one, the rounding of its payloads is not part of `local`.
+    Around a lossless `inner` (all_reduce of value / world_size, in one message or several) `local` is exact: world_size
+    times the share as it was cast. Around a lossy one, the rounding of its payloads is not part of `local`.
     """
 
     inner: Compressor
@@ -30,7 +30,6 @@ class Cast:
         """The rounds of `inner`, with payloads of `dtype.itemsize` bytes an element."""
         exchange = self.inner.exchange(bucket, state, context)
         answer: Any = None
-        contributed: Tensor | None = None
         while True:
             try:
                 asked = exchange.send(answer)
@@ -39,15 +38,18 @@ class Cast:
                 break
             requests = asked if isinstance(asked, tuple) else (asked,)
             narrow = [self._narrow(request, context, i) for i, request in enumerate(requests)]
-            if context.wants_local and narrow[0].op is Op.ALL_REDUCE:
-                contributed = narrow[0].payload.to(bucket.value.dtype).mul_(context.world_size)
             received = yield tuple(narrow)
             wide = tuple(
                 got.to(request.payload.dtype) if got.dtype != request.payload.dtype else got
                 for got, request in zip(received, requests, strict=True)
             )
             answer = wide if isinstance(asked, tuple) else wide[0]
-        return Exchanged(out.mean, contributed if out.local is None else out.local, out.state)
+        if out.local is None and context.wants_local:
+            return out._replace(local=self._contributed(bucket.value, context.world_size))
+        return out
+
+    def _contributed(self, value: Tensor, world_size: int) -> Tensor:
+        return torch.mul(value, 1.0 / world_size).to(self.dtype).to(value.dtype).mul_(world_size)
 
     def _narrow(self, request: Request, context: Context, i: int) -> Request:
         if not request.payload.is_floating_point():

@@ -17,6 +17,14 @@ from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, NamedParameter
 from dtrain.sync.engine import Engine
 
 
+class NonFiniteGradientError(ArithmeticError):
+    """A mean gradient holds NaN or Inf; raised on every rank alike, since all have the same mean."""
+
+    def __init__(self, parameter: str, step: int) -> None:
+        super().__init__(f"the gradient of {parameter} is not finite in step {step}")
+        self.parameter, self.step = parameter, step
+
+
 class _Slot:
     """A bucket of this model: its parameters, their place in the flat vector, and the compressor's state for it."""
 
@@ -28,8 +36,13 @@ class _Slot:
         self.views = [view for _, view in layout.pieces(self.bucket.value)]
         self.state = compressor.init(self.bucket)
         self.scratch = Scratch()
-        self.missing = set(range(len(self.parameters)))
         self.result: Exchanged | None = None
+        self.total: Tensor | None = None
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Another step: no gradient is here yet."""
+        self.missing = set(range(len(self.parameters)))
 
     def fill(self, index: int) -> None:
         """Take a parameter's gradient over into the flat vector; its own memory is freed."""
@@ -41,12 +54,23 @@ class _Slot:
             parameter.grad = None
         self.missing.discard(index)
 
+    def keep(self, result: Exchanged) -> None:
+        """Take the result of the exchange, with the sum of its mean: one cheap pass that NaN and Inf cannot survive."""
+        self.result, self.total = result, result.mean.sum()
+
+    def not_finite(self) -> str | None:
+        """The first parameter whose mean holds NaN or Inf, if any. A sum can also overflow, hence the second look."""
+        assert self.result is not None and self.total is not None
+        if torch.isfinite(self.total):
+            return None
+        pieces = self.bucket.layout.pieces(self.result.mean)
+        return next((name for name, mean in pieces if not torch.isfinite(mean).all()), None)
+
     def hand_back(self) -> None:
         """Every parameter's gradient becomes its part of the mean, without a copy."""
         assert self.result is not None
         for parameter, (_, mean) in zip(self.parameters, self.bucket.layout.pieces(self.result.mean), strict=True):
             parameter.grad = mean
-        self.missing = set(range(len(self.parameters)))
 
 
 class EagerSynchronizer:
@@ -107,24 +131,38 @@ class EagerSynchronizer:
             self._accumulating = False
 
     def finish(self) -> float:
-        """Wait for the exchange and set the gradients. Returns the seconds waited: the exposed communication."""
+        """Wait for the exchange and set the gradients. Returns the seconds waited: the exposed communication.
+
+        Raises NonFiniteGradientError, on every rank alike, where a mean holds NaN or Inf; then `discard` the step.
+        """
         start = self._clock.mark()
         for slot in self._slots[self._next :]:
             for index in sorted(slot.missing):
                 slot.fill(index)
             self._submit(slot)
         self._next = 0
+        for slot in self._slots:
+            slot.start_anew()
         self._engine.finish()
         end = self._clock.mark()
         for slot in self._slots:
             slot.hand_back()
+            parameter = slot.not_finite()
+            if parameter is not None:
+                raise NonFiniteGradientError(parameter, self._step)
         return self._clock.seconds(start, end)
 
     def commit(self) -> None:
         """Keep the states of the step that just finished."""
         for slot in self._slots:
             if slot.result is not None:
-                slot.state, slot.result = slot.result.state, None
+                slot.state = slot.result.state
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the step that just finished: the compressor's states stay as they were before it."""
+        for slot in self._slots:
+            slot.result = None
         self._step += 1
 
     def take_codec_seconds(self) -> float:
@@ -173,7 +211,4 @@ class EagerSynchronizer:
             context = Context(communicator.rank, communicator.world_size, step, seed=self._seed, scratch=slot.scratch)
             return self._compressor.exchange(slot.bucket, slot.state, context)
 
-        def keep(result: Exchanged) -> None:
-            slot.result = result
-
-        self._engine.submit(start, keep)
+        self._engine.submit(start, slot.keep)
