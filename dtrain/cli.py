@@ -60,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         _json_option(table)
         table.set_defaults(run=run)
 
+    explain = verbs.add_parser("explain", help="what a compressor would put on the network, before anything runs")
+    explain.add_argument("compressor")
+    explain.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="the compressor's options")
+    explain.add_argument("--model", default="squeezenet1_1")
+    explain.add_argument("--world-size", type=int, default=2, metavar="N")
+    explain.add_argument("--num-classes", type=int, default=1000, metavar="N")
+    explain.add_argument("--step", type=int, default=0, help="the step to look at (a warm-up differs)")
+    _json_option(explain)
+    explain.set_defaults(run=_explain)
+
     report = verbs.add_parser("report", help="one self-contained HTML page about runs")
     _runs_argument(report)
     report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the first run)")
@@ -121,6 +131,36 @@ def _claims(parsed: argparse.Namespace) -> int:
     else:
         _console().print(report.claims_table(claims))
     return 0
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from dtrain.explain import explain, explain_table
+
+    explanation = explain(
+        parsed.compressor,
+        model=parsed.model,
+        world_size=parsed.world_size,
+        num_classes=parsed.num_classes,
+        step=parsed.step,
+        **_options(parsed.options),
+    )
+    if parsed.json:
+        _print_json(explanation.as_json())
+    else:
+        _console().print(explain_table(explanation))
+    return 0
+
+
+def _options(assignments: Sequence[str]) -> dict[str, Any]:
+    """OPTION=VALUE as on the training command line: VALUE is YAML."""
+    from omegaconf import OmegaConf
+
+    for assignment in assignments:
+        if "=" not in assignment:
+            raise ValueError(f"{assignment!r} is not of the form OPTION=VALUE")
+    options = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)))
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
 
 
 def _report(parsed: argparse.Namespace) -> int:

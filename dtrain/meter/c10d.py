@@ -141,7 +141,7 @@ def _kernel(ledger: Ledger, name: str, call: _Call) -> Callable[..., Any]:
     return record_and_hand_on
 
 
-_installed: list[torch.library.Library] = []
+_installed: dict[torch.library.Library, Ledger] = {}
 
 
 def install(ledger: Ledger) -> Callable[[], None]:
@@ -154,14 +154,18 @@ def install(ledger: Ledger) -> Callable[[], None]:
     library = torch.library.Library("c10d", "IMPL")
     for name, call in _CALLS.items():
         library.impl(name, _kernel(ledger, name, call), "BackendSelect", with_keyset=True)
-    _installed.append(library)
+    _installed[library] = ledger
 
     def remove() -> None:
-        if library in _installed:
-            _installed.remove(library)
+        if _installed.pop(library, None) is not None:
             library._destroy()
 
     return remove
+
+
+def installed_ledger() -> Ledger | None:
+    """The ledger that records this process's collectives, if there is one."""
+    return next(iter(_installed.values()), None)
 
 
 @contextmanager
