@@ -45,10 +45,12 @@ class Summary:
         self._eval: EvalMetrics | None = None
         self._nic_start = self._nic_end = 0
         self._written = 0.0
+        self._started = time.monotonic()
         ledger.sinks.append(self._on_record)
 
     def start(self) -> None:
         """Training begins: what the interface sent so far was not training."""
+        self._started = time.monotonic()
         self._nic_start = self._nic_end = self._transmitted()
         self.write()
 
@@ -97,6 +99,7 @@ class Summary:
             **self._savings(wire),
             "accuracy": self._eval.accuracy if self._eval else None,
             "loss": self._eval.loss if self._eval else None,
+            "seconds": time.monotonic() - self._started,
             "images_per_second": _median([m.images_per_second for m in self._train]),
             "step_seconds_median": _median([t.step for t in times]),
             "exposed_comm_seconds_median": _median([t.exposed_comm for t in times]),
