@@ -32,6 +32,7 @@ def body(runs: list[Path]) -> str:
     curves = [evaluations(run) for run in runs]
     accuracies = [s["accuracy"] for s in summaries]
     first = summaries[0]
+    minutes = ", ".join(f"{s['seconds'] / 60:.1f}" for s in summaries)
     header = " | ".join(f"seed {s['seed']}" for s in summaries)
     rows = [
         f"| {points[0]['epoch'] + 1} | {points[0]['wire_bytes'] / 1e9:.2f} | "
@@ -41,13 +42,14 @@ def body(runs: list[Path]) -> str:
     ]
     return "\n".join(
         [
-            f"`{first['model']}` ({first['variant']}, {first['num_parameters']:,} parameters), {first['world_size']} ranks "
-            f"x batch {first['batch_size_per_rank']}, {first['num_steps']:,} steps, compressor `{first['compressor']}`.",
+            f"`{first['model']}` ({first['variant']}, {first['num_parameters']:,} parameters), "
+            f"{first['world_size']} ranks x batch {first['batch_size_per_rank']}, {first['num_steps']:,} steps, "
+            f"compressor `{first['compressor']}`.",
             "The images are a lossy JPEG copy of CIFAR-10 (50,000 to train, 10,000 to test), as class folders.",
             "",
             f"Test accuracy {100 * statistics.mean(accuracies):.2f}% "
             f"({100 * min(accuracies):.2f} to {100 * max(accuracies):.2f} over {len(runs)} seeds). "
-            f"Training took {', '.join(f'{s["seconds"] / 60:.1f}' for s in summaries)} minutes, evaluations included, "
+            f"Training took {minutes} minutes, evaluations included, "
             "on a machine that did other work at the same time.",
             "",
             "Recipe (`conf/experiment/cifar10.yaml`): SGD, momentum 0.9, weight decay 2e-4, learning rate 0.01 falling "
