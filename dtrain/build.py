@@ -112,4 +112,7 @@ def _plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
         eval_every=config.eval_every_epochs * steps_per_epoch,
         save_every=config.save_every,
         on_nonfinite=config.on_nonfinite,
+        micro_batches=config.micro_batches,
+        amp=config.amp,
+        clip_norm=config.optimizer.clip_norm,
     )

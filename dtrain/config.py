@@ -51,12 +51,14 @@ class Optimizer:
     step_size: int | None = None
     gamma: float = 0.1
     warmup_steps: int = 0
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.learning_rate > 0, "optimizer.learning_rate must be more than 0")
         _require(0 <= self.momentum < 1, "optimizer.momentum must be at least 0 and less than 1")
         _require(self.weight_decay >= 0, "optimizer.weight_decay must be 0 or more")
         _require(not self.nesterov or self.momentum > 0, "optimizer.nesterov=true needs optimizer.momentum above 0")
+        _require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm must be more than 0, or null")
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps must be 0 or more")
         if self.schedule == "step":
             _require((self.step_size or 0) > 0, "optimizer.schedule=step needs optimizer.step_size, in steps")
@@ -99,6 +101,8 @@ class TrainConfig:
     num_steps: int | None = None
     num_epochs: int | None = None
     batch_size: int = 32
+    micro_batches: int = 1
+    amp: bool = False
     seed: int = 0
     run_dir: str | None = None
     overwrite: bool = False
@@ -120,7 +124,7 @@ class TrainConfig:
         for name in ("num_steps", "num_epochs", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name}={value} must be at least 1")
-        for name in ("batch_size", "bucket_bytes", "first_bucket_bytes", "log_every"):
+        for name in ("batch_size", "micro_batches", "bucket_bytes", "first_bucket_bytes", "log_every"):
             _require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be at least 1")
         for name in ("eval_every_epochs", "save_every"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 (never) or more")

@@ -44,13 +44,20 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train and how often to look up, in steps; 0 means never. The run is evaluated at its end anyway."""
+    """How long to train and how often to look up, in steps; 0 means never. The run is evaluated at its end anyway.
+
+    `micro_batches` is how many parts a batch goes through the model in, for less memory; `amp` computes in bfloat16
+    where autocast does; `clip_norm` bounds the L2 norm of the mean gradient.
+    """
 
     num_steps: int
     log_every: int
     eval_every: int
     save_every: int
     on_nonfinite: Literal["raise", "skip"] = "raise"
+    micro_batches: int = 1
+    amp: bool = False
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True)

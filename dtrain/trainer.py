@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from math import nan
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 
 from dtrain.comm import all_gather
 from dtrain.meter.ledger import Phase, Purpose, StepRecord, Times
@@ -32,10 +35,9 @@ class _Interval:
         self.images += len(labels)
 
     def gradient_seconds(self) -> list[float]:
-        """How long this rank was in each gradient collective, in order; empty if any was not timed."""
+        """How long this rank was in each gradient collective, in order; NaN where that is not known."""
         entries = [e for r in self.records for e in r.entries if e.purpose is Purpose.GRADIENT]
-        seconds = [e.seconds for e in entries if e.seconds is not None]
-        return seconds if len(seconds) == len(entries) else []
+        return [nan if e.seconds is None else e.seconds for e in entries]
 
     def mean(self, of: Callable[[Times], float]) -> float:
         times = [r.times for r in self.records if r.times is not None]
@@ -112,15 +114,23 @@ class Trainer:
         for group in task.optimizer.param_groups:
             group["lr"] = task.base_learning_rate * task.schedule(self.step)
         task.optimizer.zero_grad(set_to_none=True)
-        logits = task.model(images)
-        loss = cross_entropy(logits, labels, reduction="sum")
-        # so that the mean over ranks of these gradients is that of the mean loss over the global batch
-        (loss * (task.communicator.world_size / batch.global_size)).backward()
+        micro = list(zip(images.chunk(self.plan.micro_batches), labels.chunk(self.plan.micro_batches), strict=True))
+        for part, (some_images, some_labels) in enumerate(micro, start=1):
+            with nullcontext() if part == len(micro) else task.synchronizer.no_sync():
+                self._backward(some_images, some_labels, batch.global_size, interval)
         exposed = self._apply_gradients()
-        interval.add(loss, logits, labels)
         times = Times(time.perf_counter() - start, task.synchronizer.take_codec_seconds(), exposed)
         interval.records.append(task.ledger.close(self.step, times))
         self.step += 1
+
+    def _backward(self, images: Tensor, labels: Tensor, global_size: int, interval: _Interval) -> None:
+        """Add these images' part of the gradient of the mean loss over the global batch, times the number of ranks."""
+        task = self.task
+        with torch.autocast(task.device.type, torch.bfloat16, enabled=self.plan.amp):
+            logits = task.model(images)
+        loss = cross_entropy(logits.float(), labels, reduction="sum")
+        (loss * (task.communicator.world_size / global_size)).backward()
+        interval.add(loss, logits, labels)
 
     def _apply_gradients(self) -> float:
         """Exchange and step; a step whose gradients are not finite is an error, or left out, on every rank alike."""
@@ -133,6 +143,8 @@ class Trainer:
             synchronizer.discard()
             self.skipped.append(error)
             return time.perf_counter() - start
+        if self.plan.clip_norm is not None:
+            clip_grad_norm_(self.task.model.parameters(), self.plan.clip_norm)
         self.task.optimizer.step()
         synchronizer.commit()
         return exposed

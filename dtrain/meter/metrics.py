@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import NamedTuple
 
 
@@ -56,14 +57,12 @@ def split_transfer(seconds_by_rank: Sequence[Sequence[float]]) -> TransferSplit 
 
     A collective ends everywhere at about the same time, so the rank that came last was in it for the shortest time and
     did not wait: its time is the transfer, and what others spent beyond it is their wait, here averaged over ranks.
-    None if nothing was timed.
+    NaN stands for a time that is not known; None is the answer where nothing, or not everything, was timed.
     """
-    num_ranks = len(seconds_by_rank)
-    if num_ranks == 0 or not seconds_by_rank[0]:
-        return None
     transfer = wait = 0.0
     for durations in zip(*seconds_by_rank, strict=True):
         shortest = min(durations)
         transfer += shortest
-        wait += sum(durations) / num_ranks - shortest
-    return TransferSplit(transfer, wait)
+        wait += sum(durations) / len(durations) - shortest
+    known = any(map(len, seconds_by_rank)) and not isnan(transfer + wait)
+    return TransferSplit(transfer, wait) if known else None
