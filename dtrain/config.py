@@ -111,6 +111,7 @@ class TrainConfig:
     first_bucket_bytes: int = 1024 * 1024
     threads: int | None = None
     init_weights: str | None = None
+    resume: str | None = None
     log_every: int = 10
     eval_every_epochs: int = 1
     save_every: int = 0

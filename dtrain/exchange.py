@@ -89,12 +89,19 @@ class Bucket(NamedTuple):
     layout: Layout
 
 
+class Shared(Bucket):
+    """A vector of a compressor's state that is the same on every rank. Others are each rank's own."""
+
+
 State: TypeAlias = Mapping[str, "Bucket | State"]
 """What a compressor keeps from step to step for one bucket: named flat vectors, each with its own layout.
 
 Each vector says which part of it belongs to which parameter, so a state can be taken apart by parameter name and put
-together again under another bucketing (`take_apart`, `put_together`).
+together again under another bucketing (`take_apart`, `put_together`), and by another number of workers (`share_out`).
 """
+
+Parts: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""A state by parameter name: {parameter: {path in the state: its part}}."""
 
 
 class Scratch:
@@ -194,7 +201,7 @@ def together(*exchanges: Exchange) -> Generator[tuple[Request, ...], tuple[Tenso
 
 
 def take_apart(state: State) -> dict[str, dict[str, Tensor]]:
-    """A state by parameter name: {parameter: {path in the state: its part}}, as views."""
+    """A state by parameter name, as views."""
     parts: dict[str, dict[str, Tensor]] = {}
     for path, bucket in _leaves(state):
         for name, piece in bucket.layout.pieces(bucket.value):
@@ -202,7 +209,7 @@ def take_apart(state: State) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def put_together(template: State, parts: Mapping[str, Mapping[str, Tensor]]) -> State:
+def put_together(template: State, parts: Parts) -> State:
     """A state with the layout of `template` (a fresh `init`) and the values of `parts`, where they have them.
 
     Raises ValueError for a part whose shape is not the template's.
@@ -219,6 +226,25 @@ def put_together(template: State, parts: Mapping[str, Mapping[str, Tensor]]) -> 
                 )
             piece.copy_(saved)
     return template
+
+
+def share_out(template: State, saved: Sequence[Parts], rank: int, world_size: int) -> Parts:
+    """What rank `rank` of `world_size` takes up of a state that `len(saved)` ranks saved, under the parameters' names.
+
+    As many ranks as before: each its own. Otherwise what is the same on every rank stays so, and of each rank's own
+    vectors the sum over ranks is kept: new rank r takes the sum of old ranks r, r + world_size, ...; a rank beyond the
+    old ones starts as a fresh one does.
+    """
+    if len(saved) == world_size:
+        return saved[rank]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for path, bucket in _leaves(template):
+        sources = saved[:1] if isinstance(bucket, Shared) else saved[rank::world_size]
+        for name in bucket.layout.names:
+            found = [source[name][path] for source in sources if path in source.get(name, {})]
+            if found:
+                parts.setdefault(name, {})[path] = torch.stack(found).sum(0)
+    return parts
 
 
 def _leaves(state: State, path: str = "") -> Iterator[tuple[str, Bucket]]:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 
 from dtrain import data, models
 from dtrain.build import Parts, build, optimizer
@@ -32,6 +31,7 @@ from dtrain.observe import run_directory
 from dtrain.observe.jsonl import LedgerFile, MetricsFile
 from dtrain.observe.progress import ShowProgress
 from dtrain.observe.summary import NicWindow, Summary
+from dtrain.resume import resume, save
 from dtrain.sync.buckets import trainable
 from dtrain.sync.eager import EagerSynchronizer, NonFiniteGradientError
 from dtrain.sync.parameters import share_parameters
@@ -106,11 +106,13 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
                 world_size=launch.world_size,
                 num_workers=parts.num_workers,
             ),
-            save=_saver(model, parts.description, run_dir) if launch.rank == 0 else lambda step: None,
+            save=lambda step: save(task, parts.description, run_dir / "checkpoints" / f"step-{step:06d}", step),
             observers=tuple(observers),
             device=device,
         )
         trainer = Trainer(task, parts.plan)
+        if config.resume is not None:
+            trainer.step = resume(task, Path(config.resume))
         with _stopping(trainer):
             complete = trainer.run()
         total = _total_wire_bytes(communicator, ledger, device)
@@ -193,14 +195,6 @@ def _profile(path: Path, ledger: Ledger, stack: ExitStack) -> None:
             profiler.step()
 
     ledger.sinks.append(on_record)
-
-
-def _saver(model: nn.Module, description: dict[str, Any], run_dir: Path) -> Callable[[int], None]:
-    def save(step: int) -> None:
-        path = run_dir / "checkpoints" / f"step-{step:06d}" / "model.safetensors"
-        save_model(model, path, {**description, "step": step})
-
-    return save
 
 
 def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: torch.device) -> float:

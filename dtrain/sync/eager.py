@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.comm import Communicator
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Scratch, put_together, take_apart
+from dtrain.exchange import (
+    Bucket,
+    Compressor,
+    Context,
+    Exchange,
+    Exchanged,
+    Scratch,
+    put_together,
+    share_out,
+    take_apart,
+)
 from dtrain.meter.clock import clock_for
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, NamedParameter, assign, layout_of, trainable
@@ -177,15 +187,22 @@ class EagerSynchronizer:
                 parameters[name] = {path: part.clone() for path, part in parts.items()}
         return {"step": self._step, "parameters": parameters}
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take up a saved state, whatever the bucketing it was saved under. Raises ValueError where it does not fit."""
+    def load_state_dict(self, *saved: Mapping[str, Any]) -> None:
+        """Take up a saved state, whatever the bucketing it was saved under.
+
+        Give the states of all the ranks that saved, in order: `exchange.share_out` says what this one takes of them.
+        Raises ValueError where they do not fit.
+        """
         known = {name for slot in self._slots for name in slot.bucket.layout.names}
-        unknown = sorted(set(saved["parameters"]) - known)
+        unknown = sorted({name for state in saved for name in state["parameters"]} - known)
         if unknown:
             raise ValueError(f"saved state of parameter {unknown[0]!r}, which this model does not have")
+        ranks = [state["parameters"] for state in saved]
+        rank, world_size = self._communicator.rank, self._communicator.world_size
         for slot in self._slots:
-            slot.state = put_together(self._compressor.init(slot.bucket), saved["parameters"])
-        self._step = int(saved["step"])
+            template = self._compressor.init(slot.bucket)
+            slot.state = put_together(template, share_out(template, ranks, rank, world_size))
+        self._step = int(saved[0]["step"])
 
     def close(self) -> None:
         """Let go of the model and end the thread."""
