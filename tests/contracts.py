@@ -45,22 +45,14 @@ def _rows(make: Callable[[int], Tensor]) -> Callable[[int, int], Tensor]:
 
 COLLECTIVES: Mapping[str, Collective] = {
     "all_reduce_gives_the_sum": Collective(Op.ALL_REDUCE, _of(torch.float32), _sum(_matrix)),
-    "all_reduce_sums_fp16": Collective(
-        Op.ALL_REDUCE, _of(torch.float16), _sum(lambda k: _matrix(k, torch.float16))
-    ),
-    "all_reduce_sums_bf16": Collective(
-        Op.ALL_REDUCE, _of(torch.bfloat16), _sum(lambda k: _matrix(k, torch.bfloat16))
-    ),
-    "all_reduce_sums_fp64": Collective(
-        Op.ALL_REDUCE, _of(torch.float64), _sum(lambda k: _matrix(k, torch.float64))
-    ),
+    "all_reduce_sums_fp16": Collective(Op.ALL_REDUCE, _of(torch.float16), _sum(lambda k: _matrix(k, torch.float16))),
+    "all_reduce_sums_bf16": Collective(Op.ALL_REDUCE, _of(torch.bfloat16), _sum(lambda k: _matrix(k, torch.bfloat16))),
+    "all_reduce_sums_fp64": Collective(Op.ALL_REDUCE, _of(torch.float64), _sum(lambda k: _matrix(k, torch.float64))),
     "all_reduce_of_one_number": Collective(
         Op.ALL_REDUCE, lambda rank, n: torch.tensor([2.0**rank]), lambda rank, n: torch.tensor([2.0**n - 1])
     ),
     "all_gather_puts_rank_k_in_row_k": Collective(Op.ALL_GATHER, _of(torch.float32), _rows(_matrix)),
-    "all_gather_of_bytes": Collective(
-        Op.ALL_GATHER, _of(torch.uint8), _rows(lambda k: _matrix(k, torch.uint8))
-    ),
+    "all_gather_of_bytes": Collective(Op.ALL_GATHER, _of(torch.uint8), _rows(lambda k: _matrix(k, torch.uint8))),
     "all_gather_of_a_number_without_dimensions": Collective(
         Op.ALL_GATHER, lambda rank, n: torch.tensor(rank), lambda rank, n: torch.arange(n)
     ),
@@ -69,7 +61,9 @@ COLLECTIVES: Mapping[str, Collective] = {
         lambda rank, n: torch.stack([_part(rank, to) for to in range(n)]),
         lambda rank, n: torch.stack([_part(sender, rank) for sender in range(n)]),
     ),
-    "broadcast_gives_what_rank_0_has": Collective(Op.BROADCAST, _of(torch.int64), lambda rank, n: _matrix(0, torch.int64)),
+    "broadcast_gives_what_rank_0_has": Collective(
+        Op.BROADCAST, _of(torch.int64), lambda rank, n: _matrix(0, torch.int64)
+    ),
 }
 
 

@@ -9,9 +9,16 @@ from typing import Any
 import torch
 
 from dtrain.compressors.cast import Cast
+from dtrain.compressors.dgc import dgc
 from dtrain.compressors.error_feedback import ErrorFeedback
+from dtrain.compressors.integers import int4, int8
 from dtrain.compressors.none import NoCompression
+from dtrain.compressors.one_bit import one_bit
 from dtrain.compressors.only import Only
+from dtrain.compressors.power_sgd import power_sgd
+from dtrain.compressors.random_k import random_k
+from dtrain.compressors.ternary import ternary
+from dtrain.compressors.top_k import top_k
 from dtrain.compressors.warmup import Warmup
 from dtrain.exchange import Compressor
 
@@ -27,7 +34,19 @@ def _bf16() -> Compressor:
 
 
 COMPRESSORS: Mapping[str, Callable[..., Compressor]] = MappingProxyType(
-    {"none": NoCompression, "fp16": _fp16, "bf16": _bf16}
+    {
+        "none": NoCompression,
+        "fp16": _fp16,
+        "bf16": _bf16,
+        "int8": int8,
+        "int4": int4,
+        "ternary": ternary,
+        "one_bit": one_bit,
+        "top_k": top_k,
+        "dgc": dgc,
+        "random_k": random_k,
+        "power_sgd": power_sgd,
+    }
 )
 
 

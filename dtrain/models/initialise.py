@@ -1,24 +1,38 @@
-"""The initial weights of every network here: both families use the same rule, so it is written once.
+"""The initial weights of every network here: one rule, with a gain per layer.
 
-It is the rule of torchvision's SqueezeNet. AlexNet takes it too: its paper's N(0, 0.01) (section 5) shrinks the signal
-layer by layer and leaves small images at chance for epochs, and He's rule (arXiv 1502.01852) keeps the variance.
+None of these networks normalises its activations, so the gains decide whether the first steps train, stall or overflow.
 """
+
+import math
+from collections.abc import Mapping
 
 from torch import nn
 
+HE = math.sqrt(2)
+"""The gain before a ReLU, which halves the mean square (He et al. 2015, arXiv 1502.01852, equation 10)."""
 
-def initialise(model: nn.Module, *, classifier: nn.Conv2d | nn.Linear) -> None:
+
+def initialise(
+    model: nn.Module,
+    *,
+    classifier: nn.Conv2d | nn.Linear,
+    gain: float = HE,
+    exceptions: Mapping[nn.Module, float] | None = None,
+) -> None:
     """Draw new weights for every convolution and linear layer of `model`, in place, from torch's global generator.
 
-    Hidden layers: U(-b, b) with b = sqrt(6 / fan_in) (He et al., equation 10). `classifier`, the layer that gives the
-    logits: N(0, 0.01), so that training starts near the uniform distribution. All biases are zero.
+    Hidden layers: U(-b, b) with b = gain * sqrt(3 / fan_in), which is of variance gain^2 / fan_in; the gain is the
+    layer's in `exceptions`, else `gain`. `classifier`, the layer that gives the logits: N(0, 0.01^2), so that training
+    starts near the uniform distribution. All biases are zero.
     """
-    for module in model.modules():
-        if not isinstance(module, nn.Conv2d | nn.Linear):
+    exceptions = exceptions or {}
+    for layer in model.modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
-        if module is classifier:
-            nn.init.normal_(module.weight, std=0.01)
+        if layer is classifier:
+            nn.init.normal_(layer.weight, std=0.01)
         else:
-            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+            bound = exceptions.get(layer, gain) * math.sqrt(3 / layer.weight[0].numel())
+            nn.init.uniform_(layer.weight, -bound, bound)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,119 @@
+"""Deep gradient compression: top-k of momentum, accumulated at each worker.
+
+Lin, Han, Mao, Wang and Dally, Deep Gradient Compression (ICLR 2018), Algorithm 4 and sections 3.1 to 3.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtrain.compressors.sparse_routes import Route, all_gather, route
+from dtrain.compressors.top_k import check_density, check_value_bits
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Scratch, State
+
+FIRST_DENSITY = 0.25
+"""What warm-up starts from: the paper's sparsity of 75%."""
+
+
+@dataclass(frozen=True)
+class Dgc:
+    """Per step, with the gradient g of this worker (clipped, then):
+
+        u = momentum u + g                      momentum correction, equation 5
+        v = v + u;  send the largest of v       v -= what was sent, u = 0 where something was (factor masking, eq. 7)
+
+    v is the residual, so error feedback around it would count errors twice. The momentum is in what is exchanged: **the
+    optimizer's own momentum must be 0**, and its weight decay acts without momentum, so it takes weight_decay /
+    (1 - momentum) to decay as much as SGD with momentum does. Messages have `TopK`'s sizes, at this step's density.
+
+    Args:
+        density: the fraction that is kept after warm-up.
+        value_bits: 8, 16 or 32 for each value.
+        momentum: at least 0, less than 1.
+        warmup_steps: the density falls exponentially from 0.25 to `density` over so many steps; the paper has four
+            epochs of a long run. Count them into the bytes: most are sent here.
+        clip_norm: each parameter's local gradient is scaled down to a norm of clip_norm / sqrt(world_size), so that
+            their sum has about clip_norm. By parameter and not over all, as buckets are exchanged one by one. None: no.
+        route: see `sparse_routes`.
+    """
+
+    density: float = 0.001
+    value_bits: int = 8
+    momentum: float = 0.9
+    warmup_steps: int = 0
+    clip_norm: float | None = None
+    route: Route = all_gather
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        check_value_bits(self.value_bits)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must be at least 0 and less than 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be 0 or more")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm} must be above 0, or null for no clipping")
+
+    def density_at(self, step: int) -> float:
+        """0.25 (density / 0.25)^(step / warmup_steps) during warm-up, `density` afterwards."""
+        if step >= self.warmup_steps:
+            return self.density
+        first = max(FIRST_DENSITY, self.density)
+        return float(first * (self.density / first) ** (step / self.warmup_steps))
+
+    def init(self, bucket: Bucket) -> State:
+        """u and v, zero."""
+        return {
+            name: bucket._replace(value=torch.zeros_like(bucket.value, dtype=torch.float32))
+            for name in ("velocity", "accumulated")
+        }
+
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+        """The rounds of `route`."""
+        velocity, accumulated = state["velocity"], state["accumulated"]
+        assert isinstance(velocity, Bucket)
+        assert isinstance(accumulated, Bucket)
+        u = _other_buffer(context.scratch, "velocity", velocity.value)
+        v = _other_buffer(context.scratch, "accumulated", accumulated.value)
+        torch.mul(velocity.value, self.momentum, out=u).add_(self._clipped(bucket, context))
+        torch.add(accumulated.value, u, out=v)
+        sent = yield from self.route(v, self.density_at(context.step), self.value_bits, context)
+        sent.contribution.add_to(v, -1.0)
+        u.index_fill_(0, sent.contribution.indices, 0.0)
+        local = None
+        if context.wants_local:
+            local = sent.contribution.add_to(context.scratch.empty("local", v).zero_()).to(bucket.value.dtype)
+        kept: State = {"velocity": velocity._replace(value=u), "accumulated": accumulated._replace(value=v)}
+        return Exchanged(sent.mean.to(bucket.value.dtype), local, kept)
+
+    def _clipped(self, bucket: Bucket, context: Context) -> Tensor:
+        if self.clip_norm is None:
+            return bucket.value
+        limit = self.clip_norm / context.world_size**0.5
+        clipped = context.scratch.empty("clipped", bucket.value)
+        pieces = zip(bucket.layout.pieces(bucket.value), bucket.layout.pieces(clipped), strict=True)
+        for (_, piece), (_, out) in pieces:
+            norm = torch.linalg.vector_norm(piece, dtype=torch.float64)  # squares of float32 would overflow
+            torch.mul(piece, (limit / norm).clamp(max=1.0).to(piece.dtype), out=out)
+        return clipped
+
+
+def dgc(
+    density: float = 0.001,
+    value_bits: int = 8,
+    exchange: str = "all_gather",
+    momentum: float = 0.9,
+    warmup_steps: int = 0,
+    clip_norm: float | None = None,
+) -> Compressor:
+    """Deep gradient compression. `exchange`: "all_gather", or "split", whose bytes do not grow with the world size."""
+    return Dgc(density, value_bits, momentum, warmup_steps, clip_norm, route(exchange))
+
+
+def _other_buffer(scratch: Scratch, name: str, current: Tensor) -> Tensor:
+    """The one of two buffers that the current state does not lie in: a step that does not count leaves it as it is."""
+    first = scratch.empty(f"{name} 0", current)
+    return first if first.data_ptr() != current.data_ptr() else scratch.empty(f"{name} 1", current)

@@ -1,0 +1,57 @@
+"""Gradients as integers of 8 or 4 bits.
+
+Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding" (NeurIPS 2017), bucketed and
+scaled by the maximum as in its experiments: Q(v_i) = max|v| / s * round(s * v_i / max|v|), where s is 127 or 7, v a
+block, and a value between two integers is rounded up with the probability of its fraction. Or to the nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtrain.compressors.blocks import Blocks, largest_magnitudes
+from dtrain.compressors.packing import ROUND, Digits
+from dtrain.compressors.rounding import Rounding, with_feedback_where_biased
+from dtrain.compressors.two_phase import TwoPhase
+from dtrain.compressors.workspace import Workspace
+from dtrain.exchange import Compressor
+
+
+@dataclass(frozen=True)
+class MaxScaled:
+    """Integers from -levels to levels; the largest magnitude of a block becomes `levels`."""
+
+    levels: int
+    rounding: Rounding
+
+    def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
+        """scale = max|v| / levels; code = v / scale, rounded."""
+        largest_magnitudes(blocks, out=scales).mul_(1.0 / self.levels)
+        inverse = scales.reciprocal().unsqueeze(1)
+        if self.rounding == "nearest":
+            torch.addcmul(blocks.new_full(blocks.shape[1:], ROUND), blocks, inverse, out=codes)
+        else:
+            torch.mul(blocks, inverse, out=codes).clamp_(-self.levels, self.levels)
+            workspace.dither_(codes).add_(ROUND)
+
+
+def int8(rounding: Rounding = "nearest") -> Compressor:
+    """One byte a value and 4 bytes per 2048 values.
+
+    A message for m values has m + 4 * ceil(m / 2048) bytes. With `nearest` in error feedback: a value under 1/254 of
+    the largest of its block would otherwise never arrive.
+    """
+    codec = Blocks(MaxScaled(127, rounding), Digits(256, 1), block=2048)
+    return with_feedback_where_biased(TwoPhase(codec), rounding)
+
+
+def int4(rounding: Rounding = "nearest") -> Compressor:
+    """Half a byte a value and 4 bytes per 1024 values.
+
+    A message for m values has ceil(m / 2) + 4 * ceil(m / 1024) bytes. With `nearest` in error feedback.
+    """
+    codec = Blocks(MaxScaled(7, rounding), Digits(16, 2), block=1024)
+    return with_feedback_where_biased(TwoPhase(codec), rounding)

@@ -1,0 +1,35 @@
+"""The sign of each value, and a scale for each block.
+
+Seide et al., "1-Bit Stochastic Gradient Descent" (Interspeech 2014); with the scale of Karimireddy et al., "Error
+Feedback Fixes SignSGD" (ICML 2019), Algorithm 1: C(v) = (||v||_1 / d) sign(v), d values in a block. Of all scales that
+one leaves the smallest error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dtrain.compressors.blocks import Blocks, mean_magnitudes
+from dtrain.compressors.error_feedback import ErrorFeedback
+from dtrain.compressors.packing import Signs
+from dtrain.compressors.two_phase import TwoPhase
+from dtrain.compressors.workspace import Workspace
+from dtrain.exchange import Compressor
+
+
+class SignScaled:
+    """One or minus one, times the mean magnitude of the block."""
+
+    def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
+        """scale = ||v||_1 / d; a code has the bits of -1 for what is negative, else of 0, as an int32."""
+        mean_magnitudes(blocks, out=scales, spare=codes)
+        torch.bitwise_right_shift(blocks.view(torch.int32), 31, out=codes.view(torch.int32))
+
+
+def one_bit() -> Compressor:
+    """Eight values a byte and 4 bytes per 2048 values.
+
+    A message for m values has ceil(m / 8) + 4 * ceil(m / 2048) bytes. In error feedback.
+    """
+    return ErrorFeedback(TwoPhase(Blocks(SignScaled(), Signs(), block=2048)))

@@ -1,0 +1,98 @@
+"""PowerSGD: each gradient matrix as a product of two thin ones, found by one step of power iteration.
+
+Vogels, Karimireddy and Jaggi, PowerSGD: Practical Low-Rank Gradient Compression (NeurIPS 2019), Algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtrain.compressors.error_feedback import ErrorFeedback
+from dtrain.compressors.matrices import Matrices, orthonormal
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op, Request, Shared, State
+
+
+@dataclass(frozen=True)
+class PowerSgd:
+    """With the mean over ranks of M Q, made orthonormal, as P, and then the mean of M^T P as Q: the mean of M is P Q^T.
+
+    M is a parameter's gradient as a matrix of (shape[0], the rest). It is compressed where that gains, r (rows +
+    columns) < rows x columns; other parameters go uncompressed beside the P of the first round. Two all_reduces of
+    float32: 4 (sum of r rows + elements of the others) bytes, then 4 (sum of r columns); one alone where there is
+    nothing to compress. Warm start: the state is Q, from step to step.
+
+    A rank of the sum that carries nothing (a gradient of zeros, or of lower rank) leaves its column of Q as it was, so
+    that what comes later is still found. All ranks compute P and the mean from the same sums, so they agree bitwise
+    where they run the same code on the same kind of processor. An infinity or NaN makes the mean of its parameter NaN.
+    """
+
+    power_sgd_rank: int = 4
+
+    def __post_init__(self) -> None:
+        if self.power_sgd_rank < 1:
+            raise ValueError(f"power_sgd_rank={self.power_sgd_rank} must be at least 1")
+
+    def init(self, bucket: Bucket) -> State:
+        """Random Q, of shape (r, columns), drawn by the parameter's name: the same on every rank, in every bucket."""
+        layout = Matrices(bucket.layout, self.power_sgd_rank).q_layout
+        q = torch.empty(layout.numel, dtype=_work_dtype(bucket.value), device=bucket.value.device)
+        for name, piece in layout.pieces(q):
+            seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+            piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(seed)))
+        return {"q": Shared(q, layout)}
+
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+        """Two rounds, or one."""
+        before = state["q"]
+        assert isinstance(before, Bucket)
+        matrices = Matrices(bucket.layout, self.power_sgd_rank)
+        dtype, value = bucket.value.dtype, bucket.value.to(_work_dtype(bucket.value))
+        share = 1.0 / context.world_size
+
+        first = context.scratch.empty("first", value.new_empty(()).expand(matrices.first_numel))
+        for matrix, q, p in zip(matrices.of(value), matrices.qs(before.value), matrices.ps(first), strict=True):
+            torch.mm(orthonormal(q), matrix.t(), out=p)
+        _copy(matrices.others(value), matrices.others_in(first))
+        first = yield Request(Op.ALL_REDUCE, first.mul_(share))
+
+        ps = [orthonormal(p) for p in matrices.ps(first)]
+        if not ps:
+            return Exchanged(first.to(dtype), None, state)
+        own = torch.empty_like(before.value)
+        for matrix, p, q in zip(matrices.of(value), ps, matrices.qs(own), strict=True):
+            torch.mm(p, matrix, out=q)
+        total = yield Request(Op.ALL_REDUCE, own * share)
+
+        mean = context.scratch.empty("mean", value)
+        matrices.put_products(ps, total, mean)
+        _copy(matrices.others_in(first), matrices.others(mean))
+        local = None
+        if context.wants_local:
+            local = context.scratch.empty("local", value)
+            matrices.put_products(ps, own, local)
+            _copy(matrices.others(value), matrices.others(local))
+            local = local.to(dtype)
+        after = torch.empty_like(total)
+        for new, old, out in zip(matrices.qs(total), matrices.qs(before.value), matrices.qs(after), strict=True):
+            torch.where(new.any(1, keepdim=True), new, old, out=out)
+        return Exchanged(mean.to(dtype), local, {"q": before._replace(value=after)})
+
+
+def power_sgd(power_sgd_rank: int = 4) -> Compressor:
+    """PowerSGD with error feedback."""
+    return ErrorFeedback(PowerSgd(power_sgd_rank))
+
+
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+def _work_dtype(value: Tensor) -> torch.dtype:
+    """Float32 for half-precision values."""
+    return torch.promote_types(value.dtype, torch.float32)

@@ -1,0 +1,64 @@
+"""Minus one, zero or one for each value, and a scale for each block.
+
+Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning" (NeurIPS 2017):
+s * sign(v) * b, where s = max|v| after clipping at 2.5 standard deviations and P(b = 1) = |v| / s. That is
+`stochastic`. The default rounds to the nearest of -s, 0 and s in error feedback, with s = ||v||_2^2 / ||v||_1.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from dtrain.compressors.blocks import SMALLEST_SCALE, Blocks, largest_magnitudes, mean_magnitudes
+from dtrain.compressors.packing import ROUND, Digits
+from dtrain.compressors.rounding import Rounding, with_feedback_where_biased
+from dtrain.compressors.two_phase import TwoPhase
+from dtrain.compressors.workspace import Workspace
+from dtrain.exchange import Compressor
+
+
+class NearestTernary:
+    """The nearest of -s, 0 and s, for a scale close to the one that leaves the smallest error.
+
+    Lloyd's optimum is the mean magnitude of what is not rounded to zero, found by iteration. s = ||v||_2^2 / ||v||_1 is
+    that optimum for Laplacian values and for those of one magnitude among zeros, 2% above it for Gaussian ones, and
+    adapts to heavy tails: on gradients of SqueezeNet it left 0.29 to 0.34 of the energy, the optimum 0.28 to 0.33,
+    the scale max|v| 0.63 to 0.75. It is never above max|v|.
+    """
+
+    def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
+        """With the mean magnitude m, w = v / m and e = mean(w^2) >= 1: scale = m * e, code = w / e, rounded."""
+        mean_magnitudes(blocks, out=scales, spare=codes).clamp_min_(SMALLEST_SCALE)
+        torch.mul(blocks, scales.reciprocal().unsqueeze(1), out=codes)
+        width = blocks.shape[1]
+        energy = torch.linalg.vector_norm(codes, dim=1).square_().mul_(1.0 / width).clamp_min_(1.0)
+        scales.mul_(energy)
+        torch.addcmul(codes.new_full((width,), ROUND), codes, energy.reciprocal_().unsqueeze(1), out=codes)
+        codes.clamp_(ROUND - 1, ROUND + 1)
+
+
+class TernGrad:
+    """The paper's: unbiased but for the clipping. A block's mean is taken for zero in its standard deviation."""
+
+    def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
+        """scale = min(max|v|, 2.5 sigma); code = sign(v) with probability |v| / scale, else 0."""
+        torch.mul(blocks, largest_magnitudes(blocks, out=scales).reciprocal().unsqueeze(1), out=codes)
+        sigma = torch.linalg.vector_norm(codes, dim=1).mul_(1.0 / sqrt(blocks.shape[1]))
+        clip = sigma.mul_(2.5).clamp_(1e-3, 1.0)  # in units of max|v|; 1e-3 is for a block of zeros
+        scales.mul_(clip)
+        codes.mul_(clip.reciprocal_().unsqueeze(1)).clamp_(-1, 1)
+        workspace.dither_(codes).add_(ROUND)
+
+
+def ternary(rounding: Rounding = "nearest") -> Compressor:
+    """Five values a byte and 4 bytes per 2560 values.
+
+    A message for m values has ceil(m / 5) + 4 * ceil(m / 2560) bytes. With `nearest` in error feedback; `stochastic`
+    goes without, and errs in either phase by about as much as there is (a relative squared error of 0.3 to 1).
+    """
+    quantiser = NearestTernary() if rounding == "nearest" else TernGrad()
+    codec = Blocks(quantiser, Digits(3, 5), block=2560)
+    return with_feedback_where_biased(TwoPhase(codec), rounding)

@@ -1,0 +1,60 @@
+"""What a codec works with during one exchange: buffers the size of a chunk, and random bits of its own."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from dtrain.exchange import Bucket, Context
+
+CHUNK = 768 * 1024
+"""Elements worked on at a time on a CPU. Several passes over 3 MB stay in a server's cache, over 25 MB they do not;
+with 128 K elements, calling the operations takes as long as the arithmetic."""
+CUDA_CHUNK = 16 * 1024 * 1024
+"""On a GPU there is a launch to pay for each operation and no such cache: large chunks, of bounded memory."""
+
+
+class Workspace:
+    """Buffers in the bucket's scratch, for values of up to `largest` elements at a time.
+
+    The random bits are a function of (seed, step, rank, first parameter of the bucket): the same in every run, others
+    on every rank, in every step and in every bucket.
+    """
+
+    def __init__(self, context: Context, bucket: Bucket, largest: int) -> None:
+        self.device = bucket.value.device
+        padding = 8  # up to 7 elements, to fill the last byte of packed codes
+        self.chunk = min(CHUNK if self.device.type == "cpu" else CUDA_CHUNK, largest + padding)
+        self._scratch = context.scratch
+        self._buffers: dict[str, Tensor] = {}
+        self._key = f"{context.seed} {context.step} {context.rank} {''.join(bucket.layout.names[:1])}"
+
+    def buffer(self, name: str, numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A flat uninitialised tensor of `numel` <= `chunk` elements. It is valid until `name` is asked for again."""
+        assert numel <= self.chunk
+        if name not in self._buffers:
+            like = torch.empty(1, dtype=dtype, device=self.device).expand(self.chunk)
+            self._buffers[name] = self._scratch.empty(name, like)
+        return self._buffers[name][:numel]
+
+    def dither_(self, codes: Tensor) -> Tensor:
+        """Add noise, uniform on (-1/2, 1/2), to contiguous float32 `codes`: rounded afterwards, they are unbiased.
+
+        That rounds up with the probability of the fraction, as QSGD and TernGrad do. The noise is an odd multiple of
+        2^-16, so its mean is exactly 0, it never reaches 1/2, and an integer stays what it is.
+        """
+        numel = codes.numel()
+        noise = self.buffer("noise", numel)
+        bits = self.buffer("bits", -(-numel // 4) * 4, torch.int16).view(torch.int64)  # four draws at once
+        bits.random_(-(2**63), None, generator=self._generator).bitwise_or_(0x0001_0001_0001_0001)
+        noise.copy_(bits.view(torch.int16)[:numel])
+        codes.view(-1).add_(noise, alpha=2.0**-16)
+        return codes
+
+    @cached_property
+    def _generator(self) -> torch.Generator:
+        seed = int.from_bytes(blake2b(self._key.encode(), digest_size=8).digest(), "little")
+        return torch.Generator(self.device).manual_seed(seed)

@@ -1,0 +1,157 @@
+"""Facts that need real processes: `@on_ranks(2, 3)` above a test runs its body on every rank of a gloo group.
+
+Starting a process costs seconds (importing torch), so all tests of a world size share one start: `launch` starts the
+ranks, each runs the selected tests one after the other, every one on a fresh process group, and writes down what came
+of it. A test fails with what any rank says; ranks that never got to it fail with their output.
+
+    @on_ranks(2, 3)
+    def test_all_reduce_gives_the_sum(here: Here) -> None: ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch.distributed as dist
+
+FOLDER = Path(__file__).resolve().parent
+COLLECTIVE_TIMEOUT = timedelta(seconds=40)
+"""A rank whose partner failed waits this long."""
+LAUNCH_TIMEOUT_SECONDS = 280.0
+
+
+class Here(NamedTuple):
+    """Where a body runs; `folder` is the same, and empty, for all ranks of one test."""
+
+    rank: int
+    world_size: int
+    store: dist.Store
+    folder: Path
+
+    def join(self, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
+        """Join the default process group; only for tests with `joined=False`."""
+        dist.init_process_group("gloo", store=self.store, rank=self.rank, world_size=self.world_size, timeout=timeout)
+
+
+class Fact(NamedTuple):
+    """A body, and whether it starts inside a process group."""
+
+    body: Callable[[Here], None]
+    joined: bool
+
+
+FACTS: dict[str, Fact] = {}
+
+
+def on_ranks(*world_sizes: int, joined: bool = True) -> Callable[[Callable[[Here], None]], Callable[..., None]]:
+    """Make a test of a body that runs on every rank, once per world size."""
+
+    def decorate(body: Callable[[Here], None]) -> Callable[..., None]:
+        key = f"{body.__module__}:{body.__name__}"
+        FACTS[key] = Fact(body, joined)
+
+        @pytest.mark.ranks(key)
+        @pytest.mark.parametrize("world_size", world_sizes)
+        def test(launched: Callable[[int], Outcome], world_size: int) -> None:
+            launched(world_size).check(key)
+
+        test.__name__, test.__module__, test.__doc__ = body.__name__, body.__module__, body.__doc__
+        return test
+
+    return decorate
+
+
+class Outcome:
+    """What the ranks of one launch said."""
+
+    def __init__(self, folder: Path, world_size: int, ended: str) -> None:
+        self._ended = ended
+        self._output = [(folder / f"output{rank}.txt").read_text(errors="replace") for rank in range(world_size)]
+        self._errors: list[dict[str, str | None]] = [{} for _ in range(world_size)]
+        for rank in range(world_size):
+            results = folder / f"results{rank}.jsonl"
+            for line in results.read_text().splitlines() if results.exists() else ():
+                result = json.loads(line)
+                self._errors[rank][result["key"]] = result["error"]
+
+    def check(self, key: str) -> None:
+        """Fail unless every rank ran this test and none had anything to object."""
+        problems = []
+        for rank, errors in enumerate(self._errors):
+            if key not in errors:
+                problems.append(f"rank {rank} did not get to it ({self._ended}):\n{self._output[rank][-3000:]}")
+            elif errors[key] is not None:
+                problems.append(f"rank {rank}: {errors[key]}")
+        if problems:
+            pytest.fail("\n".join(problems), pytrace=False)
+
+
+def launch(world_size: int, keys: Sequence[str], folder: Path) -> Outcome:
+    """Run these tests on `world_size` processes, and end them all, come what may."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_SHOW_CPP_STACKTRACES": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), str(FOLDER.parent), *sys.path])
+    processes = []
+    try:
+        for rank in range(world_size):
+            command = [sys.executable, "-W", "ignore", __file__, str(folder), str(rank), str(world_size), *keys]
+            with (folder / f"output{rank}.txt").open("w") as output:
+                processes.append(subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT))
+        ended = _wait(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return Outcome(folder, world_size, ended)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> str:
+    """Until all are done, one has died, or time is up; says which."""
+    deadline = time.monotonic() + LAUNCH_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        codes = [process.poll() for process in processes]
+        if None not in codes or any(codes):
+            return f"exit codes {codes}"
+        time.sleep(0.1)
+    return f"not done after {LAUNCH_TIMEOUT_SECONDS:.0f} s"
+
+
+def _run(folder: Path, rank: int, world_size: int, keys: Sequence[str]) -> None:
+    """What one rank does."""
+    for key in keys:
+        importlib.import_module(key.partition(":")[0])
+    store = dist.FileStore(str(folder / "store"), world_size)
+    store.set_timeout(timedelta(seconds=2 * COLLECTIVE_TIMEOUT.total_seconds()))
+    facts = importlib.import_module("ranks").FACTS  # this file runs as __main__
+    for number, key in enumerate(keys):
+        own = folder / str(number)
+        own.mkdir(exist_ok=True)
+        here = Here(rank, world_size, dist.PrefixStore(key, store), own)
+        error, start = None, time.monotonic()
+        print(f"{key} ...", flush=True)
+        try:
+            if facts[key].joined:
+                here.join()
+            facts[key].body(here)
+        except BaseException:
+            error = traceback.format_exc(limit=-6)[-6000:]
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        print(f"{key} {'failed' if error else 'held'} after {time.monotonic() - start:.1f} s", flush=True)
+        with (folder / f"results{rank}.jsonl").open("a") as results:
+            results.write(json.dumps({"key": key, "error": error}) + "\n")
+
+
+if __name__ == "__main__":
+    _run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

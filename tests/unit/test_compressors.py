@@ -1,0 +1,476 @@
+"""One contract for every compressor and combinator, in lockstep. A new compressor is one line in CASES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from dtrain.comm.lockstep import lockstep
+from dtrain.compressors import COMPRESSORS, Cast, ErrorFeedback, NoCompression, Only, Warmup, build
+from dtrain.compressors.only import at_least
+from dtrain.exchange import (
+    Bucket,
+    Compressor,
+    Context,
+    Exchange,
+    Exchanged,
+    Layout,
+    Op,
+    Request,
+    Scratch,
+    State,
+    put_together,
+    take_apart,
+)
+from dtrain.meter.ledger import Ledger
+from dtrain.meter.wire import wire_bytes
+from dtrain.sync.drive import drive_lockstep
+
+Traffic = list[tuple[Op, int]]
+FP16, BF16 = torch.float16, torch.bfloat16
+
+
+def dense(bytes_per_element: int) -> Callable[[Layout, int, int], Traffic]:
+    """One all_reduce of everything."""
+    return lambda layout, world_size, step: [(Op.ALL_REDUCE, bytes_per_element * layout.numel)]
+
+
+def apart(large: int, small: int, *, threshold: int) -> Callable[[Layout, int, int], Traffic]:
+    """One all_reduce of the parameters of at least `threshold` elements, one of the others; none of nothing."""
+
+    def traffic(layout: Layout, world_size: int, step: int) -> Traffic:
+        chosen = sum(size for size in layout.sizes if size >= threshold)
+        payloads = (large * chosen, small * (layout.numel - chosen))
+        return [(Op.ALL_REDUCE, payload) for payload in payloads if payload]
+
+    return traffic
+
+
+class Case(NamedTuple):
+    """A compressor and what its contract needs to know.
+
+    `traffic(layout, world_size, step)` is what one rank hands over; `rounding` the unit roundoff of its sums;
+    `largest` the largest magnitude that it can carry; `exact` says that `mean` is the true mean but for `rounding`.
+    """
+
+    make: Callable[[], Compressor]
+    traffic: Callable[[Layout, int, int], Traffic]
+    rounding: float = 2**-24
+    largest: float = 1e38
+    exact: bool = True
+
+
+CASES = {
+    "none": Case(lambda: build("none"), dense(4)),
+    "fp16": Case(lambda: build("fp16"), dense(2), 2**-11, 6e4),
+    "bf16": Case(lambda: build("bf16"), dense(2), 2**-8),
+    "error feedback of none": Case(lambda: ErrorFeedback(NoCompression()), dense(4)),
+    "error feedback of fp16": Case(lambda: ErrorFeedback(build("fp16")), dense(2), 2**-11, 6e4),
+    "error feedback of bf16": Case(lambda: ErrorFeedback(build("bf16")), dense(2), 2**-8),
+    "only large": Case(
+        lambda: Only(build("fp16"), at_least(4)), apart(2, 4, threshold=4), 2**-11, 6e4
+    ),
+    "only large with error feedback": Case(
+        lambda: Only(ErrorFeedback(build("fp16")), at_least(4), ErrorFeedback(build("bf16"))),
+        apart(2, 2, threshold=4), 2**-8, 6e4,
+    ),
+    "only all": Case(lambda: Only(build("fp16"), at_least(0)), dense(2), 2**-11, 6e4),
+    "only none": Case(lambda: Only(build("fp16"), at_least(10**9)), dense(4)),
+    "error feedback of only": Case(
+        lambda: ErrorFeedback(Only(build("fp16"), at_least(4))), apart(2, 4, threshold=4), 2**-11, 6e4
+    ),
+    "warm-up": Case(
+        lambda: Warmup(NoCompression(), ErrorFeedback(build("fp16")), steps=2),
+        lambda layout, n, step: [(Op.ALL_REDUCE, (4 if step < 2 else 2) * layout.numel)], 2**-11, 6e4,
+    ),
+    "cast of none": Case(lambda: Cast(NoCompression(), BF16), dense(2), 2**-8),
+    "error feedback of cast of only": Case(
+        lambda: ErrorFeedback(Cast(Only(NoCompression(), at_least(4)), FP16)), apart(2, 2, threshold=4), 2**-11, 6e4
+    ),
+}  # fmt: skip
+
+LAYOUTS = {
+    1: Layout(("bias",), ((1,),)),
+    7: Layout(("norm", "weight", "bias"), ((), (2, 2), (2,))),
+    1_000_003: Layout(("weight", "bias"), ((1000, 1000), (3,))),
+}
+
+
+def normal(numel: int, largest: float) -> Tensor:
+    return torch.randn(numel)
+
+
+def zeros(numel: int, largest: float) -> Tensor:
+    return torch.zeros(numel)
+
+
+def one_huge(numel: int, largest: float) -> Tensor:
+    value = torch.randn(numel)
+    value[numel // 2] = largest
+    return value
+
+
+def denormals(numel: int, largest: float) -> Tensor:
+    return torch.randn(numel) * 1e-41
+
+
+VALUES = (normal, zeros, one_huge, denormals)
+SIZES = [*((numel, n) for numel in (1, 7) for n in (1, 2, 3, 4, 8)), (1_000_003, 3)]
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+every_size = pytest.mark.parametrize(("numel", "world_size"), SIZES)
+
+
+class Job:
+    """One bucket of `world_size` virtual workers through several steps."""
+
+    def __init__(self, case: Case, layout: Layout, world_size: int) -> None:
+        self.compressor, self.layout, self.world_size = case.make(), layout, world_size
+        self.ledgers = [Ledger() for _ in range(world_size)]
+        self.communicators = lockstep(world_size, self.ledgers)
+        self.scratch = [Scratch() for _ in range(world_size)]
+        empty = Bucket(torch.zeros(layout.numel), layout)
+        self.states: list[State] = [self.compressor.init(empty) for _ in range(world_size)]
+        self.step = 0
+
+    def exchange(self, values: Sequence[Tensor], *, wants_local: bool = True) -> list[Exchanged]:
+        """One step, whose states are kept."""
+        contexts = [
+            Context(rank, self.world_size, self.step, seed=5, wants_local=wants_local, scratch=self.scratch[rank])
+            for rank in range(self.world_size)
+        ]
+        exchanges = [
+            self.compressor.exchange(Bucket(value, self.layout), state, context)
+            for value, state, context in zip(values, self.states, contexts, strict=True)
+        ]
+        results = drive_lockstep(exchanges, self.communicators)
+        self.states = [result.state for result in results]
+        self.step += 1
+        return results
+
+    def values(self, make: Callable[[int, float], Tensor], largest: float) -> list[Tensor]:
+        """Another value for every rank and step."""
+        torch.manual_seed(self.step)
+        return [make(self.layout.numel, largest) for _ in range(self.world_size)]
+
+    def traffic(self) -> list[Traffic]:
+        """What each rank handed over since the last call."""
+        return [[(e.op, e.payload_bytes) for e in ledger.close().entries] for ledger in self.ledgers]
+
+
+def copy_of(state: State) -> dict[str, dict[str, Tensor]]:
+    return {name: {path: part.clone() for path, part in parts.items()} for name, parts in take_apart(state).items()}
+
+
+def assert_same_state(one: State, parts: dict[str, dict[str, Tensor]]) -> None:
+    other = take_apart(one)
+    assert other.keys() == parts.keys()
+    for name, by_path in parts.items():
+        assert other[name].keys() == by_path.keys()
+        for path, part in by_path.items():
+            assert torch.equal(other[name][path], part), f"{path} of {name}"
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """So that -0.0 differs from 0.0 and NaN equals itself."""
+    return tensor.view(torch.int32)
+
+
+def test_every_registered_compressor_is_under_contract() -> None:
+    assert COMPRESSORS.keys() <= CASES.keys()
+
+
+@every_case
+@pytest.mark.parametrize(
+    ("numel", "world_size", "make_value"),
+    [(*size, make_value) for size in SIZES for make_value in (VALUES if size[0] < 1000 else VALUES[:1])],
+)
+def test_ranks_agree_bitwise_and_local_adds_up_to_the_mean(
+    case: Case, numel: int, world_size: int, make_value: Callable[[int, float], Tensor]
+) -> None:
+    job = Job(case, LAYOUTS[numel], world_size)
+    for _ in range(3):
+        values = job.values(make_value, case.largest)
+        results = job.exchange(values)
+        for result in results[1:]:
+            assert torch.equal(bits(result.mean), bits(results[0].mean))
+        contributed = torch.stack(
+            [v if r.local is None else r.local for v, r in zip(values, results, strict=True)]
+        ).double()
+        mean = results[0].mean.double()
+        error = (contributed.sum(0) - world_size * mean).abs()
+        allowed = contributed.abs().sum(0) * max(1e-6, world_size * case.rounding)
+        smallest = 2.0**-149 * world_size**2  # one last place of a denormal, times world_size, per share
+        assert torch.isfinite(mean).all()
+        assert (error <= allowed + smallest).all(), f"off by up to {(error - allowed).max()}"
+
+
+@every_case
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_the_mean_is_the_mean(case: Case, world_size: int) -> None:
+    if not case.exact:
+        pytest.skip("this method sends only a part in each step")
+    job = Job(case, LAYOUTS[7], world_size)
+    before = torch.zeros(7)
+    for _ in range(4):
+        values = torch.stack(job.values(normal, case.largest))
+        mean = job.exchange(values.unbind())[0].mean
+        size = values.abs().mean(0)
+        # the casts of this step's shares, the sums, and what error feedback adds from the step before
+        assert ((mean - values.mean(0)).abs() <= (world_size + 2) * case.rounding * (size + before) + 1e-7).all()
+        before = size
+
+
+@every_case
+@every_size
+def test_bytes_and_rounds_are_the_formula_s_on_every_rank(case: Case, numel: int, world_size: int) -> None:
+    job = Job(case, LAYOUTS[numel], world_size)
+    for step in range(3):
+        job.exchange(job.values(normal, case.largest))
+        records = [ledger.close() for ledger in job.ledgers]
+        expected = case.traffic(LAYOUTS[numel], world_size, step)
+        wire = [wire_bytes("lockstep", op, payload, world_size) for op, payload in expected]
+        for record in records:
+            assert [(e.op, e.payload_bytes) for e in record.entries] == expected
+            assert [e.wire_bytes for e in record.entries] == wire
+
+
+@every_case
+@pytest.mark.parametrize("wants_local", [True, False])
+def test_neither_the_value_nor_the_state_is_changed(case: Case, wants_local: bool) -> None:
+    job = Job(case, LAYOUTS[7], 3)
+    for _ in range(4):
+        values = job.values(normal, case.largest)
+        before = [value.clone() for value in values]
+        states, copies = job.states, [copy_of(state) for state in job.states]
+        job.exchange(values, wants_local=wants_local)
+        assert all(torch.equal(bits(a), bits(b)) for a, b in zip(values, before, strict=True))
+        for state, copy in zip(states, copies, strict=True):
+            assert_same_state(state, copy)
+
+
+@every_case
+def test_the_result_does_not_lie_in_the_value_s_memory(case: Case) -> None:
+    job = Job(case, LAYOUTS[7], 2)
+    for _ in range(3):
+        values = job.values(normal, case.largest)
+        for value, result in zip(values, job.exchange(values), strict=True):
+            assert result.mean.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
+            assert result.mean.shape == value.shape
+            assert result.mean.dtype == value.dtype
+
+
+@every_case
+def test_buffers_of_earlier_steps_and_the_wish_for_local_leave_no_trace(case: Case) -> None:
+    one, two = Job(case, LAYOUTS[7], 3), Job(case, LAYOUTS[7], 3)
+    for _ in range(4):
+        values = one.values(normal, case.largest)
+        two.scratch = [Scratch() for _ in range(3)]
+        first = one.exchange(values, wants_local=True)
+        second = two.exchange(values, wants_local=False)
+        assert all(torch.equal(bits(a.mean), bits(b.mean)) for a, b in zip(first, second, strict=True))
+        for state, other in zip(one.states, two.states, strict=True):
+            assert_same_state(state, take_apart(other))
+
+
+@every_case
+def test_a_lossy_method_says_what_it_contributed_when_asked(case: Case) -> None:
+    job = Job(case, LAYOUTS[7], 2)
+    for _ in range(4):
+        values = job.values(normal, case.largest)
+        results = job.exchange(values)
+        mean = torch.stack(values).mean(0)
+        lossless = torch.allclose(results[0].mean, mean, rtol=1e-6, atol=1e-7)
+        assert lossless or all(result.local is not None for result in results)
+
+
+@every_case
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_resume_is_bitwise_also_under_another_bucketing(case: Case, world_size: int) -> None:
+    """Saved by parameter name, taken up by other buckets, and from those by the first bucketing again."""
+    layout = LAYOUTS[7]
+    job = Job(case, layout, world_size)
+    for _ in range(3):
+        job.exchange(job.values(normal, case.largest))
+    resumed = Job(case, layout, world_size)
+    for rank, state in enumerate(job.states):
+        saved = copy_of(state)
+        for name, shape in zip(layout.names, layout.shapes, strict=True):
+            single = Layout((name,), (shape,))
+            template = job.compressor.init(Bucket(torch.zeros(single.numel), single))
+            assert_same_state(put_together(template, saved), {name: saved[name]} if name in saved else {})
+        reverse = Layout(layout.names[::-1], layout.shapes[::-1])
+        turned = put_together(job.compressor.init(Bucket(torch.zeros(7), reverse)), saved)
+        assert_same_state(turned, saved)
+        back = put_together(job.compressor.init(Bucket(torch.zeros(7), layout)), copy_of(turned))
+        resumed.states[rank] = back
+    resumed.step = job.step
+    for _ in range(2):
+        values = job.values(normal, case.largest)
+        for one, two in zip(job.exchange(values), resumed.exchange(values), strict=True):
+            assert torch.equal(bits(one.mean), bits(two.mean))
+
+
+# Error feedback
+
+
+@pytest.mark.parametrize("inner", list(COMPRESSORS))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_error_feedback_loses_nothing_over_many_steps(inner: str, world_size: int) -> None:
+    """What went in = what was contributed + what is left, and the sum of means follows what was contributed."""
+    case = CASES[inner]._replace(make=lambda: ErrorFeedback(build(inner)))
+    job = Job(case, LAYOUTS[7], world_size)
+    given = contributed = scale = torch.zeros(7, dtype=torch.float64)
+    for _ in range(50):
+        values = torch.stack(job.values(normal, case.largest))
+        results = job.exchange(values.unbind())
+        given = given + values.double().sum(0)
+        contributed = contributed + sum(r.local.double() for r in results if r.local is not None)
+        scale = scale + values.double().abs().sum(0)
+    left = sum(residual_of(state).double() for state in job.states)
+    assert ((given - contributed - left).abs() <= 1e-6 * scale).all()
+
+
+def residual_of(state: State) -> Tensor:
+    residual = state["residual"]
+    assert isinstance(residual, Bucket)
+    return residual.value
+
+
+@pytest.mark.parametrize("inner", ["fp16", "bf16"])
+def test_error_feedback_delivers_what_rounding_alone_would_lose_for_ever(inner: str) -> None:
+    """1 + 1/4 of the last place rounds to 1 in every step; the mean over 64 steps must be right all the same."""
+    rounding = CASES[inner].rounding
+    value = torch.full((7,), 1.0 + rounding / 2)
+    sums = []
+    for make in (lambda: build(inner), lambda: ErrorFeedback(build(inner))):
+        job = Job(CASES[inner]._replace(make=make), LAYOUTS[7], 2)
+        sums.append(sum(job.exchange([value, value])[0].mean.double() for _ in range(64)) / 64)
+    without, with_feedback = sums
+    assert torch.equal(without, torch.ones(7, dtype=torch.float64))
+    assert ((with_feedback - value).abs() <= 2 * rounding / 64).all()
+
+
+def test_error_feedback_starts_from_nothing_and_keeps_the_rounding() -> None:
+    job = Job(CASES["error feedback of fp16"], LAYOUTS[1], 1)
+    assert residual_of(job.states[0]).tolist() == [0.0]
+    job.exchange([torch.tensor([1.0 + 2**-13])])
+    assert residual_of(job.states[0]).tolist() == [2**-13]
+
+
+def test_error_feedback_of_a_lossless_method_keeps_nothing() -> None:
+    job = Job(CASES["error feedback of none"], LAYOUTS[7], 2)
+    job.exchange(job.values(normal, 1.0))
+    assert all(not residual_of(state).any() for state in job.states)
+
+
+# What is special to each
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+@pytest.mark.parametrize("name", ["none", "fp16", "bf16"])
+def test_large_values_do_not_overflow_in_the_sum(name: str, world_size: int) -> None:
+    largest = {"none": 3e38, "fp16": 60000.0, "bf16": 3e38}[name]
+    job = Job(CASES[name], LAYOUTS[1], world_size)
+    mean = job.exchange([torch.tensor([largest])] * world_size)[0].mean
+    assert mean.item() == pytest.approx(largest, rel=0.02)
+
+
+def test_a_value_too_large_for_fp16_is_not_passed_off_as_finite() -> None:
+    job = Job(CASES["fp16"], LAYOUTS[1], 2)
+    assert job.exchange([torch.tensor([1e6])] * 2)[0].mean.item() == float("inf")
+
+
+def test_none_is_bitwise_the_sum_of_scaled_values() -> None:
+    """What stock DDP computes: multiply by 1/n, then add."""
+    job = Job(CASES["none"], LAYOUTS[7], 3)
+    values = job.values(normal, 1.0)
+    scaled = [value * (1.0 / 3.0) for value in values]
+    assert torch.equal(job.exchange(values)[0].mean, scaled[0] + scaled[1] + scaled[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_none_keeps_the_dtype_of_the_bucket(dtype: torch.dtype) -> None:
+    value = torch.arange(7, dtype=dtype)
+    layout = LAYOUTS[7]
+    exchange = NoCompression().exchange(Bucket(value, layout), {}, Context(0, 1, 0))
+    (result,) = drive_lockstep([exchange], lockstep(1))
+    assert result.mean.dtype == dtype
+    assert torch.equal(result.mean, value)
+
+
+class Gathering:
+    """A compressor whose payloads are not all floating-point: a stand-in for those that send indices."""
+
+    def init(self, bucket: Bucket) -> State:
+        return {}
+
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+        indices = torch.arange(bucket.layout.numel, dtype=torch.int32)
+        everyone, places = yield (Request(Op.ALL_GATHER, bucket.value.clone()), Request(Op.ALL_GATHER, indices))
+        assert places.dtype == torch.int32
+        assert everyone.dtype == torch.float32
+        return Exchanged(everyone.mean(0), None, state)
+
+
+def test_cast_leaves_integers_alone_and_halves_the_rest() -> None:
+    case = Case(lambda: Cast(Gathering(), FP16), lambda layout, n, step: [])
+    job = Job(case, LAYOUTS[7], 2)
+    job.exchange(job.values(normal, 1.0))
+    assert job.traffic() == [[(Op.ALL_GATHER, 14), (Op.ALL_GATHER, 28)]] * 2
+
+
+def test_only_sends_both_parts_in_the_same_round() -> None:
+    compressor = CASES["only large"].make()
+    bucket = Bucket(torch.randn(7), LAYOUTS[7])
+    asked = next(compressor.exchange(bucket, compressor.init(bucket), Context(0, 2, 0)))
+    assert isinstance(asked, tuple)
+    assert [(r.op, r.payload.numel(), r.payload.dtype) for r in asked] == [
+        (Op.ALL_REDUCE, 4, FP16),
+        (Op.ALL_REDUCE, 3, torch.float32),
+    ]
+
+
+def test_only_puts_each_parameter_back_in_its_place() -> None:
+    names = [f"p{i}" for i in range(6)]
+    layout = Layout(tuple(names), ((2,), (9,), (1,), (3, 3), (4,), (10,)))
+    job = Job(CASES["only large"]._replace(make=lambda: Only(build("fp16"), at_least(9))), layout, 2)
+    value = torch.arange(layout.numel, dtype=torch.float32)
+    results = job.exchange([value, value])
+    assert torch.equal(results[0].mean, value)
+    assert results[0].local is not None
+    assert torch.equal(results[0].local, value)
+
+
+def test_only_asks_its_predicate_for_name_and_shape() -> None:
+    weights = Only(build("fp16"), lambda name, shape: name == "weight" and shape == (2, 2))
+    job = Job(CASES["only large"]._replace(make=lambda: weights), LAYOUTS[7], 1)
+    job.exchange([torch.zeros(7)])
+    assert job.traffic() == [[(Op.ALL_REDUCE, 8), (Op.ALL_REDUCE, 12)]]
+
+
+def test_warm_up_starts_the_second_method_with_a_fresh_state() -> None:
+    job = Job(CASES["warm-up"], LAYOUTS[7], 1)
+    value = torch.full((7,), 1.0 + 2**-13)
+    means = [job.exchange([value])[0].mean for _ in range(3)]
+    assert torch.equal(means[0], value)
+    assert torch.equal(means[1], value)
+    assert torch.equal(means[2], torch.ones(7))
+
+
+def test_warm_up_of_a_negative_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="give 0 or more"):
+        Warmup(NoCompression(), NoCompression(), steps=-1)
+
+
+def test_an_unknown_compressor_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown compressor 'gzip': choose one of none, fp16, bf16"):
+        build("gzip")
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'none' does not take these options .*density"):
+        build("none", density=0.1)

@@ -1,0 +1,154 @@
+"""Rules that hold from the first line (docs/design.md), read off our own source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2] / "dtrain"
+SOURCES = sorted(path for path in ROOT.rglob("*.py") if "conf" not in path.relative_to(ROOT).parts)
+
+
+class Use(NamedTuple):
+    """A dotted name that a file imports or mentions."""
+
+    file: str
+    line: int
+    name: str
+
+
+def uses(path: Path) -> Iterator[Use]:
+    """Every import and every dotted name of a file, with import aliases spelled out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    file = path.relative_to(ROOT).as_posix()
+    aliases: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                aliases[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
+                yield Use(file, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: import by the full name"
+            for alias in node.names:
+                aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                yield Use(file, node.lineno, f"{node.module}.{alias.name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield Use(file, node.lineno, aliases.get(node.id, node.id))
+        elif isinstance(node, ast.Attribute) and (name := dotted(node)) is not None:
+            first, _, rest = name.partition(".")
+            yield Use(file, node.lineno, f"{aliases.get(first, first)}.{rest}")
+
+
+def dotted(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted(node.value)) is not None:
+        return f"{before}.{node.attr}"
+    return None
+
+
+ALL = [use for path in SOURCES for use in uses(path)]
+
+
+def found(*names: str, allowed_in: tuple[str, ...] = ()) -> list[str]:
+    """Where a name, or anything below it, is used outside of `allowed_in`."""
+    return sorted(
+        {
+            f"{use.file}:{use.line}: {use.name}"
+            for use in ALL
+            if any(use.name == name or use.name.startswith(f"{name}.") for name in names)
+            and not any(use.file == place or use.file.startswith(f"{place}/") for place in allowed_in)
+        }
+    )
+
+
+def test_the_source_is_where_this_test_looks() -> None:
+    assert {"exchange.py", "meter/c10d.py", "sync/ddp.py", "train.py"} <= {
+        path.relative_to(ROOT).as_posix() for path in SOURCES
+    }
+    assert found("torch.distributed")
+    assert found("hydra.main") == found("hydra.main", allowed_in=("cli.py",)) != []
+
+
+def test_no_pickle() -> None:
+    assert not found("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib")
+    assert not found("torch.save", "torch.serialization", "numpy.save", "np.save")
+
+
+def test_torch_load_only_where_a_user_s_own_weights_are_imported_and_with_weights_only() -> None:
+    assert not found("torch.load", "torch.jit.load", allowed_in=("models/load_weights.py",))
+    calls = [
+        call
+        for call in ast.walk(ast.parse((ROOT / "models/load_weights.py").read_text()))
+        if isinstance(call, ast.Call) and dotted(call.func) == "torch.load"
+    ]
+    assert len(calls) == 1
+    (only,) = [keyword.value for keyword in calls[0].keywords if keyword.arg == "weights_only"]
+    assert isinstance(only, ast.Constant)
+    assert only.value is True
+
+
+def test_numpy_load_refuses_pickles() -> None:
+    for path in SOURCES:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and dotted(call.func) in ("np.load", "numpy.load"):
+                keywords = {k.arg: k.value for k in call.keywords}
+                allowed = keywords.get("allow_pickle")
+                assert allowed is None or (isinstance(allowed, ast.Constant) and allowed.value is False), path
+
+
+def test_no_code_from_data() -> None:
+    assert not found("eval", "exec", "compile", "__import__", "importlib.import_module", "runpy", "yaml.load")
+    assert not found("hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_class", "hydra.utils.get_method")
+    assert not found("instantiate", "os.system", "subprocess")
+
+
+def test_no_object_collectives() -> None:
+    banned = ("_object_list", "_object", "object_list")
+    assert not [use for use in ALL if use.name.startswith("torch.distributed") and use.name.endswith(banned)]
+    assert not [use for use in ALL if use.name.split(".")[-1] in ("all_gather_object", "broadcast_object_list")]
+
+
+def test_torch_distributed_only_where_it_belongs() -> None:
+    allowed = ("comm/torch_dist.py", "meter", "sync/ddp.py")
+    assert not found("torch.distributed", allowed_in=allowed)
+    assert not found("torch.nn.parallel", allowed_in=(*allowed, "__init__.py"))  # there for a type annotation only
+    assert not found("dtrain.comm.torch_dist", allowed_in=("comm", "sync/ddp.py", "train.py"))
+
+
+@pytest.mark.parametrize("package", ["horovod", "mpi4py", "prometheus_client"])
+def test_optional_packages_are_not_imported_yet(package: str) -> None:
+    assert not found(package)
+
+
+def test_no_utils_and_no_helpers() -> None:
+    assert not [p for p in SOURCES if p.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def test_no_module_global_holds_a_rank() -> None:
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [t.id.lower() for t in targets if isinstance(t, ast.Name)]
+                assert not [n for n in names if n.strip("_") in ("rank", "local_rank", "world_size")], path
+
+
+def test_importing_the_core_imports_no_backend_and_no_front_end() -> None:
+    """What is heavy, or needs a build of torch with a backend, is imported where it is opened."""
+    heavy = ("hydra", "matplotlib", "jinja2", "PIL", "rich", "dtrain.comm.torch_dist")
+    code = (
+        "import sys, dtrain.exchange, dtrain.compressors, dtrain.comm, dtrain.sync.eager, dtrain.meter.ledger;"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
