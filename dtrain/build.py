@@ -52,6 +52,7 @@ def build(config: TrainConfig, launch: Launch) -> Parts:
     torch.manual_seed(config.seed)  # the same weights on every rank
     model, description = _model(config, train_set)
     compressor = compressors.build(config.compressor.name, **config.compressor.options)
+    _check_momentum(config)
     return Parts(model, description, compressor, loader, test_set, num_workers, _plan(config, loader.steps_per_epoch))
 
 
@@ -95,6 +96,15 @@ def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[
 
 
 _NOT_ABOUT_THE_IMAGES = ("root", "image_size", "augment", "num_workers", "download")
+
+
+def _check_momentum(config: TrainConfig) -> None:
+    """A compressor with a momentum of its own replaces the optimizer's."""
+    if config.compressor.options.get("momentum") and config.optimizer.momentum:
+        raise ValueError(
+            f"compressor={config.compressor.name} carries the momentum: add optimizer.momentum=0 (and multiply "
+            "optimizer.weight_decay by 10, which momentum 0.9 would have done)"
+        )
 
 
 def _check_image_size(model: nn.Module, image_size: int) -> None:

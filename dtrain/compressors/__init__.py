@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +15,7 @@ from dtrain.compressors.error_feedback import ErrorFeedback
 from dtrain.compressors.integers import int4, int8
 from dtrain.compressors.none import NoCompression
 from dtrain.compressors.one_bit import one_bit
-from dtrain.compressors.only import Only
+from dtrain.compressors.only import Only, at_least
 from dtrain.compressors.power_sgd import power_sgd
 from dtrain.compressors.random_k import random_k
 from dtrain.compressors.ternary import ternary
@@ -50,11 +51,26 @@ COMPRESSORS: Mapping[str, Callable[..., Compressor]] = MappingProxyType(
 )
 
 
-def build(name: str, **options: Any) -> Compressor:
-    """The compressor of that name. Raises ValueError for a name or an option that does not exist."""
+def build(name: str, *, start_after: int = 0, exempt_below: int = 0, **options: Any) -> Compressor:
+    """The compressor of that name, under the policies that all share.
+
+    Args:
+        name: a key of `COMPRESSORS`.
+        start_after: steps at the start that are exchanged uncompressed.
+        exempt_below: parameters of fewer elements than this (biases) are exchanged uncompressed, in one message apart.
+        options: the compressor's own.
+
+    Raises:
+        ValueError: the name or an option does not exist, or a value is out of range.
+    """
     if name not in COMPRESSORS:
         raise ValueError(f"unknown compressor {name!r}: choose one of {', '.join(COMPRESSORS)}")
-    try:
-        return COMPRESSORS[name](**options)
-    except TypeError as error:
-        raise ValueError(f"compressor {name!r} does not take these options ({', '.join(options)}): {error}") from None
+    known = inspect.signature(COMPRESSORS[name]).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        has = f"it has {', '.join(known)}" if known else "it has none of its own"
+        raise ValueError(f"compressor {name} has no option {unknown[0]!r}: {has}, start_after and exempt_below")
+    compressor = COMPRESSORS[name](**options)
+    if exempt_below:
+        compressor = Only(compressor, at_least(exempt_below))
+    return Warmup(NoCompression(), compressor, start_after) if start_after else compressor

@@ -78,7 +78,7 @@ class Dgc:
         assert isinstance(accumulated, Bucket)
         u = _other_buffer(context.scratch, "velocity", velocity.value)
         v = _other_buffer(context.scratch, "accumulated", accumulated.value)
-        torch.mul(velocity.value, self.momentum, out=u).add_(self._clipped(bucket, context))
+        torch.add(self._clipped(bucket, context), velocity.value, alpha=self.momentum, out=u)
         torch.add(accumulated.value, u, out=v)
         sent = yield from self.route(v, self.density_at(context.step), self.value_bits, context)
         sent.contribution.add_to(v, -1.0)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dtrain.compressors.select import num_kept
+from dtrain.compressors.select import largest, num_kept
 from dtrain.compressors.sparse import Contribution, Sent, SparseFormat
 from dtrain.exchange import Context, Op, Request
 
@@ -49,10 +49,13 @@ def split(value: Tensor, density: float, value_bits: int, context: Context) -> G
     received = yield Request(Op.ALL_TO_ALL, messages)
     scale = 2.0 ** -(n - 1).bit_length()  # a power of two is exact, and keeps the sum of n finite values finite
     total = context.scratch.empty("share", value[:share]).zero_()
-    for index, part in zip(*form.unpack(received), strict=True):
+    received_indices, parts = form.unpack(received)
+    for index, part in zip(received_indices, parts, strict=True):
         total.index_add_(0, index, part, alpha=scale)
 
-    reduced = yield Request(Op.ALL_GATHER, form.pack_largest(total))
+    support = received_indices.unique()  # ascending, and at least the k' of one rank
+    chosen = support[largest(total[support], form.k)]
+    reduced = yield Request(Op.ALL_GATHER, form.pack(chosen, total[chosen]))
     sent_indices, sent = form.unpack(reduced)
     mean = context.scratch.empty("mean", value).zero_()
     # fillers beyond the end are zeros, and fall on the last element
