@@ -23,7 +23,10 @@ SETTINGS = (
 
 def train(world_size: int, run_dir: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [TORCHRUN, "--standalone", f"--nproc-per-node={world_size}", "-m", "dtrain.train", *SETTINGS, f"run_dir={run_dir}", *overrides],
+        [
+            *(str(TORCHRUN), "--standalone", f"--nproc-per-node={world_size}", "-m", "dtrain.train"),
+            *(*SETTINGS, f"run_dir={run_dir}", *overrides),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
