@@ -30,10 +30,10 @@ demo: install
 	$(BIN)/dtrain report $(DEMO)/alexnet $(DEMO)/squeezenet1_1 --output $(DEMO)/report.html
 
 test: install
-	$(BIN)/pytest tests/unit tests/distributed tests/golden
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/distributed tests/golden
 
 test-system: install
-	$(BIN)/pytest tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/system
 
 check: install
 	$(BIN)/ruff format --check .

@@ -37,6 +37,7 @@ class TorchCommunicator:
         self.backend = str(dist.get_backend(group))
         self.rank = group.rank()
         self.world_size = group.size()
+        self._device = torch.device("cuda" if self.backend == "nccl" else "cpu")
 
     def start(self, request: Request) -> Handle:
         """Start a collective; the payload must be contiguous and on a device that the backend serves."""
@@ -55,8 +56,9 @@ class TorchCommunicator:
         raise ValueError(f"a communicator does not perform {request.op}: use all_reduce, all_gather or all_to_all")
 
     def duplicate(self) -> TorchCommunicator:
-        """The same workers on a process group of their own."""
-        return TorchCommunicator(dist.new_group(dist.get_process_group_ranks(self._group), backend=self.backend))
+        """The same workers on a process group of their own, which waits for a missing rank as long as this one does."""
+        ranks, options = dist.get_process_group_ranks(self._group), self._group._get_backend(self._device).options
+        return TorchCommunicator(dist.new_group(ranks, backend=self.backend, timeout=options._timeout))
 
     def close(self) -> None:
         """Destroy the group; the default group takes every other with it."""

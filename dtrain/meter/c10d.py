@@ -93,21 +93,23 @@ def _sent_to_others(name: str, args: tuple[Any, ...], rank: int) -> float | None
 def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pending:
     group = dist.ProcessGroup.unbox(args[call.group])
     rank, world_size = group.rank(), group.size()
-    device = _first(args[call.device]).device
+    tensor = _first(args[call.device])
+    device = tensor.device
     is_root = call.root is not None and args[call.root] == rank
     payload = _payload(call, args, is_root)
     wire = _sent_to_others(name, args, rank)
     if wire is None:
         backend = group._get_backend(device).name()
         wire = wire_bytes(backend, call.op, payload, world_size, is_root=is_root)
-    in_backward = torch._C._current_graph_task_id() != -1
+    # what is summed in backward is gradients, but for DDP's map of unused parameters, which is of integers
+    is_gradient = torch._C._current_graph_task_id() != -1 and tensor.is_floating_point()
     return ledger.record(
         call.op,
         payload,
         wire,
         world_size=world_size,
         group=group.group_name,
-        purpose=Purpose.GRADIENT if in_backward else Purpose.OTHER,
+        purpose=Purpose.GRADIENT if is_gradient else Purpose.OTHER,
         clock=clock_for(device),
     )
 

@@ -5,74 +5,15 @@ torchvision's names, so that its weight files load as they are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from dtrain.models.fire import FIRST_FIRE, LAST_FIRE, Fire, fire_widths
 from dtrain.models.image_size import check_image_size, smallest_image
 from dtrain.models.initialise import HE, initialise
 
 BYPASSES = ("none", "simple", "complex")
-FIRST_FIRE, LAST_FIRE = 2, 9  # the paper's numbering: conv1, fire2 to fire9, conv10
-
-
-@dataclass(frozen=True)
-class FireWidths:
-    """The numbers of filters of one Fire module: s1x1, e1x1 and e3x3 in the paper's table 1."""
-
-    squeeze: int
-    expand1x1: int
-    expand3x3: int
-
-    @property
-    def out_channels(self) -> int:
-        return self.expand1x1 + self.expand3x3
-
-
-def fire_widths(base_e: int, incr_e: int, pct3x3: float, freq: int, squeeze_ratio: float) -> tuple[FireWidths, ...]:
-    """Filters of fire2 to fire9 by the paper's metaparameters (section 5.1).
-
-    Module i (from 0) has e_i = base_e + incr_e * floor(i / freq) expand filters, of which the share `pct3x3` is 3x3,
-    and squeeze_ratio * e_i squeeze filters. Fractions of a filter are dropped; the paper's figure 3 has these sizes.
-
-    Raises ValueError for a metaparameter out of range, or so small that one of the three has no filter left.
-    """
-    if base_e < 2 or incr_e < 0 or freq < 1:
-        raise ValueError(f"need base_e >= 2, incr_e >= 0 and freq >= 1, got {base_e}, {incr_e} and {freq}")
-    if not 0 < pct3x3 < 1 or not 0 < squeeze_ratio <= 1:
-        raise ValueError(f"need 0 < pct3x3 < 1 and 0 < squeeze_ratio <= 1, got {pct3x3} and {squeeze_ratio}")
-    widths = []
-    for i in range(LAST_FIRE - FIRST_FIRE + 1):
-        expand = base_e + incr_e * (i // freq)
-        expand3x3 = _whole(pct3x3 * expand)
-        fire = FireWidths(_whole(squeeze_ratio * expand), expand - expand3x3, expand3x3)
-        if min(fire.squeeze, fire.expand1x1, fire.expand3x3) < 1:
-            raise ValueError(
-                f"fire{i + FIRST_FIRE} would have no filters in a layer ({fire}): "
-                "raise base_e or squeeze_ratio, or move pct3x3 towards 0.5"
-            )
-        widths.append(fire)
-    return tuple(widths)
-
-
-class Fire(nn.Module):
-    """A Fire module (paper section 3.2): (N, in_channels, H, W) -> (N, out_channels, H, W), non-negative.
-
-    `bypass` maps the input to what is added to the output (section 6); None adds nothing. Nothing follows the sum.
-    """
-
-    def __init__(self, in_channels: int, widths: FireWidths, bypass: nn.Module | None = None) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(in_channels, widths.squeeze, kernel_size=1)
-        self.expand1x1 = nn.Conv2d(widths.squeeze, widths.expand1x1, kernel_size=1)
-        self.expand3x3 = nn.Conv2d(widths.squeeze, widths.expand3x3, kernel_size=3, padding=1)
-        self.bypass = bypass
-
-    def forward(self, x: Tensor) -> Tensor:
-        squeezed = torch.relu_(self.squeeze(x))
-        expanded = torch.relu_(torch.cat((self.expand1x1(squeezed), self.expand3x3(squeezed)), dim=1))
-        return expanded if self.bypass is None else expanded + self.bypass(x)
+VERSION_1 = {"base_e": 128, "incr_e": 128, "pct3x3": 0.5, "freq": 2, "squeeze_ratio": 0.125}
 
 
 class SqueezeNet(nn.Module):
@@ -121,17 +62,7 @@ class SqueezeNet(nn.Module):
     ) -> None:
         super().__init__()
         widths = fire_widths(base_e, incr_e, pct3x3, freq, squeeze_ratio)
-        if bypass not in BYPASSES:
-            raise ValueError(f"unknown bypass {bypass!r}: choose one of {', '.join(BYPASSES)}")
-        if min(conv1_channels, conv1_kernel, conv1_stride) < 1:
-            raise ValueError("conv1_channels, conv1_kernel and conv1_stride must be at least 1")
-        if list(pool_after) != sorted(set(pool_after) & set(range(1, LAST_FIRE + 1))):
-            raise ValueError(f"pool_after must be increasing layer numbers from 1 to {LAST_FIRE}, got {pool_after}")
-        if conv10_padding not in (0, 1):
-            raise ValueError(f"conv10_padding must be 0 (torchvision, v1.1) or 1 (Caffe v1.0), got {conv10_padding}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is a probability below 1, got {dropout}")
-
+        _check_layers(bypass, conv1_channels, conv1_kernel, conv1_stride, pool_after, conv10_padding, dropout)
         conv1 = nn.Conv2d(3, conv1_channels, conv1_kernel, conv1_stride)
         self.features = nn.Sequential(conv1, nn.ReLU(inplace=True))
         self.caffe_layers = {"conv1": "features.0"}
@@ -161,9 +92,14 @@ class SqueezeNet(nn.Module):
         initialise(self, classifier=conv10, exceptions=_bypass_gains(self))
 
         self.min_image_size = smallest_image(self.features)
-        layout = "Caffe v1.0 layout (conv10 padded by 1)" if conv10_padding else "torchvision layout"
-        self.variant = (
-            f"{layout}, {bypass if bypass != 'none' else 'no'} bypass, final ReLU {'on' if final_relu else 'off'}"
+        fires = {"base_e": base_e, "incr_e": incr_e, "pct3x3": pct3x3, "freq": freq, "squeeze_ratio": squeeze_ratio}
+        self.variant = ", ".join(
+            (
+                "Caffe v1.0 layout (conv10 padded by 1)" if conv10_padding else "torchvision layout",
+                *(f"{name} {value:g}" for name, value in fires.items() if value != VERSION_1[name]),
+                f"{'no' if bypass == 'none' else bypass} bypass",
+                f"final ReLU {'on' if final_relu else 'off'}",
+            )
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -209,8 +145,25 @@ def squeezenet1_1(
     )
 
 
-def _whole(filters: float) -> int:
-    return int(filters + 1e-6)  # 0.29 * 100 is 28.999999999999996
+def _check_layers(
+    bypass: str,
+    conv1_channels: int,
+    conv1_kernel: int,
+    conv1_stride: int,
+    pool_after: Sequence[int],
+    conv10_padding: int,
+    dropout: float,
+) -> None:
+    if bypass not in BYPASSES:
+        raise ValueError(f"unknown bypass {bypass!r}: choose one of {', '.join(BYPASSES)}")
+    if min(conv1_channels, conv1_kernel, conv1_stride) < 1:
+        raise ValueError("conv1_channels, conv1_kernel and conv1_stride must be at least 1")
+    if list(pool_after) != sorted(set(pool_after) & set(range(1, LAST_FIRE + 1))):
+        raise ValueError(f"pool_after must be increasing layer numbers from 1 to {LAST_FIRE}, got {pool_after}")
+    if conv10_padding not in (0, 1):
+        raise ValueError(f"conv10_padding must be 0 (torchvision, v1.1) or 1 (Caffe v1.0), got {conv10_padding}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is a probability below 1, got {dropout}")
 
 
 def _max_pool() -> nn.MaxPool2d:

@@ -71,7 +71,9 @@ class DdpSynchronizer:
 
         def hand_over(result: Exchanged) -> None:
             self._staged[layout] = result.state
-            future.set_result(result.mean)
+            # DDP addresses the result from the start of its storage, so a part of a larger tensor will not do
+            whole = result.mean.is_contiguous() and result.mean.storage_offset() == 0
+            future.set_result(result.mean if whole else result.mean.clone(memory_format=torch.contiguous_format))
 
         def fail(error: BaseException) -> None:
             self.error = self.error or error
@@ -84,7 +86,8 @@ class DdpSynchronizer:
         return future
 
     def state_dict(self) -> dict[str, Any]:
-        """{"step": int, "parameters": {name: {path: tensor}}}, by parameter name, copied."""
+        """{"step": int, "parameters": {name: {path: tensor}}} after the last backward, by parameter name, copied."""
+        self._engine.wait()  # the last step's states are kept by the engine's thread
         return {
             "step": self._step,
             "parameters": {
@@ -128,18 +131,28 @@ def attach(model: DistributedDataParallel, compressor: Compressor, ledger: Ledge
     # torch reads the annotations and accepts only the classes themselves, not their names
     dtrain_hook.__annotations__ = {"bucket": GradBucket, "return": torch.futures.Future[Tensor]}
     model.register_comm_hook(synchronizer, dtrain_hook)
-    _scope_buffers(model, ledger)
+    _scope_own_traffic(model, ledger)
     return synchronizer
 
 
-def _scope_buffers(model: DistributedDataParallel, ledger: Ledger) -> None:
-    """DDP broadcasts buffers at the start of its forward, before that of the module inside: scope what lies between."""
+def _scope_own_traffic(model: DistributedDataParallel, ledger: Ledger) -> None:
+    """DDP's forward, before that of the module inside, sends control messages of its own and broadcasts buffers."""
+    before: list[Purpose | None] = []
 
     def enter(module: Any, args: Any) -> None:
-        ledger.purpose = Purpose.BUFFERS
+        before.append(ledger.purpose)
+        ledger.purpose = Purpose.CONTROL
 
     def leave(module: Any, args: Any) -> None:
-        ledger.purpose = None
+        if before:  # not where somebody calls the module inside directly
+            ledger.purpose = before.pop()
+
+    sync_buffers: Any = model._sync_buffers
+
+    def scoped_sync_buffers() -> None:
+        with ledger.scope(purpose=Purpose.BUFFERS):
+            sync_buffers()
 
     model.register_forward_pre_hook(enter)
     model.module.register_forward_pre_hook(leave)
+    model._sync_buffers = scoped_sync_buffers  # type: ignore[method-assign]

@@ -87,6 +87,11 @@ class Engine:
             error, self._error = self._error, None
             raise error
 
+    def wait(self) -> None:
+        """Until everything submitted is completed or has failed; not at all without `overlap` or once closed."""
+        if self._thread is not None:
+            self.flush().done.wait()
+
     def take_codec_seconds(self) -> float:
         """Seconds spent in compressors since the last call. Call it after `finish`."""
         return self._pipeline.take_codec_seconds()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
+
+import pytest
 import torch
 import torch.distributed as dist
 from contracts import COLLECTIVES, check_answer
@@ -52,6 +56,20 @@ def test_a_duplicate_interleaves_in_another_order_on_each_rank(here: Here) -> No
     assert handles[one].wait().item() == 3.0
     two.close()
     assert perform(one, Request(Op.ALL_REDUCE, torch.ones(1))).item() == 3.0
+
+
+@on_ranks(2, joined=False)
+def test_a_duplicate_waits_for_a_missing_rank_as_long_as_the_original(here: Here) -> None:
+    here.join(timedelta(seconds=3))
+    comm = communicator().duplicate()
+    if here.rank == 0:
+        start = time.monotonic()
+        with pytest.raises(RuntimeError):
+            perform(comm, Request(Op.ALL_REDUCE, torch.ones(1)))
+        assert time.monotonic() - start < 30
+        here.store.set("given up", "")
+    else:
+        here.store.wait(["given up"])
 
 
 @on_ranks(3)

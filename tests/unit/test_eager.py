@@ -13,7 +13,7 @@ from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import ErrorFeedback, NoCompression, build
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.sync.eager import EagerSynchronizer
+from dtrain.sync.eager import EagerSynchronizer, NonFiniteGradientError
 
 overlapped_or_not = pytest.mark.parametrize("overlap", [True, False], ids=["overlapped", "blocking"])
 EXCHANGE_THREAD = "dtrain-exchange"
@@ -228,6 +228,50 @@ def test_the_state_of_another_model_is_refused_by_the_parameter_s_name() -> None
     synchronizer = synchronize(make_model())
     with pytest.raises(ValueError, match=r"'9.weight', which this model does not have"):
         synchronizer.load_state_dict({"step": 1, "parameters": {"9.weight": {"residual": torch.zeros(1)}}})
+    synchronizer.close()
+
+
+@overlapped_or_not
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_parameter_and_the_step(
+    overlap: bool, value: float
+) -> None:
+    model = make_model()
+    synchronizer = synchronize(model, overlap=overlap)
+    step(model, synchronizer, 0)
+    model.zero_grad(set_to_none=True)
+    model[2].weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([3]), value))
+    backward(model)
+    with pytest.raises(NonFiniteGradientError, match=r"gradient of 2\.weight is not finite in step 1") as caught:
+        synchronizer.finish()
+    assert (caught.value.parameter, caught.value.step) == ("2.weight", 1)
+    synchronizer.close()
+
+
+def test_finite_gradients_whose_sum_overflows_are_no_error() -> None:
+    model = make_model()
+    synchronizer = synchronize(model)
+    model[2].weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+    step(model, synchronizer, 0)
+    synchronizer.close()
+
+
+@overlapped_or_not
+def test_a_discarded_step_counts_but_leaves_the_compressor_s_state_as_it_was(overlap: bool) -> None:
+    model = make_model()
+    synchronizer = synchronize(model, ErrorFeedback(build("fp16")), overlap=overlap)
+    step(model, synchronizer, 0)
+    before = synchronizer.state_dict()["parameters"]
+    model.zero_grad(set_to_none=True)
+    (model(images(1)).square().sum() * 1e30).backward()
+    with pytest.raises(NonFiniteGradientError):
+        synchronizer.finish()
+    synchronizer.discard()
+    after = synchronizer.state_dict()
+    assert after["step"] == 2
+    assert all(torch.equal(after["parameters"][name]["residual"], before[name]["residual"]) for name in before)
+    step(model, synchronizer, 2)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model))
     synchronizer.close()
 
 

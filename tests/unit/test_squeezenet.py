@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from dtrain.models import MODELS, SqueezeNet, build, complete_options, variant
-from dtrain.models.squeezenet import Fire, fire_widths, squeezenet1_0, squeezenet1_1
+from dtrain.models.fire import Fire, fire_widths
+from dtrain.models.squeezenet import squeezenet1_0, squeezenet1_1
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
@@ -287,9 +288,13 @@ def test_version_1_1_is_a_point_of_the_design_space() -> None:
     [
         ({}, "torchvision layout, no bypass, final ReLU off"),
         ({"bypass": "simple", "final_relu": True}, "torchvision layout, simple bypass, final ReLU on"),
+        ({"squeeze_ratio": 0.5}, "torchvision layout, squeeze_ratio 0.5, no bypass, final ReLU off"),
         ({"conv10_padding": 1}, "Caffe v1.0 layout (conv10 padded by 1), no bypass, final ReLU off"),
     ],
 )
-def test_the_variant_says_layout_bypass_and_final_relu(options: dict[str, object], expected: str) -> None:
-    assert variant(on_meta("squeezenet1_0", **options)) == expected
+def test_the_variant_says_layout_fire_modules_bypass_and_final_relu(options: dict[str, object], expected: str) -> None:
+    assert variant(on_meta("squeezenet", **options)) == expected
+
+
+def test_a_model_from_elsewhere_is_called_by_its_class() -> None:
     assert variant(nn.Linear(1, 1)) == "Linear"
