@@ -93,8 +93,8 @@ def main() -> None:
             print(rows[-1], flush=True)
     body = "\n".join(
         [
-            f"fp32 (compressor `none`), gloo, 1000 classes; the difference of {LONG_STEPS} and {SHORT_STEPS} steps, per "
-            "step and summed over ranks. Counted: wire bytes of the ledger, all phases and purposes. Observed: what lo "
+            f"fp32 (compressor `none`), gloo, 1000 classes; the difference of {LONG_STEPS} and {SHORT_STEPS} steps, "
+            "per step and summed over ranks. Counted: wire bytes of the ledger, all phases and purposes. Observed: what lo "
             "transmitted, link headers included (MTU 65536).",
             "",
             *rows,

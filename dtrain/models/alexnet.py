@@ -21,7 +21,7 @@ class AlexNet(nn.Module):
     parameters at any other -> `classifier`. Images smaller than `min_image_size` a side raise ValueError.
 
     Weights start with gain 1 and biases at zero: what a ReLU takes from the mean square, the max-pools give back. At
-    64x64 this learns from the first steps at a learning rate of 0.01; He's gain overflows or stalls, and torch's
+    64x64 this learns from the first steps at a learning rate of 0.005; He's gain overflows or stalls, and torch's
     default stays at chance for a hundred steps and more.
     """
 
