@@ -94,8 +94,8 @@ def main() -> None:
     body = "\n".join(
         [
             f"fp32 (compressor `none`), gloo, 1000 classes; the difference of {LONG_STEPS} and {SHORT_STEPS} steps, "
-            "per step and summed over ranks. Counted: wire bytes of the ledger, all phases and purposes. Observed: what lo "
-            "transmitted, link headers included (MTU 65536).",
+            "per step and summed over ranks. Counted: wire bytes of the ledger, all phases and purposes. Observed: "
+            "what lo transmitted, link headers included (MTU 65536).",
             "",
             *rows,
         ]
