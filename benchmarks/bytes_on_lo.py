@@ -20,6 +20,12 @@ from pathlib import Path
 from harness import write_result
 
 SHORT_STEPS, LONG_STEPS = 10, 40
+SET_UP = """
+ip link set lo up
+# A busy machine acknowledges late, and TCP would send again what was never lost: no probes, and a patient timer.
+echo 0 > /proc/sys/net/ipv4/tcp_early_retrans
+ip route replace local 127.0.0.1 dev lo proto kernel scope host src 127.0.0.1 table local rto_min 10s
+"""
 MODELS = {
     "squeezenet1_0": ("data.image_size=32", "model.num_classes=1000", "batch_size=2"),
     "alexnet": ("data.image_size=40", "model.num_classes=1000", "batch_size=1"),
@@ -50,8 +56,8 @@ def train(model: str, world_size: int, num_steps: int, run_dir: Path) -> tuple[f
         [f"model={model}", *MODELS[model], f"num_steps={num_steps}", f"run_dir={run_dir}", "eval_every_epochs=0"]
     )
     script = (
-        f"ip link set lo up && {torchrun} --standalone --nproc-per-node={world_size} -m dtrain.train {overrides} "
-        "observe.progress=false && cat /proc/self/net/dev"
+        f"set -e\n{SET_UP}{torchrun} --standalone --nproc-per-node={world_size} -m dtrain.train {overrides} "
+        "observe.progress=false\ncat /proc/self/net/dev"
     )
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", script],
@@ -68,12 +74,12 @@ def train(model: str, world_size: int, num_steps: int, run_dir: Path) -> tuple[f
     return summary["total_wire_bytes_all_ranks"], int(counters.split()[9]), summary["nic_bytes_per_step"]
 
 
-def measure(model: str, world_size: int) -> Cell:
+def measure(model: str, world_size: int, *, long_steps: int = LONG_STEPS, short_steps: int = SHORT_STEPS) -> Cell:
     """Train twice and take the difference."""
     with tempfile.TemporaryDirectory() as folder:
-        short = train(model, world_size, SHORT_STEPS, Path(folder) / "short")
-        long = train(model, world_size, LONG_STEPS, Path(folder) / "long")
-    steps = LONG_STEPS - SHORT_STEPS
+        short = train(model, world_size, short_steps, Path(folder) / "short")
+        long = train(model, world_size, long_steps, Path(folder) / "long")
+    steps = long_steps - short_steps
     return Cell(model, world_size, (long[0] - short[0]) / steps, (long[1] - short[1]) / steps, long[2])
 
 

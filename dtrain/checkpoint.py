@@ -28,7 +28,8 @@ def save_model(model: nn.Module, path: Path, description: Mapping[str, Any]) -> 
     """Write the model's state dict, and `description` (JSON data) as metadata; `path` appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", "dtrain": json.dumps({"format": FORMAT, **description}, sort_keys=True)}
+    # one key, since safetensors writes several in a random order: the same model must be the same bytes
+    metadata = {"dtrain": json.dumps({"format": FORMAT, **description}, sort_keys=True)}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata)
     partial.replace(path)

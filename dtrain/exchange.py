@@ -122,6 +122,14 @@ class Scratch:
             self._buffers[name] = buffer
         return buffer
 
+    def alternate(self, name: str, current: Tensor) -> Tensor:
+        """Of two buffers like `current`, one that `current` does not lie in.
+
+        For a state that is written anew in each step: the old one stays as it is until the step is known to count.
+        """
+        first = self.empty(f"{name} 0", current)
+        return first if first.data_ptr() != current.data_ptr() else self.empty(f"{name} 1", current)
+
     def inner(self, name: str) -> Scratch:
         """Buffers for a compressor inside this one: the same store under a prefix of its own."""
         return _Prefixed(self, name)

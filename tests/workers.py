@@ -104,7 +104,7 @@ def saving(traffic: Sequence[tuple[Op, int]], layouts: Sequence[Layout], world_s
 
 
 def final_loss(compressor: Compressor, *, momentum: float = 0.0, steps: int = 100, world_size: int = 4) -> float:
-    """Of a linear regression with 20 x 30 weights and 20 biases, trained by SGD; a perfect fit has 0, no fit about 1."""
+    """Of a linear regression with 20 x 30 weights and 20 biases, trained by SGD; a perfect fit has 0, no fit over 1."""
     layout = Layout(("weight", "bias"), ((20, 30), (20,)))
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(world_size, 64, 30, generator=generator)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dtrain.compressors.sparse_routes import Route, all_gather, route
 from dtrain.compressors.top_k import check_density, check_value_bits
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Scratch, State
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, State
 
 FIRST_DENSITY = 0.25
 """What warm-up starts from: the paper's sparsity of 75%."""
@@ -76,8 +76,8 @@ class Dgc:
         velocity, accumulated = state["velocity"], state["accumulated"]
         assert isinstance(velocity, Bucket)
         assert isinstance(accumulated, Bucket)
-        u = _other_buffer(context.scratch, "velocity", velocity.value)
-        v = _other_buffer(context.scratch, "accumulated", accumulated.value)
+        u = context.scratch.alternate("velocity", velocity.value)
+        v = context.scratch.alternate("accumulated", accumulated.value)
         torch.add(self._clipped(bucket, context), velocity.value, alpha=self.momentum, out=u)
         torch.add(accumulated.value, u, out=v)
         sent = yield from self.route(v, self.density_at(context.step), self.value_bits, context)
@@ -111,9 +111,3 @@ def dgc(
 ) -> Compressor:
     """Deep gradient compression. `exchange`: "all_gather", or "split", whose bytes do not grow with the world size."""
     return Dgc(density, value_bits, momentum, warmup_steps, clip_norm, route(exchange))
-
-
-def _other_buffer(scratch: Scratch, name: str, current: Tensor) -> Tensor:
-    """The one of two buffers that the current state does not lie in: a step that does not count leaves it as it is."""
-    first = scratch.empty(f"{name} 0", current)
-    return first if first.data_ptr() != current.data_ptr() else scratch.empty(f"{name} 1", current)

@@ -27,9 +27,15 @@ class ErrorFeedback:
         residual, inner_state = state["residual"], state["inner"]
         assert isinstance(residual, Bucket)
         assert not isinstance(inner_state, Bucket)
-        corrected = bucket.value + residual.value
-        inner = Bucket(corrected, bucket.layout)
-        out = yield from self.inner.exchange(inner, inner_state, replace(context, wants_local=True))
-        left = torch.zeros_like(corrected) if out.local is None else corrected - out.local
+        corrected = torch.add(bucket.value, residual.value, out=context.scratch.alternate("corrected", residual.value))
+        out = yield from self.inner.exchange(
+            Bucket(corrected, bucket.layout),
+            inner_state,
+            replace(context, wants_local=True, scratch=context.scratch.inner("inner")),
+        )
+        if out.local is None:  # lossless: all of it was sent
+            local, left = corrected.clone(), corrected.zero_()
+        else:
+            local, left = out.local, corrected.sub_(out.local)
         kept: State = {"residual": Bucket(left, bucket.layout), "inner": out.state}
-        return Exchanged(out.mean, corrected if out.local is None else out.local, kept)
+        return Exchanged(out.mean, local, kept)

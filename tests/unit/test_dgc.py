@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ def test_the_density_falls_exponentially_from_a_quarter() -> None:
     compressor = Dgc(density=0.001, warmup_steps=100)
     densities = [compressor.density_at(step) for step in range(102)]
     assert densities[0] == 0.25
-    ratios = [after / before for before, after in zip(densities[:101], densities[1:101], strict=False)]
+    ratios = [after / before for before, after in pairwise(densities[:101])]
     assert ratios == pytest.approx([(0.001 / 0.25) ** 0.01] * 100)
     assert densities[100:] == [0.001, 0.001]
     assert Dgc(density=0.5, warmup_steps=10).density_at(3) == 0.5

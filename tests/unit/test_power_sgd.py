@@ -161,8 +161,8 @@ def test_what_is_not_finite_on_one_rank_is_not_finite_on_any(bad: float) -> None
 
 
 def test_orthonormal_rows_span_the_rows_at_any_scale() -> None:
-    rows = torch.randn(3, 50)
-    for scale in (torch.tensor([[1e-40], [1.0], [1e37]]), torch.ones(3, 1)):
+    rows = torch.randn(3, 50).clamp(-3, 3)
+    for scale in (torch.tensor([[1e-40], [1.0], [1e38]]), torch.ones(3, 1)):
         q = orthonormal(rows * scale)
         assert torch.allclose(q @ q.t(), torch.eye(3), atol=1e-5)
         assert torch.allclose(rows @ q.t() @ q, rows, atol=1e-3)
