@@ -107,7 +107,7 @@ def together() -> Iterator[TorchCommunicator]:
 
 
 def measure(communicator: TorchCommunicator, quick: bool) -> dict[str, Paired]:
-    repetitions = 5 if quick else 21
+    repetitions = 5 if quick else 11
 
     def meet() -> None:
         dist.all_reduce(torch.zeros(1))
@@ -120,11 +120,11 @@ def measure(communicator: TorchCommunicator, quick: bool) -> dict[str, Paired]:
             results[f"Metering, squeezenet1_1 at 64x64, batch 32 per rank, {label}"] = paired(
                 {"meter off": repeat(step), "meter on": metered(step, Path(folder), communicator.rank)},
                 repetitions=repetitions,
-                steps=10,
+                steps=8,
                 warmup=5,
                 meet=meet,
             )
-    for name, batch_size, steps in (("squeezenet1_1", 32, 10), ("squeezenet1_0", 16, 5), ("alexnet", 8, 3)):
+    for name, batch_size, steps in (("squeezenet1_1", 32, 8), ("squeezenet1_0", 16, 5), ("alexnet", 8, 3)):
         bench = Bench(communicator, image_size=64, batch_size=batch_size)
         results[f"Synchroniser, {name} at 64x64, batch {batch_size} per rank, 1000 classes"] = paired(
             {
