@@ -24,7 +24,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: install
 	$(TORCHRUN) -m dtrain.train model=squeezenet1_1 run_dir=$(DEMO)/squeezenet1_1 $(DEMO_SETTINGS)
-	$(TORCHRUN) -m dtrain.train model=alexnet run_dir=$(DEMO)/alexnet $(DEMO_SETTINGS) num_epochs=1 log_every=5
+	$(TORCHRUN) -m dtrain.train model=alexnet run_dir=$(DEMO)/alexnet $(DEMO_SETTINGS) batch_size=32 num_epochs=2 log_every=5 optimizer.learning_rate=0.01
 	$(BIN)/dtrain compare $(DEMO)/alexnet $(DEMO)/squeezenet1_1
 	$(BIN)/dtrain claims $(DEMO)/alexnet $(DEMO)/squeezenet1_1
 	$(BIN)/dtrain report $(DEMO)/alexnet $(DEMO)/squeezenet1_1 --output $(DEMO)/report.html

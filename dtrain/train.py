@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dtrain import data, models
 from dtrain.build import Parts, build, optimizer
-from dtrain.checkpoint import save_model
+from dtrain.checkpoint import read_manifest, save_model
 from dtrain.comm import Communicator, Launch, all_gather, broadcast, detect_launch
 from dtrain.comm.torch_dist import open_default
 from dtrain.config import TrainConfig, from_data
@@ -53,6 +53,7 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
     if launch.rank == 0:
         name = f"{config.model.name}-{config.compressor.name}"
         run_dir = run_directory.choose(config.run_dir, name, overwrite=config.overwrite)
+        _check_resume(config.resume, run_dir)
     with ExitStack() as stack:
         ledger = Ledger()
         if config.observe.meter:
@@ -125,6 +126,15 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
         stopped = "" if complete else f"stopped after step {trainer.step}, marked incomplete: "
         print(f"{stopped}results in {run_dir}", flush=True)
     return 0 if complete else INTERRUPTED
+
+
+def _check_resume(resume: str | None, run_dir: Path) -> None:
+    """Refuse what cannot be resumed before anything is made, or replaced."""
+    if resume is None:
+        return
+    read_manifest(Path(resume))
+    if Path(resume).resolve().is_relative_to(run_dir):
+        raise ValueError(f"resume={resume} lies in run_dir={run_dir}, which would be replaced: choose another run_dir")
 
 
 def _nic_window(config: TrainConfig, launch: Launch) -> NicWindow | None:

@@ -291,6 +291,14 @@ def test_a_run_is_never_replaced_unasked(run_dir: Runs, tmp_path: Path) -> None:
     assert read_summary(tmp_path / "run")["seed"] == 9
 
 
+def test_a_checkpoint_inside_the_run_directory_is_not_deleted_before_it_is_resumed(run_dir: Runs) -> None:
+    path = run_dir("two ranks")
+    checkpoint = path / "checkpoints" / "step-000003"
+    refused = run(train_command(f"resume={checkpoint}", f"run_dir={path}", "overwrite=true", "num_steps=6"), path)
+    assert "choose another run_dir" in refused.expect(2).stderr
+    assert (checkpoint / "manifest.json").exists()
+
+
 def test_the_default_run_directory_says_what_was_run(tmp_path: Path) -> None:
     run(train_command("num_steps=1", "batch_size=8", "observe.progress=false"), tmp_path).expect(0)
     (path,) = (tmp_path / "runs").iterdir()
