@@ -34,7 +34,7 @@ class Backend:
 
     def __post_init__(self) -> None:
         _require(self.name in BACKENDS, f"backend={self.name} does not exist: choose one of {', '.join(BACKENDS)}")
-        _require(self.timeout_seconds > 0, "backend.timeout_seconds must be more than 0")
+        _require(0 < self.timeout_seconds <= 1e9, "backend.timeout_seconds must be more than 0 and at most 1e9")
 
 
 @dataclass(frozen=True)

@@ -31,5 +31,8 @@ def one_bit() -> Compressor:
     """Eight values a byte and 4 bytes per 2048 values.
 
     A message for m values has ceil(m / 8) + 4 * ceil(m / 2048) bytes. In error feedback.
+
+    A step delivers of each value no more than the mean magnitude of its block. Where the first gradients are far larger
+    than those that follow, what they leave in the residual takes hundreds of steps to drain, so start after them.
     """
     return ErrorFeedback(TwoPhase(Blocks(SignScaled(), Signs(), block=2048)))

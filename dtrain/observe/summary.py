@@ -85,18 +85,19 @@ class Summary:
         gradient = self._ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT)
         last = self._train[-1] if self._train else None
         times = [record.times for record in self._steps if record.times is not None]
+        metered = self._ledger.total().count > 0  # else nothing was counted, which is not the same as nothing sent
         if total_wire is None:
             total_wire = last.total_wire_bytes_all_ranks if last else self._ledger.total().wire_bytes
-        wire = gradient.wire_bytes / num_steps if num_steps else None
+        payload, wire = (gradient.payload_bytes, gradient.wire_bytes) if num_steps and metered else (None, None)
         return {
             "schema": SCHEMA,
             **self._facts,
             "num_steps": num_steps,
-            "payload_bytes_per_step": _exact(gradient.payload_bytes / num_steps) if num_steps else None,
-            "wire_bytes_per_step": None if wire is None else _exact(wire),
+            "payload_bytes_per_step": None if payload is None else _exact(payload / num_steps),
+            "wire_bytes_per_step": None if wire is None else _exact(wire / num_steps),
             "nic_bytes_per_step": self._nic_bytes_per_step(num_steps),
-            "init_wire_bytes": _exact(self._ledger.total(phase=Phase.INIT).wire_bytes),
-            **self._savings(wire),
+            "init_wire_bytes": _exact(self._ledger.total(phase=Phase.INIT).wire_bytes) if metered else None,
+            **self._savings(None if wire is None else wire / num_steps),
             "accuracy": self._eval.accuracy if self._eval else None,
             "loss": self._eval.loss if self._eval else None,
             "seconds": time.monotonic() - self._started,
@@ -106,7 +107,7 @@ class Summary:
             "codec_seconds_median": _median([t.codec for t in times]),
             "transfer_seconds_median": _median([m.transfer_seconds for m in self._train]),
             "straggler_wait_seconds_median": _median([m.straggler_wait_seconds for m in self._train]),
-            "total_wire_bytes_all_ranks": _exact(total_wire),
+            "total_wire_bytes_all_ranks": _exact(total_wire) if metered else None,
             "wire_bytes_by_phase_and_purpose": {
                 f"{phase}/{purpose}": _exact(self._ledger.total(phase=phase, purpose=purpose).wire_bytes)
                 for phase in Phase

@@ -226,7 +226,9 @@ def test_overlapped_or_not_gives_bitwise_the_same_model(run_dir: Runs) -> None:
 
 def test_metered_or_not_gives_bitwise_the_same_model(run_dir: Runs) -> None:
     assert model_bytes(run_dir("two ranks")) == model_bytes(run_dir("without the meter"))
-    assert read_summary(run_dir("without the meter"))["complete"] is True
+    unmetered = read_summary(run_dir("without the meter"))
+    assert unmetered["complete"] is True
+    assert unmetered["payload_bytes_per_step"] is unmetered["total_wire_bytes_all_ranks"] is None
 
 
 def test_another_seed_gives_another_model(run_dir: Runs) -> None:

@@ -532,6 +532,13 @@ def test_only_puts_each_parameter_back_in_its_place() -> None:
     assert torch.equal(results[0].local, value)
 
 
+def test_only_keeps_the_buffers_of_its_two_parts_apart_also_where_they_have_one_size() -> None:
+    layout = Layout(("a", "b"), ((4,), (4,)))
+    job = Job(CASES["none"]._replace(make=lambda: Only(NoCompression(), lambda name, shape: name == "a")), layout, 2)
+    value = torch.arange(8.0)
+    assert torch.equal(job.exchange([value, value])[0].mean, value)
+
+
 def test_only_asks_its_predicate_for_name_and_shape() -> None:
     weights = Only(build("fp16"), lambda name, shape: name == "weight" and shape == (2, 2))
     job = Job(CASES["only large"]._replace(make=lambda: weights), LAYOUTS[7], 1)

@@ -114,6 +114,7 @@ def test_a_target_is_refused_wherever_it_is() -> None:
         ("optimizer.name=adam", "optimizer.name=adam does not exist: choose one of sgd"),
         ("backend.name=tcp", "backend=tcp does not exist: choose one of gloo, nccl"),
         ("backend.timeout_seconds=0", "backend.timeout_seconds must be more than 0"),
+        ("backend.timeout_seconds=inf", "backend.timeout_seconds must be more than 0 and at most 1e9"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name_and_with_the_cure(override: str, message: str) -> None:

@@ -102,6 +102,18 @@ def test_a_parameter_without_a_gradient_counts_as_zeros() -> None:
     synchronizer.close()
 
 
+def test_a_parameter_that_gets_no_gradient_any_more_counts_as_zeros_and_not_as_before() -> None:
+    model = make_model()
+    synchronizer = synchronize(model)
+    step(model, synchronizer, 0)
+    model.zero_grad(set_to_none=True)
+    model[2](torch.ones(1, 8)).sum().backward()
+    synchronizer.finish()
+    zero = {name: not p.grad.any() for name, p in model.named_parameters() if p.grad is not None}
+    assert zero == {name: not name.startswith("2.") for name, _ in model.named_parameters()}
+    synchronizer.close()
+
+
 def test_a_frozen_parameter_takes_no_part() -> None:
     model = make_model()
     model[0].weight.requires_grad_(False)

@@ -14,6 +14,8 @@ from dtrain import models
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import ErrorFeedback, build
 from dtrain.compressors.blocks import Blocks
+from dtrain.compressors.packing import ROUND
+from dtrain.compressors.ternary import NearestTernary
 from dtrain.compressors.two_phase import TwoPhase
 from dtrain.compressors.workspace import Workspace
 from dtrain.exchange import Bucket, Compressor, Context, Exchanged, Layout, Scratch, State
@@ -145,6 +147,14 @@ def test_zeros_stay_zeros(compressor: Compressor, world_size: int) -> None:
         assert result.local is not None
         assert not result.mean.any()
         assert not result.local.any()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-41, 1e-31, 1.0])
+def test_ternary_codes_are_minus_one_to_one_at_every_scale(scale: float) -> None:
+    blocks = (draw(2560, 1)[0] * scale).unsqueeze(0)
+    codes, bucket = torch.empty_like(blocks), Bucket(blocks[0], Layout(("weight",), ((2560,),)))
+    NearestTernary().quantise(blocks, torch.empty(1), codes, Workspace(Context(0, 1, 0), bucket, 2560))
+    assert set((codes - ROUND).unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
 @every_method

@@ -139,6 +139,17 @@ def test_before_the_first_step_it_is_valid_incomplete_and_claims_nothing(tmp_pat
     assert [content[key] for key in unknown] == [None] * len(unknown)
 
 
+def test_without_the_meter_no_bytes_are_claimed_not_even_none(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in range(3):
+        run.ledger.close(step, Times(1.0, 0.25, 0.5))
+    content = run.summary.write(complete=True, total_wire_bytes_all_ranks=0.0)
+    keys = ("payload_bytes_per_step", "wire_bytes_per_step", "init_wire_bytes", "total_wire_bytes_all_ranks")
+    assert [content[key] for key in keys] == [None] * 4
+    assert (content["saving_vs_fp32"], content["saving_vs_fp16"]) == (None, None)
+    assert (content["num_steps"], content["step_seconds_median"]) == (3, 1.0)
+
+
 def test_medians_accuracy_and_loss(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step, seconds in enumerate((1.0, 100.0, 2.0)):
