@@ -60,10 +60,12 @@ class Bench:
 
         return step
 
-    def ours(self, name: str, *, overlap: bool = True) -> Step:
-        """The trainer's synchroniser with compressor `none`."""
+    def ours(self, name: str, *, overlap: bool = True, check_finite: bool = False) -> Step:
+        """The trainer's synchroniser with compressor `none`; like DDP, it looks for NaN only if told to."""
         model, optimizer = self.model(name)
-        synchronizer = EagerSynchronizer(model, build("none"), self.communicator.duplicate(), Ledger(), overlap=overlap)
+        synchronizer = EagerSynchronizer(
+            model, build("none"), self.communicator.duplicate(), Ledger(), overlap=overlap, check_finite=check_finite
+        )
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
@@ -130,6 +132,7 @@ def measure(communicator: TorchCommunicator, quick: bool) -> dict[str, Paired]:
             {
                 "stock DDP": repeat(bench.ddp(name)),
                 "ours, overlapped": repeat(bench.ours(name)),
+                "ours, overlapped, looking for NaN": repeat(bench.ours(name, check_finite=True)),
                 "ours, blocking": repeat(bench.ours(name, overlap=False)),
             },
             repetitions=repetitions if name != "alexnet" else max(5, repetitions // 2),

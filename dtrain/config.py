@@ -115,7 +115,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every_epochs: int = 1
     save_every: int = 0
-    on_nonfinite: Literal["raise", "skip"] = "raise"
+    on_nonfinite: Literal["raise", "skip", "ignore"] = "raise"
 
     def __post_init__(self) -> None:
         _require(

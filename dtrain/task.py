@@ -54,7 +54,7 @@ class Plan:
     log_every: int
     eval_every: int
     save_every: int
-    on_nonfinite: Literal["raise", "skip"] = "raise"
+    on_nonfinite: Literal["raise", "skip", "ignore"] = "raise"
     micro_batches: int = 1
     amp: bool = False
     clip_norm: float | None = None

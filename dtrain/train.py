@@ -75,6 +75,7 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
             first_bucket_bytes=config.first_bucket_bytes,
             bucket_bytes=config.bucket_bytes,
             overlap=config.overlap,
+            check_finite=config.on_nonfinite != "ignore",
         )
         stack.callback(synchronizer.close)
         ledger_file = LedgerFile(run_dir / "ledger" / f"rank{launch.rank}.jsonl")

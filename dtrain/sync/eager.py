@@ -38,7 +38,8 @@ class NonFiniteGradientError(ArithmeticError):
 class _Slot:
     """A bucket of this model: its parameters, their place in the flat vector, and the compressor's state for it."""
 
-    def __init__(self, parameters: list[NamedParameter], compressor: Compressor) -> None:
+    def __init__(self, parameters: list[NamedParameter], compressor: Compressor, check_finite: bool) -> None:
+        self.check_finite = check_finite
         self.parameters = [p for _, p in parameters]
         layout = layout_of(parameters)
         first = self.parameters[0]
@@ -66,12 +67,12 @@ class _Slot:
 
     def keep(self, result: Exchanged) -> None:
         """Take the result of the exchange, with the sum of its mean: one cheap pass that NaN and Inf cannot survive."""
-        self.result, self.total = result, result.mean.sum()
+        self.result, self.total = result, result.mean.sum() if self.check_finite else None
 
     def not_finite(self) -> str | None:
         """The first parameter whose mean holds NaN or Inf, if any. A sum can also overflow, hence the second look."""
-        assert self.result is not None and self.total is not None
-        if torch.isfinite(self.total):
+        assert self.result is not None
+        if self.total is None or torch.isfinite(self.total):
             return None
         pieces = self.bucket.layout.pieces(self.result.mean)
         return next((name for name, mean in pieces if not torch.isfinite(mean).all()), None)
@@ -97,6 +98,7 @@ class EagerSynchronizer:
         communicator: used for gradients alone while backward runs.
         ledger: where the scopes of the exchange are opened.
         seed: the same on every worker; for compressors that draw random numbers.
+        check_finite: look for NaN and Inf in the means, at the price of reading them once more.
     """
 
     def __init__(
@@ -110,12 +112,13 @@ class EagerSynchronizer:
         first_bucket_bytes: int = FIRST_BUCKET_BYTES,
         bucket_bytes: int = BUCKET_BYTES,
         overlap: bool = True,
+        check_finite: bool = True,
     ) -> None:
         self._compressor, self._communicator, self._seed = compressor, communicator, seed
         buckets = assign(trainable(model), first_bytes=first_bucket_bytes, cap_bytes=bucket_bytes)
         if not buckets:
             raise ValueError("the model has no trainable parameter: nothing to synchronise")
-        self._slots = [_Slot(bucket, compressor) for bucket in buckets]
+        self._slots = [_Slot(bucket, compressor, check_finite) for bucket in buckets]
         device = self._slots[0].bucket.value.device
         self._clock = clock_for(device)
         self._engine = Engine(communicator, ledger, device, overlap=overlap)
