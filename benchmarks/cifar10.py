@@ -50,8 +50,8 @@ def body(runs: list[Path]) -> str:
             "",
             f"Test accuracy {100 * statistics.mean(accuracies):.2f}% "
             f"({100 * min(accuracies):.2f} to {100 * max(accuracies):.2f} over {len(runs)} seeds). "
-            f"Training took {minutes} minutes by the clock, on a machine that did other work at the same time and paused "
-            f"the runs now and then; the number of steps times the median step is {stepping} minutes.",
+            f"Training took {minutes} minutes by the clock, on a machine that did other work at the same time and "
+            f"paused the runs now and then; the number of steps times the median step is {stepping} minutes.",
             "",
             "Recipe (`conf/experiment/cifar10.yaml`): SGD, momentum 0.9, weight decay 2e-4, learning rate 0.01 falling "
             "linearly to 0, no ReLU after conv10, dropout 0.5, no augmentation.",
