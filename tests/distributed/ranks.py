@@ -131,26 +131,39 @@ def _run(folder: Path, rank: int, world_size: int, keys: Sequence[str]) -> None:
     for key in keys:
         importlib.import_module(key.partition(":")[0])
     store = dist.FileStore(str(folder / "store"), world_size)
-    store.set_timeout(timedelta(seconds=2 * COLLECTIVE_TIMEOUT.total_seconds()))
     facts = importlib.import_module("ranks").FACTS  # this file runs as __main__
     for number, key in enumerate(keys):
         own = folder / str(number)
         own.mkdir(exist_ok=True)
         here = Here(rank, world_size, dist.PrefixStore(key, store), own)
-        error, start = None, time.monotonic()
+        start = time.monotonic()
         print(f"{key} ...", flush=True)
-        try:
-            if facts[key].joined:
-                here.join()
-            facts[key].body(here)
-        except BaseException:
-            error = traceback.format_exc(limit=-6)[-6000:]
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+        error = _run_one(facts[key], here)
+        if error is not None:
+            _leave()  # others that wait for this rank learn of it at once
+        # nobody leaves while another is still connecting, nor starts the next test while another is in this one
+        store.set(f"{key} done {rank}", "")
+        store.wait([f"{key} done {k}" for k in range(world_size)], 2 * COLLECTIVE_TIMEOUT)
+        _leave()
         print(f"{key} {'failed' if error else 'held'} after {time.monotonic() - start:.1f} s", flush=True)
         with (folder / f"results{rank}.jsonl").open("a") as results:
             results.write(json.dumps({"key": key, "error": error}) + "\n")
+
+
+def _run_one(fact: Fact, here: Here) -> str | None:
+    """What went wrong, if anything did."""
+    try:
+        if fact.joined:
+            here.join()
+        fact.body(here)
+    except BaseException:
+        return traceback.format_exc(limit=-6)[-6000:]
+    return None
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
