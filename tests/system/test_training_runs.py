@@ -301,6 +301,20 @@ def test_a_checkpoint_inside_the_run_directory_is_not_deleted_before_it_is_resum
     assert (checkpoint / "manifest.json").exists()
 
 
+def test_a_rank_may_have_no_image_in_the_last_step_of_an_epoch(tmp_path: Path) -> None:
+    data = ["data=synthetic", "data.num_train_images=9", "data.num_test_images=3"]
+    settings = [*data, "batch_size=4", "num_epochs=2", "run_dir=run", "observe.progress=false"]
+    run(train_command(*settings, ranks=2), tmp_path).expect(0)
+    assert (read_summary(tmp_path / "run")["num_steps"], read_summary(tmp_path / "run")["complete"]) == (4, True)
+
+
+def test_steps_that_are_not_finite_are_skipped_when_asked(tmp_path: Path) -> None:
+    settings = ["optimizer.learning_rate=1e30", "on_nonfinite=skip", "num_steps=3", "batch_size=4", "run_dir=run"]
+    done = run(train_command(*settings), tmp_path).expect(0)
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped a step: the gradient of ")]
+    assert [line.rpartition(" ")[2] for line in skipped] == ["1", "2"]
+
+
 def test_the_default_run_directory_says_what_was_run(tmp_path: Path) -> None:
     run(train_command("num_steps=1", "batch_size=8", "observe.progress=false"), tmp_path).expect(0)
     (path,) = (tmp_path / "runs").iterdir()
