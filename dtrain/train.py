@@ -66,10 +66,12 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
             run_directory.make(run_dir)
         model = parts.model.to(device)
         share_parameters(model, communicator, ledger)
+        for_gradients = communicator.duplicate()
+        stack.callback(for_gradients.close)
         synchronizer = EagerSynchronizer(
             model,
             parts.compressor,
-            communicator.duplicate(),
+            for_gradients,
             ledger,
             seed=config.seed,
             first_bucket_bytes=config.first_bucket_bytes,

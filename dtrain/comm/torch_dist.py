@@ -33,11 +33,17 @@ class TorchCommunicator:
     """The workers of one process group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
+        self._open: dist.ProcessGroup | None = group
         self.backend = str(dist.get_backend(group))
         self.rank = group.rank()
         self.world_size = group.size()
         self._device = torch.device("cuda" if self.backend == "nccl" else "cpu")
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        if self._open is None:
+            raise RuntimeError("this communicator is closed")
+        return self._open
 
     def start(self, request: Request) -> Handle:
         """Start a collective; the payload must be contiguous and on a device that the backend serves."""
@@ -61,9 +67,10 @@ class TorchCommunicator:
         return TorchCommunicator(dist.new_group(ranks, backend=self.backend, timeout=options._timeout))
 
     def close(self) -> None:
-        """Destroy the group; the default group takes every other with it."""
-        if dist.is_initialized():
-            dist.destroy_process_group(self._group)
+        """Destroy the group; the default group takes every other with it. Its threads end once nothing refers to it."""
+        group, self._open = self._open, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
 
 
 def _all_gather(answer: Tensor, payload: Tensor, group: dist.ProcessGroup) -> dist.Work | None:

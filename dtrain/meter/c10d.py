@@ -9,6 +9,9 @@ they were, and results are bitwise the same. (docs/adr/0001-meter-at-the-dispatc
 
 from __future__ import annotations
 
+import atexit
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -114,6 +117,33 @@ def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pe
     )
 
 
+class _OnCompletion:
+    """Called by the backend's own thread when the work completes, and dropped by it a moment later."""
+
+    __slots__ = ("__weakref__", "_pending")
+
+    def __init__(self, pending: Pending) -> None:
+        self._pending = pending
+        _under_way.add(self)
+
+    def __call__(self, future: object) -> None:
+        self._pending.complete()
+
+
+_under_way: weakref.WeakSet[_OnCompletion] = weakref.WeakSet()
+
+
+def _await_completions(timeout_seconds: float = 5.0) -> None:
+    """Until no thread of a backend has a call into Python before it: one made as the interpreter exits is an abort.
+
+    A program may end without waiting for all that it started. Work that never completes is not waited for beyond the
+    time-out: its thread sleeps.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while len(_under_way) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 def _complete_with(pending: Pending, result: Any) -> None:
     """Note the time when the work completes. Point-to-point work has no future, and so no time.
 
@@ -127,7 +157,7 @@ def _complete_with(pending: Pending, result: Any) -> None:
         future = dist.Work.unbox(work).get_future()
     except RuntimeError:
         return
-    future.add_done_callback(lambda _: pending.complete())
+    future.add_done_callback(_OnCompletion(pending))
 
 
 def _kernel(ledger: Ledger, name: str, call: _Call) -> Callable[..., Any]:
@@ -157,6 +187,7 @@ def install(ledger: Ledger) -> Callable[[], None]:
     for name, call in _CALLS.items():
         library.impl(name, _kernel(ledger, name, call), "BackendSelect", with_keyset=True)
     _installed[library] = ledger
+    atexit.register(_await_completions)
 
     def remove() -> None:
         if _installed.pop(library, None) is not None:

@@ -96,8 +96,9 @@ class DdpSynchronizer:
         }
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and leave the process group of the exchange."""
         self._engine.close()
+        self._communicator.close()
 
     def _state(self, bucket: Bucket) -> State:
         state = self._states.get(bucket.layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,3 +103,25 @@ def test_close_leaves_the_group_and_can_be_called_again(here: Here) -> None:
     comm.close()
     assert not dist.is_initialized()
     comm.close()
+
+
+@on_ranks(2)
+def test_closing_ends_the_threads_of_the_group(here: Here) -> None:
+    """A thread of gloo that is still there when the interpreter exits may abort the process."""
+
+    def num_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    one = communicator()
+    perform(one, Request(Op.ALL_REDUCE, torch.ones(1)))
+    before = num_threads()
+    two = one.duplicate()
+    assert perform(two, Request(Op.ALL_REDUCE, torch.ones(1))).item() == 2.0
+    assert num_threads() > before
+    two.close()
+    deadline = time.monotonic() + 5.0
+    while num_threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert num_threads() <= before
+    with pytest.raises(RuntimeError, match="closed"):
+        two.start(Request(Op.ALL_REDUCE, torch.ones(1)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from ranks import Here, on_ranks
 from torch import Tensor, nn
 
 from dtrain.exchange import Op
+from dtrain.meter import c10d
 from dtrain.meter.c10d import _CALLS, install, installed
-from dtrain.meter.ledger import Ledger, Phase, Purpose
+from dtrain.meter.ledger import Ledger, Pending, Phase, Purpose
 
 Seen = list[tuple[str, int, float]]
 """(operation, payload bytes, wire bytes) of each entry."""
@@ -531,3 +534,18 @@ def test_every_operator_of_torch_that_takes_a_process_group_is_metered() -> None
     }
     assert len(operators) >= 20
     assert operators == set(_CALLS)
+
+
+@on_ranks(2)
+def test_the_interpreter_waits_for_a_backend_s_call_into_python_before_it_exits(here: Here) -> None:
+    """Such a call, made by gloo's thread while the interpreter exits, aborts the process."""
+    if here.rank == 1:
+        time.sleep(0.3)  # so that the collective is not complete yet when rank 0 asks to be called
+        dist.all_reduce(floats())
+        return
+    release = threading.Event()
+    with installed(Ledger()), mock.patch.object(Pending, "complete", lambda pending: release.wait(5.0)):
+        dist.all_reduce(floats(), async_op=True)
+        threading.Timer(1.0, release.set).start()
+        c10d._await_completions()
+        assert release.is_set()
