@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+
+# Its functions' default arguments hold the default group as it is when the module is imported, and torch imports it
+# later by itself: imported before there is a group, it keeps none alive.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from dtrain.exchange import Op, Request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,22 @@ def test_the_default_run_directory_says_what_was_run(tmp_path: Path) -> None:
     (path,) = (tmp_path / "runs").iterdir()
     assert path.name.startswith("squeezenet1_1-none-")
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs"]  # nothing of Hydra's
+
+
+def test_no_thread_of_the_backend_is_left_when_the_interpreter_exits(tmp_path: Path) -> None:
+    """One that calls into Python then, to let go of a tensor say, aborts the process, now and then."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, glob, sys\n"
+        "def report():\n"
+        "    print('left:', sorted(open(path).read().strip() for path in glob.glob('/proc/self/task/*/comm')))\n"
+        "atexit.register(report)\n"
+        "from dtrain.train import main\n"
+        "sys.exit(main())\n"
+    )
+    settings = ["num_steps=2", "batch_size=4", "run_dir=run", "observe.progress=false"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = run([sys.executable, *launcher, str(program), *settings], tmp_path).expect()
+    left = [line for line in done.stdout.splitlines() if line.startswith("left:")]
+    assert len(left) == 2
+    assert not any("gloo" in line for line in left), left
