@@ -147,27 +147,27 @@ class _Prefixed(Scratch):
 class Context:
     """Where and when an exchange runs.
 
-    `wants_local` says that somebody reads `Exchanged.local`; where nobody does, a lossy compressor may leave it None.
+    `remainder`, where somebody asks for what was not sent: a float32 vector of the bucket's length, from which the
+    exchange subtracts what this rank contributed. Over ranks these contributions add up to world_size x mean. It may be
+    the bucket's own value: subtract once that is needed no more.
     """
 
     rank: int
     world_size: int
     step: int
     seed: int = 0
-    wants_local: bool = False
+    remainder: Tensor | None = field(default=None, compare=False)
     scratch: Scratch = field(default_factory=Scratch, compare=False)
 
 
 class Exchanged(NamedTuple):
     """What an exchange returns.
 
-    `mean`: the mean over ranks, which every rank applies, bitwise the same on all. `local`: what this rank contributed,
-    so that the sum of `local` over ranks is world_size x mean; None for a lossless method, which contributed the
-    bucket's value itself. `state`: kept for the next step once this step is known to count.
+    `mean`: the mean over ranks, which every rank applies, bitwise the same on all. `state`: kept for the next step once
+    this step is known to count.
     """
 
     mean: Tensor
-    local: Tensor | None
     state: State
 
 
@@ -183,7 +183,7 @@ class Compressor(Protocol):
         ...
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
-        """Exchange a bucket. Neither `bucket.value` nor `state` is changed."""
+        """Exchange a bucket. `state` is not changed, nor `bucket.value` unless it is the context's remainder."""
         ...
 
 

@@ -27,14 +27,21 @@ class Workers:
         self.ledgers = [Ledger() for _ in range(world_size)]
         self.communicators = lockstep(world_size, self.ledgers)
         self.step = 0
+        self.contributed = torch.zeros(world_size, layout.numel)
 
     def exchange(self, values: Sequence[Tensor], *, commit: bool = True) -> list[Exchanged]:
-        """One step. Results may lie in scratch memory that the next step overwrites."""
-        exchanges = []
+        """One step. Results may lie in scratch memory that the next step overwrites.
+
+        `contributed`, of shape (world_size, numel), is then what each rank contributed to the mean in this step.
+        """
+        exchanges, remainders = [], torch.zeros_like(self.contributed)
         for rank, (value, state) in enumerate(zip(values, self.states, strict=True)):
-            context = Context(rank, self.world_size, self.step, self.seed, wants_local=True, scratch=self.scratch[rank])
+            context = Context(
+                rank, self.world_size, self.step, self.seed, remainder=remainders[rank], scratch=self.scratch[rank]
+            )
             exchanges.append(self.compressor.exchange(Bucket(value, self.layout), state, context))
         results = drive_lockstep(exchanges, self.communicators)
+        self.contributed = -remainders
         if commit:
             self.states = [result.state for result in results]
             self.step += 1
@@ -66,10 +73,10 @@ def flat(numel: int) -> Layout:
     return Layout(("weight",), ((numel,),))
 
 
-def check_mass(results: Sequence[Exchanged]) -> None:
+def check_mass(workers: Workers, results: Sequence[Exchanged]) -> None:
     """Fail unless the contributions of all ranks add up to world_size times the mean, which is the same on all."""
     assert all(torch.equal(result.mean, results[0].mean) for result in results)
-    local = torch.stack([result.local for result in results if result.local is not None]).double()
+    local = workers.contributed.double()
     error = local.sum(0) - len(results) * results[0].mean.double()
     denormals = len(results) ** 2 * 2.0**-149 * len(error) ** 0.5  # a last place of each share
     assert error.norm() <= 1e-6 * local.abs().sum(0).norm() + denormals

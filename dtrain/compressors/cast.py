@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dtrain.compressors.none import NoCompression
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Request, State
 
 
@@ -15,8 +16,8 @@ from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Re
 class Cast:
     """Every floating payload of `inner` as `dtype`; answers come back in the payload's own type.
 
-    Around a lossless `inner` (all_reduce of value / world_size, in one message or several) `local` is exact: world_size
-    times the share as it was cast. Around a lossy one, the rounding of its payloads is not part of `local`.
+    What a rank contributes through `none` is world_size times the share as it was cast, and what that leaves out is in
+    the remainder. Around another `inner`, the rounding of its payloads is in nobody's.
     """
 
     inner: Compressor
@@ -28,7 +29,8 @@ class Cast:
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
         """The rounds of `inner`, with payloads of `dtype.itemsize` bytes an element."""
-        exchange = self.inner.exchange(bucket, state, context)
+        exact = isinstance(self.inner, NoCompression)
+        exchange = self.inner.exchange(bucket, state, replace(context, remainder=None) if exact else context)
         answer: Any = None
         while True:
             try:
@@ -44,8 +46,8 @@ class Cast:
                 for got, request in zip(received, requests, strict=True)
             )
             answer = wide if isinstance(asked, tuple) else wide[0]
-        if out.local is None and context.wants_local:
-            return out._replace(local=self._contributed(bucket.value, context.world_size))
+        if exact and context.remainder is not None:
+            context.remainder.sub_(self._contributed(bucket.value, context.world_size))
         return out
 
     def _contributed(self, value: Tensor, world_size: int) -> Tensor:

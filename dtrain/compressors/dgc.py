@@ -81,13 +81,12 @@ class Dgc:
         torch.add(self._clipped(bucket, context), velocity.value, alpha=self.momentum, out=u)
         torch.add(accumulated.value, u, out=v)
         sent = yield from self.route(v, self.density_at(context.step), self.value_bits, context)
-        sent.contribution.add_to(v, -1.0)
+        sent.contribution.subtract_from(v)
         u.index_fill_(0, sent.contribution.indices, 0.0)
-        local = None
-        if context.wants_local:
-            local = sent.contribution.add_to(context.scratch.empty("local", v).zero_()).to(bucket.value.dtype)
+        if context.remainder is not None:
+            sent.contribution.subtract_from(context.remainder)
         kept: State = {"velocity": velocity._replace(value=u), "accumulated": accumulated._replace(value=v)}
-        return Exchanged(sent.mean.to(bucket.value.dtype), local, kept)
+        return Exchanged(sent.mean.to(bucket.value.dtype), kept)
 
     def _clipped(self, bucket: Bucket, context: Context) -> Tensor:
         if self.clip_norm is None:

@@ -54,6 +54,11 @@ class Matrices:
             for p_row, q_row in zip(p[1:], factor[1:], strict=True):
                 matrix.addr_(p_row, q_row)
 
+    def add_products(self, ps: Sequence[Tensor], q: Tensor, flat: Tensor) -> None:
+        """Each matrix in `flat` is increased by P^T Q."""
+        for p, factor, matrix in zip(ps, self.qs(q), self.of(flat), strict=True):
+            matrix.addmm_(p.t(), factor)
+
     def _chosen(self, flat: Tensor, gains: bool) -> list[Tensor]:
         pieces = zip(self._layout.pieces(flat), self._gains, strict=True)
         return [piece for (_, piece), gain in pieces if gain is gains]

@@ -25,5 +25,7 @@ class NoCompression:
         """One round: all_reduce of 4 bytes an element for float32."""
         share = context.scratch.empty("share", bucket.value)
         torch.mul(bucket.value, 1.0 / context.world_size, out=share)
+        if context.remainder is not None:
+            context.remainder.sub_(bucket.value)
         mean = yield Request(Op.ALL_REDUCE, share)
-        return Exchanged(mean, None, state)
+        return Exchanged(mean, state)

@@ -43,17 +43,17 @@ class Only:
         if rest.layout.numel == 0 or chosen.layout.numel == 0:
             key, active = ("chosen", self.inner) if rest.layout.numel == 0 else ("others", self.others)
             out = yield from active.exchange(bucket, _inner(state, key), context)
-            return Exchanged(out.mean, out.local, {**state, key: out.state})
+            return Exchanged(out.mean, {**state, key: out.state})
+        first, second = _context_for(chosen, context, "chosen"), _context_for(rest, context, "others")
         one, two = yield from together(
-            self.inner.exchange(chosen, _inner(state, "chosen"), replace(context, scratch=context.scratch.inner("a"))),
-            self.others.exchange(rest, _inner(state, "others"), replace(context, scratch=context.scratch.inner("b"))),
+            self.inner.exchange(chosen, _inner(state, "chosen"), first),
+            self.others.exchange(rest, _inner(state, "others"), second),
         )
+        if context.remainder is not None:
+            assert first.remainder is not None and second.remainder is not None
+            context.remainder.add_(self._join(bucket.layout, first.remainder, second.remainder))
         mean = self._join(bucket.layout, one.mean, two.mean)
-        local = None
-        if one.local is not None or two.local is not None:
-            parts = [part.value if out.local is None else out.local for out, part in ((one, chosen), (two, rest))]
-            local = self._join(bucket.layout, *parts)
-        return Exchanged(mean, local, {"chosen": one.state, "others": two.state})
+        return Exchanged(mean, {"chosen": one.state, "others": two.state})
 
     def _mask(self, layout: Layout) -> list[bool]:
         return [self.predicate(name, shape) for name, shape in zip(layout.names, layout.shapes, strict=True)]
@@ -74,6 +74,12 @@ class Only:
         chosen_parts = iter(chosen.split(layout.keep(mask).sizes))
         rest_parts = iter(rest.split(layout.keep([not yes for yes in mask]).sizes))
         return torch.cat([next(chosen_parts if yes else rest_parts) for yes in mask])
+
+
+def _context_for(part: Bucket, context: Context, name: str) -> Context:
+    """With buffers of its own and, where somebody asks for the remainder, one of its own that starts from zero."""
+    remainder = None if context.remainder is None else torch.zeros_like(part.value, dtype=torch.float32)
+    return replace(context, remainder=remainder, scratch=context.scratch.inner(name))
 
 
 def _inner(state: State, key: str) -> State:

@@ -40,7 +40,7 @@ class PowerSgd:
     def init(self, bucket: Bucket) -> State:
         """Random Q, of shape (r, columns), drawn by the parameter's name: the same on every rank, in every bucket."""
         layout = Matrices(bucket.layout, self.power_sgd_rank).q_layout
-        q = torch.empty(layout.numel, dtype=_work_dtype(bucket.value), device=bucket.value.device)
+        q = torch.empty(layout.numel, device=bucket.value.device)
         for name, piece in layout.pieces(q):
             seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
             piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(seed)))
@@ -51,36 +51,35 @@ class PowerSgd:
         before = state["q"]
         assert isinstance(before, Bucket)
         matrices = Matrices(bucket.layout, self.power_sgd_rank)
-        dtype, value = bucket.value.dtype, bucket.value.to(_work_dtype(bucket.value))
+        dtype, value, remainder = bucket.value.dtype, bucket.value.to(torch.float32), context.remainder
         share = 1.0 / context.world_size
 
         first = context.scratch.empty("first", value.new_empty(()).expand(matrices.first_numel))
         for matrix, q, p in zip(matrices.of(value), matrices.qs(before.value), matrices.ps(first), strict=True):
             torch.mm(orthonormal(q), matrix.t(), out=p)
         _copy(matrices.others(value), matrices.others_in(first))
+        if remainder is not None:
+            for other, left in zip(matrices.others(value), matrices.others(remainder), strict=True):
+                left.sub_(other)
         first = yield Request(Op.ALL_REDUCE, first.mul_(share))
 
         ps = [orthonormal(p) for p in matrices.ps(first)]
         if not ps:
-            return Exchanged(first.to(dtype), None, state)
+            return Exchanged(first.to(dtype), state)
         own = torch.empty_like(before.value)
         for matrix, p, q in zip(matrices.of(value), ps, matrices.qs(own), strict=True):
             torch.mm(p, matrix, out=q)
+        if remainder is not None:
+            matrices.add_products(ps, -own, remainder)
         total = yield Request(Op.ALL_REDUCE, own * share)
 
         mean = context.scratch.empty("mean", value)
         matrices.put_products(ps, total, mean)
         _copy(matrices.others_in(first), matrices.others(mean))
-        local = None
-        if context.wants_local:
-            local = context.scratch.empty("local", value)
-            matrices.put_products(ps, own, local)
-            _copy(matrices.others(value), matrices.others(local))
-            local = local.to(dtype)
         after = torch.empty_like(total)
         for new, old, out in zip(matrices.qs(total), matrices.qs(before.value), matrices.qs(after), strict=True):
             torch.where(new.any(1, keepdim=True), new, old, out=out)
-        return Exchanged(mean.to(dtype), local, {"q": before._replace(value=after)})
+        return Exchanged(mean.to(dtype), {"q": before._replace(value=after)})
 
 
 def power_sgd(power_sgd_rank: int = 4) -> Compressor:
@@ -91,8 +90,3 @@ def power_sgd(power_sgd_rank: int = 4) -> Compressor:
 def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     for source, target in zip(sources, targets, strict=True):
         target.copy_(source)
-
-
-def _work_dtype(value: Tensor) -> torch.dtype:
-    """Float32 for half-precision values."""
-    return torch.promote_types(value.dtype, torch.float32)

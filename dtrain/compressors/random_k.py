@@ -45,10 +45,9 @@ class RandomK:
         share[0] += value.amax() * 0 + value.amin() * 0  # 0, or NaN where something is not finite
         answer = yield Request(Op.ALL_REDUCE, share)
         mean = context.scratch.empty("mean", value).zero_().index_copy_(0, indices, answer)
-        local = None
-        if context.wants_local:
-            local = context.scratch.empty("local", value).zero_().index_copy_(0, indices, chosen)
-        return Exchanged(mean, local, state)
+        if context.remainder is not None:
+            context.remainder.index_add_(0, indices, chosen.to(torch.float32), alpha=-1.0)
+        return Exchanged(mean, state)
 
 
 def random_k(density: float = 0.01) -> Compressor:

@@ -56,12 +56,11 @@ class Contribution(NamedTuple):
     start: int
     owned: Tensor | None
 
-    def add_to(self, vector: Tensor, sign: float = 1.0) -> Tensor:
-        """vector += sign x the contribution."""
-        vector.index_add_(0, self.indices, self.values, alpha=sign)
+    def subtract_from(self, vector: Tensor) -> None:
+        """vector -= the contribution."""
+        vector.index_add_(0, self.indices, self.values, alpha=-1.0)
         if self.owned is not None:
-            vector[self.start : self.start + self.owned.numel()].add_(self.owned, alpha=sign)
-        return vector
+            vector[self.start : self.start + self.owned.numel()].sub_(self.owned)
 
 
 class Sent(NamedTuple):

@@ -47,10 +47,9 @@ class TopK:
         dtype = bucket.value.dtype
         value = bucket.value.to(torch.float32)
         sent = yield from self.route(value, self.density, self.value_bits, context)
-        local = None
-        if context.wants_local:
-            local = sent.contribution.add_to(context.scratch.empty("local", value).zero_()).to(dtype)
-        return Exchanged(sent.mean.to(dtype), local, state)
+        if context.remainder is not None:
+            sent.contribution.subtract_from(context.remainder)
+        return Exchanged(sent.mean.to(dtype), state)
 
 
 def top_k(density: float = 0.001, value_bits: int = 8, exchange: str = "all_gather") -> Compressor:

@@ -42,7 +42,7 @@ class TwoPhase:
     With b = codec.num_bytes(ceil(numel / n)), a rank hands over n * b bytes and then b, and sends 2 * (n - 1) * b. One
     worker alone goes the same way, with the same two errors and nothing on the wire.
 
-    The second encoding errs too, which is part of the shard owner's `local`: that is set to n * (mean - what the others
+    The second encoding errs too, which is part of what the shard's owner contributes: n * (mean - what the others
     contributed), which makes the sum over ranks right to a few roundings of what is summed. It is exact in this sense
     as long as n times the largest magnitude is a float32.
 
@@ -68,44 +68,40 @@ class TwoPhase:
         outgoing = scratch.empty("outgoing", values.new_empty((n, size), dtype=torch.uint8))
         for shard, message in zip(shards, outgoing, strict=True):
             self._encode(values[shard], message, workspace, factor=1.0 / n)
-        local = None
-        if context.wants_local:
-            local = scratch.empty("local", values)
-            self._decode(outgoing, local, shards, workspace, factor=float(n))
+        remainder = context.remainder
+        if remainder is not None:
+            for rank, shard in enumerate(shards):
+                if rank != context.rank:
+                    self._add(outgoing[rank], remainder[shard], workspace, factor=-float(n))
         incoming = yield Request(Op.ALL_TO_ALL, outgoing)
 
         others = scratch.empty("others", values[mine]).zero_()
         for rank in range(n):
             if rank != context.rank:
                 self._add(incoming[rank], others, workspace)
-        total = others if local is None else scratch.empty("total", others).copy_(others)
+        total = others if remainder is None else scratch.empty("total", others).copy_(others)
         self._add(incoming[context.rank], total, workspace)
         message = scratch.empty("message", outgoing[0])
         self._encode(total, message, workspace)
         gathered = yield Request(Op.ALL_GATHER, message)
 
         mean = torch.empty_like(values)
-        self._decode(gathered, mean, shards, workspace)
-        if local is not None:
-            torch.sub(mean[mine], others, out=local[mine]).mul_(n)
-            local = local.to(bucket.value.dtype)
-        return Exchanged(mean.to(bucket.value.dtype), local, state)
+        for shard, part in zip(shards, gathered, strict=True):
+            self.codec.decode(part[: self._used(mean[shard])], mean[shard], workspace)
+        if remainder is not None:
+            remainder[mine].sub_(torch.sub(mean[mine], others, out=others), alpha=n)
+        return Exchanged(mean.to(bucket.value.dtype), state)
 
     def _encode(self, values: Tensor, message: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
-        used = self.codec.num_bytes(values.numel())
+        used = self._used(values)
         self.codec.encode(values, message[:used], workspace, factor=factor)
         message[used:].zero_()  # the last shards may be shorter, and messages are of one size
 
-    def _decode(
-        self, messages: Tensor, values: Tensor, shards: list[slice], workspace: Workspace, *, factor: float = 1.0
-    ) -> None:
-        for shard, message in zip(shards, messages, strict=True):
-            used = self.codec.num_bytes(values[shard].numel())
-            self.codec.decode(message[:used], values[shard], workspace, factor=factor)
+    def _add(self, message: Tensor, values: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
+        self.codec.decode(message[: self._used(values)], values, workspace, factor=factor, add=True)
 
-    def _add(self, message: Tensor, values: Tensor, workspace: Workspace) -> None:
-        used = self.codec.num_bytes(values.numel())
-        self.codec.decode(message[:used], values, workspace, add=True)
+    def _used(self, values: Tensor) -> int:
+        return self.codec.num_bytes(values.numel())
 
 
 def _shards(numel: int, world_size: int) -> list[slice]:

@@ -33,4 +33,4 @@ class Warmup:
         inner = state[key]
         assert not isinstance(inner, Bucket)
         out = yield from active.exchange(bucket, inner, context)
-        return Exchanged(out.mean, out.local, {**state, key: out.state})
+        return Exchanged(out.mean, {**state, key: out.state})

@@ -95,7 +95,7 @@ def test_saving_on_squeezenet(exchange: str, world_size: int, least: float) -> N
 def test_contributions_add_up_to_the_mean(numel: int, world_size: int, exchange: str, scale: float) -> None:
     workers = Workers(build("dgc", density=0.01, exchange=exchange), flat(numel), world_size)
     for _ in range(3):
-        check_mass(workers.exchange([scale * value for value in workers.random()]))
+        check_mass(workers, workers.exchange([scale * value for value in workers.random()]))
 
 
 @pytest.mark.parametrize("exchange", ROUTES)

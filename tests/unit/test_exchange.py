@@ -97,7 +97,7 @@ def rounds(*sizes: int | tuple[int, ...], log: list[object]) -> Exchange:
             log.append((yield tuple(Request(Op.ALL_REDUCE, torch.zeros(s)) for s in size)))
         else:
             log.append((yield Request(Op.ALL_REDUCE, torch.zeros(size))))
-    return Exchanged(torch.tensor([float(len(sizes))]), None, {})
+    return Exchanged(torch.tensor([float(len(sizes))]), {})
 
 
 def answer_by_size(*exchanges: Exchange) -> tuple[list[list[int]], tuple[Exchanged, ...]]:

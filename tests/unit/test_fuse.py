@@ -57,7 +57,7 @@ def test_large_requests_are_not_joined() -> None:
 def sum_of(value: float, results: list[float]) -> Exchange:
     total = yield Request(Op.ALL_REDUCE, torch.tensor([value]))
     again = yield Request(Op.ALL_REDUCE, total)
-    return Exchanged(again, None, {})
+    return Exchanged(again, {})
 
 
 def test_small_rounds_of_several_exchanges_travel_together() -> None:

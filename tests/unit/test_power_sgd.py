@@ -134,7 +134,7 @@ def test_contributions_add_up_to_the_mean(r: int, world_size: int, scale: float)
     workers = Workers(build("power_sgd", power_sgd_rank=r), MIXED, world_size)
     for _ in range(3):
         results = workers.exchange([scale * value for value in workers.random()])
-        check_mass(results)
+        check_mass(workers, results)
         assert results[0].mean.isfinite().all()
 
 

@@ -59,7 +59,7 @@ def test_draws_depend_on_seed_step_and_layout_alone() -> None:
 def test_contributions_add_up_to_the_mean(numel: int, world_size: int, scale: float) -> None:
     workers = Workers(build("random_k", density=0.1), flat(numel), world_size)
     for _ in range(3):
-        check_mass(workers.exchange([scale * value for value in workers.random()]))
+        check_mass(workers, workers.exchange([scale * value for value in workers.random()]))
 
 
 def test_at_full_density_it_is_the_mean() -> None:

@@ -46,10 +46,17 @@ EXACT: Codec = AsType(torch.float32)
 
 
 def exchange(
-    compressor: Compressor, values: Sequence[Tensor], *, wants_local: bool = True, ledgers: Sequence[Ledger] = ()
+    compressor: Compressor,
+    values: Sequence[Tensor],
+    *,
+    remainders: Sequence[Tensor] | None = None,
+    ledgers: Sequence[Ledger] = (),
 ) -> list[Exchanged]:
     layout = Layout(("weight",), ((values[0].numel(),),))
-    contexts = [Context(rank, len(values), 0, wants_local=wants_local) for rank in range(len(values))]
+    contexts = [
+        Context(rank, len(values), 0, remainder=None if remainders is None else remainders[rank])
+        for rank in range(len(values))
+    ]
     exchanges = [
         compressor.exchange(Bucket(value, layout), compressor.init(Bucket(value, layout)), context)
         for value, context in zip(values, contexts, strict=True)
@@ -62,12 +69,14 @@ def draw(numel: int, world_size: int) -> list[Tensor]:
     return [torch.randn(numel) for _ in range(world_size)]
 
 
-def assert_adds_up(results: Sequence[Exchanged]) -> None:
-    """The sum of local is world_size x mean, to 1e-6 of what is summed, in every element."""
-    local = torch.stack([result.local for result in results if result.local is not None]).double()
-    assert len(local) == len(results)
+def exchange_adding_up(compressor: Compressor, values: Sequence[Tensor]) -> list[Exchanged]:
+    """An exchange whose contributions add up to world_size x mean, to 1e-6 of what is summed, in every element."""
+    remainders = [torch.zeros_like(value, dtype=torch.float32) for value in values]
+    results = exchange(compressor, values, remainders=remainders)
+    local = -torch.stack(remainders).double()
     error = (local.sum(0) - len(results) * results[0].mean.double()).abs()
     assert (error <= 1e-6 * local.abs().sum(0)).all()
+    return results
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -105,8 +114,7 @@ def test_a_rank_sends_no_more_than_two_encoded_buckets_however_many_there_are() 
 @pytest.mark.parametrize("numel", [1, 7, 1000])
 def test_what_ranks_contributed_adds_up_though_values_were_rounded_twice(numel: int, world_size: int) -> None:
     values = draw(numel, world_size)
-    results = exchange(TwoPhase(AsType(torch.bfloat16)), values)
-    assert_adds_up(results)
+    results = exchange_adding_up(TwoPhase(AsType(torch.bfloat16)), values)
     assert numel < 1000 or not torch.allclose(results[0].mean, torch.stack(values).mean(0), rtol=1e-6)
 
 
@@ -117,9 +125,8 @@ def test_it_adds_up_where_the_second_rounding_takes_all_that_one_rank_sent() -> 
     """
     values = [torch.ones(99), torch.randn(99) * 1e-4, torch.zeros(99)]
     values[2][:33:8] = 1e6
-    results = exchange(int8(), values)
+    results = exchange_adding_up(int8(), values)
     assert (results[0].mean == 0).any()
-    assert_adds_up(results)
 
 
 def test_short_shards_leave_zeros_in_their_messages_and_not_what_was_in_memory() -> None:
@@ -133,44 +140,41 @@ def test_short_shards_leave_zeros_in_their_messages_and_not_what_was_in_memory()
     assert request.payload[3].tolist() == [0] * 9
 
 
-def test_local_is_made_only_when_somebody_reads_it_and_the_mean_is_the_same() -> None:
+def test_the_value_itself_may_be_the_remainder() -> None:
     values = draw(1000, 3)
     compressor = TwoPhase(AsType(torch.bfloat16))
-    silent = exchange(compressor, values, wants_local=False)
-    assert all(result.local is None for result in silent)
-    assert torch.equal(silent[0].mean, exchange(compressor, values)[0].mean)
+    apart = [value.clone() for value in values]
+    expected = exchange(compressor, values, remainders=apart)[0].mean
+    assert torch.equal(exchange(compressor, values, remainders=values)[0].mean, expected)
+    assert all(torch.equal(one, other) for one, other in zip(values, apart, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_of_values_come_back_in_their_own(dtype: torch.dtype) -> None:
     values = [value.to(dtype) for value in draw(1000, 3)]
     for result in exchange(TwoPhase(EXACT), values):
-        assert result.local is not None
-        assert result.mean.dtype == result.local.dtype == dtype
+        assert result.mean.dtype == dtype
         torch.testing.assert_close(result.mean, torch.stack(values).mean(0), rtol=1e-2, atol=1e-2)
 
 
 def test_a_payload_may_be_overwritten_once_it_is_sent() -> None:
     """As the backend may; lockstep never does."""
 
-    def run(spoil: bool) -> Exchanged:
+    def run(spoil: bool) -> tuple[Tensor, Tensor]:
+        remainder = torch.zeros(9)
         exchange = TwoPhase(AsType(torch.bfloat16)).exchange(
-            Bucket(torch.arange(9.0) / 7, Layout(("bias",), ((9,),))), {}, Context(0, 1, 0, wants_local=True)
+            Bucket(torch.arange(9.0) / 7, Layout(("bias",), ((9,),))), {}, Context(0, 1, 0, remainder=remainder)
         )
         answer = None
         while True:
             try:
                 request = exchange.send(answer)
             except StopIteration as done:
-                result: Exchanged = done.value
-                return result
+                return done.value.mean, remainder
             assert isinstance(request, Request)
             answer = request.payload.clone()
             answer = answer if request.op is Op.ALL_TO_ALL else answer.unsqueeze(0)
             if spoil:
                 request.payload.fill_(77)
 
-    clean, spoilt = run(False), run(True)
-    assert torch.equal(clean.mean, spoilt.mean)
-    assert clean.local is not None and spoilt.local is not None
-    assert torch.equal(clean.local, spoilt.local)
+    assert all(torch.equal(clean, spoilt) for clean, spoilt in zip(run(False), run(True), strict=True))
