@@ -63,40 +63,100 @@ def mean_magnitudes(blocks: Tensor, *, out: Tensor, spare: Tensor) -> Tensor:
     return torch.mv(torch.abs(blocks, out=spare), spare.new_full((width,), 1.0 / width), out=out)
 
 
+class ScaleFormat(Protocol):
+    """How the scales of a message, one or more, become bytes."""
+
+    def num_bytes(self, num_blocks: int) -> int:
+        """Their size."""
+        ...
+
+    def pack(self, scales: Tensor, packed: Tensor) -> None:
+        """Write float32 `scales` to `packed`: uint8, of shape (num_bytes(len(scales)),), not aligned."""
+        ...
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The scales, as new float32."""
+        ...
+
+
+class Float32Scales:
+    """As they are."""
+
+    def num_bytes(self, num_blocks: int) -> int:
+        """4 for each."""
+        return 4 * num_blocks
+
+    def pack(self, scales: Tensor, packed: Tensor) -> None:
+        """See `ScaleFormat`."""
+        packed.copy_(scales.view(torch.uint8))
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """See `ScaleFormat`."""
+        return packed.clone().view(torch.float32)
+
+
+class Float8Scales:
+    """The largest as float32, and each one's share of it as a float8 of 5 bits of exponent (e5m2), off by up to 1/8.
+
+    For codes that need no exact scale. Four times as many blocks for the same bytes leave less of a gradient behind
+    than the rounding does: of SqueezeNet's, signs with a scale for 2048 values leave 0.68 to 0.84 of the energy, with
+    one for 256 values 0.56 to 0.73. Scales under 1/130,000 of the largest become zero.
+    """
+
+    def num_bytes(self, num_blocks: int) -> int:
+        """1 for each, and 4."""
+        return 4 + num_blocks
+
+    def pack(self, scales: Tensor, packed: Tensor) -> None:
+        """See `ScaleFormat`. A scale that is not finite stays so, and spoils no other."""
+        largest = scales.nan_to_num(0.0, 0.0, 0.0).amax(0, keepdim=True).clamp_min_(SMALLEST_SCALE)
+        packed[:4].copy_(largest.view(torch.uint8))
+        packed[4:].copy_((scales / largest).to(torch.float8_e5m2).view(torch.uint8))
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """See `ScaleFormat`."""
+        return packed[4:].view(torch.float8_e5m2).to(torch.float32).mul_(packed[:4].clone().view(torch.float32))
+
+
 @dataclass(frozen=True)
 class Blocks:
-    """A message is one float32 scale per block, then the packed codes of all values.
+    """A message is a scale per block, then the packed codes of all values; that of no values is empty.
 
-    These are 4 * ceil(numel / block) + ceil(numel / per_byte) bytes. A last block may be shorter than `block`, which
-    must be a multiple of per_byte. Scales are not aligned in a message.
+    These are scales.num_bytes(ceil(numel / block)) + ceil(numel / per_byte) bytes. A last block may be shorter than
+    `block`, which must be a multiple of per_byte.
     """
 
     quantiser: Quantiser
     packing: Packing
     block: int
+    scales: ScaleFormat = Float32Scales()
 
     def __post_init__(self) -> None:
         assert self.block % self.packing.per_byte == 0
 
     def num_bytes(self, numel: int) -> int:
         """Scales and codes of `numel` values."""
-        return 4 * -(-numel // self.block) + -(-numel // self.packing.per_byte)
+        return self._cut(numel) + -(-numel // self.packing.per_byte)
 
     def encode(self, values: Tensor, message: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
         """See `Codec`. The factor goes into the scales and costs nothing."""
+        cut = self._cut(values.numel())
         scales = values.new_empty(self._num_blocks(values.numel()))
-        for blocks, scale, packed in self._chunks(values, scales, message[4 * len(scales) :], workspace):
+        for blocks, scale, packed in self._chunks(values, scales, message[cut:], workspace):
             codes, rows = self._codes(blocks, packed, workspace)
             self.quantiser.quantise(blocks, scale, rows, workspace)
             self.packing.pack(codes, packed)
-        message[: 4 * len(scales)].copy_(scales.mul_(factor).view(torch.uint8))
+        if cut:
+            self.scales.pack(scales.mul_(factor), message[:cut])
 
     def decode(
         self, message: Tensor, values: Tensor, workspace: Workspace, *, factor: float = 1.0, add: bool = False
     ) -> None:
         """See `Codec`."""
-        cut = 4 * self._num_blocks(values.numel())
-        scales = message[:cut].clone().view(torch.float32).mul_(factor)
+        cut = self._cut(values.numel())
+        if not cut:
+            return
+        scales = self.scales.unpack(message[:cut]).mul_(factor)
         for blocks, scale, packed in self._chunks(values, scales.unsqueeze(1), message[cut:], workspace):
             codes, rows = self._codes(blocks, packed, workspace)
             self.packing.unpack(packed, codes)
@@ -107,6 +167,10 @@ class Blocks:
 
     def _num_blocks(self, numel: int) -> int:
         return -(-numel // self.block)
+
+    def _cut(self, numel: int) -> int:
+        """Where codes begin."""
+        return self.scales.num_bytes(self._num_blocks(numel)) if numel else 0
 
     def _chunks(
         self, values: Tensor, scales: Tensor, packed: Tensor, workspace: Workspace

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dtrain.compressors.blocks import Blocks, mean_magnitudes
+from dtrain.compressors.blocks import Blocks, Float8Scales, mean_magnitudes
 from dtrain.compressors.error_feedback import ErrorFeedback
 from dtrain.compressors.packing import Signs
 from dtrain.compressors.two_phase import TwoPhase
@@ -28,11 +28,11 @@ class SignScaled:
 
 
 def one_bit() -> Compressor:
-    """Eight values a byte and 4 bytes per 2048 values.
+    """Eight values a byte and one byte per 256 values.
 
-    A message for m values has ceil(m / 8) + 4 * ceil(m / 2048) bytes. In error feedback.
+    A message for m > 0 values has ceil(m / 8) + ceil(m / 256) + 4 bytes. In error feedback.
 
     A step delivers of each value no more than the mean magnitude of its block. Where the first gradients are far larger
     than those that follow, what they leave in the residual takes hundreds of steps to drain, so start after them.
     """
-    return ErrorFeedback(TwoPhase(Blocks(SignScaled(), Signs(), block=2048)))
+    return ErrorFeedback(TwoPhase(Blocks(SignScaled(), Signs(), block=256, scales=Float8Scales())))

@@ -12,7 +12,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dtrain.compressors.blocks import SMALLEST_SCALE, Blocks, largest_magnitudes, mean_magnitudes
+from dtrain.compressors.blocks import SMALLEST_SCALE, Blocks, Float8Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.packing import ROUND, Digits
 from dtrain.compressors.rounding import Rounding, with_feedback_where_biased
 from dtrain.compressors.two_phase import TwoPhase
@@ -54,11 +54,11 @@ class TernGrad:
 
 
 def ternary(rounding: Rounding = "nearest") -> Compressor:
-    """Five values a byte and 4 bytes per 2560 values.
+    """Five values a byte and one byte per 640 values.
 
-    A message for m values has ceil(m / 5) + 4 * ceil(m / 2560) bytes. With `nearest` in error feedback; `stochastic`
+    A message for m > 0 values has ceil(m / 5) + ceil(m / 640) + 4 bytes. With `nearest` in error feedback; `stochastic`
     goes without, and errs in either phase by about as much as there is (a relative squared error of 0.3 to 1).
     """
     quantiser = NearestTernary() if rounding == "nearest" else TernGrad()
-    codec = Blocks(quantiser, Digits(3, 5), block=2560)
+    codec = Blocks(quantiser, Digits(3, 5), block=640, scales=Float8Scales())
     return with_feedback_where_biased(TwoPhase(codec), rounding)

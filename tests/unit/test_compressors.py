@@ -147,10 +147,10 @@ CASES = {
         lambda: build("int4"), two_phase(lambda m: ceil(m / 2) + 4 * ceil(m / 1024)), largest=3e37, exact=False
     ),
     "ternary": Case(
-        lambda: build("ternary"), two_phase(lambda m: ceil(m / 5) + 4 * ceil(m / 2560)), largest=3e37, exact=False
+        lambda: build("ternary"), two_phase(lambda m: ceil(m / 5) + ceil(m / 640) + 4), largest=3e37, exact=False
     ),
     "one_bit": Case(
-        lambda: build("one_bit"), two_phase(lambda m: ceil(m / 8) + 4 * ceil(m / 2048)), largest=3e37, exact=False
+        lambda: build("one_bit"), two_phase(lambda m: ceil(m / 8) + ceil(m / 256) + 4), largest=3e37, exact=False
     ),
     "top_k": Case(lambda: build("top_k", density=0.3), sparse(0.3), largest=3e37, exact=False),
     "top_k, split": Case(

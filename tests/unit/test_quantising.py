@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
@@ -98,11 +98,16 @@ def exchange_adding_up(compressor: Compressor, values: Sequence[Tensor]) -> list
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 @pytest.mark.parametrize(
-    ("name", "per_byte", "block", "least"),
-    [("int8", 1, 2048, 3.9), ("int4", 2, 1024, 7.8), ("ternary", 5, 2560, 19.5), ("one_bit", 8, 2048, 31.0)],
+    ("name", "size", "least"),
+    [
+        ("int8", lambda m: m + 4 * ceil(m / 2048), 3.9),
+        ("int4", lambda m: ceil(m / 2) + 4 * ceil(m / 1024), 7.8),
+        ("ternary", lambda m: ceil(m / 5) + ceil(m / 640) + 4, 19.5),
+        ("one_bit", lambda m: ceil(m / 8) + ceil(m / 256) + 4, 31.0),
+    ],
 )
 def test_squeezenet_saves_what_is_promised_at_every_world_size(
-    name: str, per_byte: int, block: int, least: float, world_size: int
+    name: str, size: Callable[[int], int], least: float, world_size: int
 ) -> None:
     """By the bytes that a ledger records, nothing exempt, which are those of the formula."""
     compressor = build(name)
@@ -115,8 +120,7 @@ def test_squeezenet_saves_what_is_promised_at_every_world_size(
         bucket = Bucket(torch.ones(layout.numel), layout)
         contexts = [Context(rank, world_size, 0) for rank in range(world_size)]
         drive_lockstep([compressor.exchange(bucket, compressor.init(bucket), c) for c in contexts], communicators)
-        shard = ceil(layout.numel / world_size)
-        formula += 2 * (world_size - 1) * (ceil(shard / per_byte) + 4 * ceil(shard / block))
+        formula += 2 * (world_size - 1) * size(ceil(layout.numel / world_size))
     fp32 = 2 * (4 * 1_248_424) * (world_size - 1) / world_size
     for ledger in ledgers:
         sent = sum(entry.wire_bytes for entry in ledger.close().entries)
@@ -155,9 +159,9 @@ def test_zeros_stay_zeros(compressor: Compressor, world_size: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1e-41, 1e-31, 1.0])
 def test_ternary_codes_are_minus_one_to_one_at_every_scale(scale: float) -> None:
-    blocks = (draw(2560, 1)[0] * scale).unsqueeze(0)
-    codes, bucket = torch.empty_like(blocks), Bucket(blocks[0], Layout(("weight",), ((2560,),)))
-    NearestTernary().quantise(blocks, torch.empty(1), codes, Workspace(Context(0, 1, 0), bucket, 2560))
+    blocks = (draw(640, 1)[0] * scale).unsqueeze(0)
+    codes, bucket = torch.empty_like(blocks), Bucket(blocks[0], Layout(("weight",), ((640,),)))
+    NearestTernary().quantise(blocks, torch.empty(1), codes, Workspace(Context(0, 1, 0), bucket, 640))
     assert set((codes - ROUND).unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
