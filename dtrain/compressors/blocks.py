@@ -129,7 +129,7 @@ class Blocks:
     quantiser: Quantiser
     packing: Packing
     block: int
-    scales: ScaleFormat = Float32Scales()
+    scales: ScaleFormat
 
     def __post_init__(self) -> None:
         assert self.block % self.packing.per_byte == 0

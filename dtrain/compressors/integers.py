@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtrain.compressors.blocks import Blocks, largest_magnitudes
+from dtrain.compressors.blocks import Blocks, Float32Scales, largest_magnitudes
 from dtrain.compressors.packing import ROUND, Digits
 from dtrain.compressors.rounding import Rounding, with_feedback_where_biased
 from dtrain.compressors.two_phase import TwoPhase
@@ -44,7 +44,7 @@ def int8(rounding: Rounding = "nearest") -> Compressor:
     A message for m values has m + 4 * ceil(m / 2048) bytes. With `nearest` in error feedback: a value under 1/254 of
     the largest of its block would otherwise never arrive.
     """
-    codec = Blocks(MaxScaled(127, rounding), Digits(256, 1), block=2048)
+    codec = Blocks(MaxScaled(127, rounding), Digits(256, 1), block=2048, scales=Float32Scales())
     return with_feedback_where_biased(TwoPhase(codec), rounding)
 
 
@@ -53,5 +53,5 @@ def int4(rounding: Rounding = "nearest") -> Compressor:
 
     A message for m values has ceil(m / 2) + 4 * ceil(m / 1024) bytes. With `nearest` in error feedback.
     """
-    codec = Blocks(MaxScaled(7, rounding), Digits(16, 2), block=1024)
+    codec = Blocks(MaxScaled(7, rounding), Digits(16, 2), block=1024, scales=Float32Scales())
     return with_feedback_where_biased(TwoPhase(codec), rounding)
