@@ -1,0 +1,226 @@
+"""What compressing costs beside copying: every compressor on a 25 MB bucket, one thread, as a ratio to `out.copy_(x)`.
+
+OMP_NUM_THREADS=1 python benchmarks/codec_throughput.py                     # about 2 minutes
+OMP_NUM_THREADS=1 python benchmarks/codec_throughput.py --device cuda --hardware h200
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from harness import Paired, paired, quartiles, write_result
+from torch import Tensor
+
+from dtrain import models
+from dtrain.compressors import COMPRESSORS, ErrorFeedback, NoCompression, build
+from dtrain.compressors.two_phase import TwoPhase
+from dtrain.compressors.workspace import Workspace
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Layout, Op, Request, Scratch, State, take_apart
+from dtrain.sync.buckets import layout_of, trainable
+
+COPIES_OF_THE_MODEL = 5
+TARGETS = {"fp16": 0.5, "int8": 0.3, "int4": 0.2, "one_bit": 0.25, "ternary": 0.17, "top_k": 0.25, "power_sgd": 0.25}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fp16": ("fp16", {}),
+    "bf16": ("bf16", {}),
+    "int8": ("int8", {}),
+    "int8 stochastic": ("int8", {"rounding": "stochastic"}),
+    "int4": ("int4", {}),
+    "int4 stochastic": ("int4", {"rounding": "stochastic"}),
+    "ternary": ("ternary", {}),
+    "ternary stochastic": ("ternary", {"rounding": "stochastic"}),
+    "one_bit": ("one_bit", {}),
+    "top_k 0.001": ("top_k", {"density": 0.001}),
+    "top_k 0.01": ("top_k", {"density": 0.01}),
+    "dgc 0.001": ("dgc", {"density": 0.001}),
+    "random_k 0.01": ("random_k", {"density": 0.01}),
+    "power_sgd r=1": ("power_sgd", {"power_sgd_rank": 1}),
+    "power_sgd r=4": ("power_sgd", {"power_sgd_rank": 4}),
+}
+assert {name for name, _ in CASES.values()} | {"none"} == COMPRESSORS.keys()
+
+
+def layout() -> Layout:
+    """The parameters of squeezenet1_0, five times over: 6.2 million, 25.0 MB."""
+    with torch.device("meta"):
+        one = layout_of(trainable(models.build("squeezenet1_0", num_classes=1000)))
+    names = tuple(f"{copy}.{name}" for copy in range(COPIES_OF_THE_MODEL) for name in one.names)
+    return Layout(names, one.shapes * COPIES_OF_THE_MODEL)
+
+
+def loop_back(exchange: Exchange, world_size: int) -> State:
+    """Run an exchange whose other workers all send what this one does. Returns the state after it."""
+    answer: Any = None
+    while True:
+        try:
+            asked = exchange.send(answer)
+        except StopIteration as done:
+            return dict(done.value.state)
+        requests = asked if isinstance(asked, tuple) else (asked,)
+        answers = tuple(_answer(request, world_size) for request in requests)
+        answer = answers if isinstance(asked, tuple) else answers[0]
+
+
+def _answer(request: Request, world_size: int) -> Tensor:
+    payload = request.payload
+    if request.op is Op.ALL_GATHER:
+        return payload.expand(world_size, *payload.shape)
+    return payload.mul_(world_size) if request.op is Op.ALL_REDUCE and world_size > 1 else payload
+
+
+class Step:
+    """A compressor's part of training steps: one rank of `world_size`, state and buffers kept from step to step."""
+
+    def __init__(self, compressor: Compressor, bucket: Bucket, world_size: int) -> None:
+        self.compressor, self.bucket = compressor, bucket
+        self.state = compressor.init(bucket)
+        self.context = Context(0, world_size, 1000, scratch=Scratch())
+
+    def __call__(self) -> None:
+        exchange = self.compressor.exchange(self.bucket, self.state, self.context)
+        self.state = loop_back(exchange, self.context.world_size)
+        self.context = replace(self.context, step=self.context.step + 1)
+
+    def extra_memory(self) -> tuple[float, float]:
+        """(state, buffers) in buckets."""
+        bucket = self.bucket.value.untyped_storage().nbytes()
+        state = {
+            part.untyped_storage().data_ptr(): part.untyped_storage().nbytes()
+            for parts in take_apart(self.state).values()
+            for part in parts.values()
+        }
+        buffers = {
+            buffer.untyped_storage().data_ptr(): buffer.untyped_storage().nbytes()
+            for buffer in self.context.scratch._buffers.values()
+        }
+        return sum(state.values()) / bucket, sum(n for at, n in buffers.items() if at not in state) / bucket
+
+
+def codec_of(compressor: Compressor, bucket: Bucket) -> Callable[[], None]:
+    """Encode and decode a bucket once, without error feedback."""
+    inner = compressor.inner if isinstance(compressor, ErrorFeedback) else compressor
+    if not isinstance(inner, TwoPhase):
+        return Step(inner, bucket, 1)
+    codec, value = inner.codec, bucket.value
+    message = value.new_empty(codec.num_bytes(value.numel()), dtype=torch.uint8)
+    out, context = torch.empty_like(value), Context(0, 1, 0)
+
+    def run() -> None:
+        workspace = Workspace(context, bucket, value.numel())
+        codec.encode(value, message, workspace)
+        codec.decode(message, out, workspace)
+
+    return run
+
+
+def repeat(function: Callable[[], object]) -> Callable[[int], None]:
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            function()
+
+    return run
+
+
+def where_time_goes(function: Callable[[], object], device: torch.device) -> str:
+    """The three operations that take most of the time, with their share of it."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(3):
+            function()
+        finish(device)
+    by_cuda = device.type == "cuda"
+    events = [(e.key, e.self_device_time_total if by_cuda else e.self_cpu_time_total) for e in profile.key_averages()]
+    total = sum(time for _, time in events)
+    top = sorted(events, key=lambda event: -event[1])[:3]
+    return ", ".join(f"{key.removeprefix('aten::')} {time / total:.0%}" for key, time in top)
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rows(bucket: Bucket, repetitions: int, steps: int) -> Iterator[str]:
+    device, out = bucket.value.device, torch.empty_like(bucket.value)
+    compressors = {label: build(name, **options) for label, (name, options) in CASES.items()}
+    codecs = {label: codec_of(compressor, bucket) for label, compressor in compressors.items()}
+    whole = {label: Step(compressor, bucket, 2) for label, compressor in compressors.items()}
+    whole["none"] = Step(NoCompression(), bucket, 2)
+    variants = {"copy": repeat(lambda: out.copy_(bucket.value))}
+    variants |= {f"codec {label}": repeat(codec) for label, codec in codecs.items()}
+    variants |= {f"step {label}": repeat(step) for label, step in whole.items()}
+
+    def run_and_finish(run: Callable[[int], None]) -> Callable[[int], None]:
+        def both(count: int) -> None:
+            run(count)
+            finish(device)
+
+        return both
+
+    timed = paired(
+        {label: run_and_finish(run) for label, run in variants.items()},
+        repetitions=repetitions,
+        steps=steps,
+        warmup=3,
+        meet=lambda: None,
+    )
+    copy = quartiles(timed.seconds["copy"])[1]
+    yield f"`out.copy_(x)`: {1e3 * copy:.2f} ms, {bucket.value.nbytes / copy / 1e9:.1f} GB/s."
+    yield ""
+    yield (
+        "| compressor | encode + decode, ms | copy / it | quartiles | target | a step at 2 ranks, ms | copy / it "
+        "| state, buckets | buffers, buckets | most of the time of encode + decode |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for label, step in whole.items():
+        yield _row(label, step, codecs.get(label), timed, device)
+
+
+def _row(label: str, step: Step, codec: Callable[[], None] | None, timed: Paired, device: torch.device) -> str:
+    codec_part = "| | | "
+    if codec is not None:
+        low, ratio, high = quartiles([1 / r for r in timed.ratios(f"codec {label}")])
+        target = TARGETS.get(label.split()[0])
+        milliseconds = 1e3 * quartiles(timed.seconds[f"codec {label}"])[1]
+        codec_part = f"{milliseconds:.1f} | {ratio:.3f} | {low:.3f} to {high:.3f} | {target or ''}"
+    whole = 1e3 * quartiles(timed.seconds[f"step {label}"])[1]
+    whole_ratio = quartiles([1 / r for r in timed.ratios(f"step {label}")])[1]
+    state, buffers = step.extra_memory()
+    doing = where_time_goes(codec or step, device)
+    return f"| {label} | {codec_part} | {whole:.1f} | {whole_ratio:.3f} | {state:.2f} | {buffers:.2f} | {doing} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=3, help="per block")
+    parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    shape = layout()
+    value = torch.randn(shape.numel, device=arguments.device)
+    table = "\n".join(rows(Bucket(value, shape), arguments.repetitions, arguments.steps))
+    body = (
+        f"A bucket of {value.numel():,} float32 ({value.nbytes / 1e6:.1f} MB): squeezenet1_0's parameters, "
+        f"{COPIES_OF_THE_MODEL} times, with normal values (seed 0). Blocks of {arguments.steps} runs in turn and in "
+        f"alternating order, {arguments.repetitions} times; medians, ratios by pairs. A ratio of 0.25 means: as long "
+        "as four copies into memory that is there already.\n\n"
+        "Encode + decode: the bare method, once over the bucket. A step: all that the registered compressor does for "
+        "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
+        "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
+        "where a method is not sparse.\n\n" + table
+    )
+    print(body)
+    print(write_result("codec_throughput", arguments.hardware, "What compressing costs beside copying", body))
+
+
+if __name__ == "__main__":
+    main()
