@@ -53,13 +53,14 @@ DIGITS = Suite(
         "one_bit": ("compressor=one_bit",),
         "top_k 0.01": ("compressor=top_k", "compressor.density=0.01"),
         "top_k 0.001": ("compressor=top_k", "compressor.density=0.001"),
-        # the momentum is in the method, so a gradient moves the weights ten times as far
+        # with its momentum a gradient moves the weights twice as far, hence half the learning rate
         "dgc 0.001": (
             "compressor=dgc",
             "compressor.density=0.001",
+            "compressor.momentum=0.5",
             "compressor.warmup_steps=180",
-            "optimizer.learning_rate=0.0015",
-            "optimizer.weight_decay=0.002",
+            "optimizer.learning_rate=0.0075",
+            "optimizer.weight_decay=0.0004",
         ),
         "random_k 0.1": ("compressor=random_k", "compressor.density=0.1"),
         "power_sgd r=1": ("compressor=power_sgd", "compressor.power_sgd_rank=1"),

@@ -32,7 +32,7 @@ def one_bit() -> Compressor:
 
     A message for m > 0 values has ceil(m / 8) + ceil(m / 256) + 4 bytes. In error feedback.
 
-    A step delivers of each value no more than the mean magnitude of its block. Where the first gradients are far larger
-    than those that follow, what they leave in the residual takes hundreds of steps to drain, so start after them.
+    A step delivers of each value no more than the mean magnitude of its block, and the rest later: train without
+    momentum, which on top of delays diverges (docs/compressors.md).
     """
     return ErrorFeedback(TwoPhase(Blocks(SignScaled(), Signs(), block=256, scales=Float8Scales())))
