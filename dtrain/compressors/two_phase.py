@@ -85,7 +85,7 @@ class TwoPhase:
         self._encode(total, message, workspace)
         gathered = yield Request(Op.ALL_GATHER, message)
 
-        mean = torch.empty_like(values)
+        mean = scratch.empty("mean", values)
         for shard, part in zip(shards, gathered, strict=True):
             self.codec.decode(part[: self._used(mean[shard])], mean[shard], workspace)
         if remainder is not None:

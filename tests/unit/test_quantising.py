@@ -13,7 +13,7 @@ from torch import Tensor
 from dtrain import models
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import ErrorFeedback, build
-from dtrain.compressors.blocks import Blocks
+from dtrain.compressors.blocks import Blocks, Float8Scales
 from dtrain.compressors.packing import ROUND
 from dtrain.compressors.ternary import NearestTernary
 from dtrain.compressors.two_phase import TwoPhase
@@ -331,3 +331,28 @@ def test_training_reaches_the_loss_of_fp32(name: str) -> None:
 def test_without_error_feedback_signs_do_not() -> None:
     fp32, compressed = least_squares(build("none")), least_squares(TwoPhase(blocks_of(build("one_bit"))))
     assert compressed > fp32 + 1e-2
+
+
+# Scales
+
+
+def test_scales_of_eight_bits_are_within_an_eighth_and_the_largest_is_exact() -> None:
+    scales = torch.logspace(-4, 0, 100) * 37.123
+    form = Float8Scales()
+    packed = torch.empty(form.num_bytes(100), dtype=torch.uint8)
+    assert len(packed) == 104
+    form.pack(scales, packed)
+    back = form.unpack(packed)
+    assert ((back / scales - 1).abs() <= 0.125).all()
+    assert back[-1] == scales[-1]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_spoils_no_other(bad: float) -> None:
+    scales = torch.tensor([1.0, bad, 0.5, 1e-9])
+    form = Float8Scales()
+    packed = torch.empty(form.num_bytes(4), dtype=torch.uint8)
+    form.pack(scales, packed)
+    back = form.unpack(packed)
+    assert back[[0, 2, 3]].tolist() == [1.0, 0.5, 0.0]
+    assert not back[1].isfinite()
