@@ -35,7 +35,7 @@ class Suite:
 
 DIGITS = Suite(
     world_size=2,
-    # no momentum: error feedback delays part of a gradient, and momentum on top of delays diverges (docs/compressors.md)
+    # no momentum: on top of the delays of error feedback it diverges (docs/compressors.md)
     settings=(
         "experiment=digits",
         "model.num_classes=10",
