@@ -148,8 +148,8 @@ class Context:
     """Where and when an exchange runs.
 
     `remainder`, where somebody asks for what was not sent: a float32 vector of the bucket's length, from which the
-    exchange subtracts what this rank contributed. Over ranks these contributions add up to world_size x mean. It may be
-    the bucket's own value: subtract once that is needed no more.
+    exchange subtracts what this rank contributed. Over ranks these contributions add up to the mean. It may be the
+    bucket's own value: subtract once that is needed no more.
     """
 
     rank: int
@@ -163,7 +163,8 @@ class Context:
 class Exchanged(NamedTuple):
     """What an exchange returns.
 
-    `mean`: the mean over ranks, which every rank applies, bitwise the same on all. `state`: kept for the next step once
+    `mean`: the mean over ranks, which every rank applies, bitwise the same on all; it lies in memory that the bucket's
+    next exchange overwrites. `state`: kept for the next step once
     this step is known to count.
     """
 
@@ -183,7 +184,11 @@ class Compressor(Protocol):
         ...
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
-        """Exchange a bucket. `state` is not changed, nor `bucket.value` unless it is the context's remainder."""
+        """Exchange this rank's share of the mean: its gradients divided by the number of workers.
+
+        `bucket.value` is given away: the exchange may overwrite it, and the result may lie in it. `state` is not
+        changed.
+        """
         ...
 
 

@@ -32,16 +32,17 @@ class Workers:
     def exchange(self, values: Sequence[Tensor], *, commit: bool = True) -> list[Exchanged]:
         """One step. Results may lie in scratch memory that the next step overwrites.
 
-        `contributed`, of shape (world_size, numel), is then what each rank contributed to the mean in this step.
+        `values` are whole gradients. `contributed`, of shape (world_size, numel), is then what each rank contributed:
+        its sum over ranks is world_size times the mean.
         """
         exchanges, remainders = [], torch.zeros_like(self.contributed)
         for rank, (value, state) in enumerate(zip(values, self.states, strict=True)):
             context = Context(
                 rank, self.world_size, self.step, self.seed, remainder=remainders[rank], scratch=self.scratch[rank]
             )
-            exchanges.append(self.compressor.exchange(Bucket(value, self.layout), state, context))
+            exchanges.append(self.compressor.exchange(Bucket(value / self.world_size, self.layout), state, context))
         results = drive_lockstep(exchanges, self.communicators)
-        self.contributed = -remainders
+        self.contributed = -remainders * self.world_size
         if commit:
             self.states = [result.state for result in results]
             self.step += 1

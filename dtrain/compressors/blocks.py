@@ -138,8 +138,8 @@ class Blocks:
         """Scales and codes of `numel` values."""
         return self._cut(numel) + -(-numel // self.packing.per_byte)
 
-    def encode(self, values: Tensor, message: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
-        """See `Codec`. The factor goes into the scales and costs nothing."""
+    def encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
+        """See `Codec`."""
         cut = self._cut(values.numel())
         scales = values.new_empty(self._num_blocks(values.numel()))
         for blocks, scale, packed in self._chunks(values, scales, message[cut:], workspace):
@@ -147,20 +147,18 @@ class Blocks:
             self.quantiser.quantise(blocks, scale, rows, workspace)
             self.packing.pack(codes, packed)
         if cut:
-            self.scales.pack(scales.mul_(factor), message[:cut])
+            self.scales.pack(scales, message[:cut])
 
-    def decode(
-        self, message: Tensor, values: Tensor, workspace: Workspace, *, factor: float = 1.0, add: bool = False
-    ) -> None:
-        """See `Codec`."""
+    def decode(self, message: Tensor, values: Tensor, workspace: Workspace, *, add: float | None = None) -> None:
+        """See `Codec`. The factor goes into the scales and costs nothing."""
         cut = self._cut(values.numel())
         if not cut:
             return
-        scales = self.scales.unpack(message[:cut]).mul_(factor)
+        scales = self.scales.unpack(message[:cut]).mul_(1.0 if add is None else add)
         for blocks, scale, packed in self._chunks(values, scales.unsqueeze(1), message[cut:], workspace):
             codes, rows = self._codes(blocks, packed, workspace)
             self.packing.unpack(packed, codes)
-            if add:
+            if add is not None:
                 blocks.addcmul_(rows, scale)
             else:
                 torch.mul(rows, scale, out=blocks)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dtrain.compressors.none import NoCompression
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Request, State
@@ -16,8 +15,8 @@ from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Re
 class Cast:
     """Every floating payload of `inner` as `dtype`; answers come back in the payload's own type.
 
-    What a rank contributes through `none` is world_size times the share as it was cast, and what that leaves out is in
-    the remainder. Around another `inner`, the rounding of its payloads is in nobody's.
+    What a rank contributes through `none` is its share as it was cast, and what that leaves out is in the remainder.
+    Around another `inner`, the rounding of its payloads is in nobody's.
     """
 
     inner: Compressor
@@ -47,11 +46,8 @@ class Cast:
             )
             answer = wide if isinstance(asked, tuple) else wide[0]
         if exact and context.remainder is not None:
-            context.remainder.sub_(self._contributed(bucket.value, context.world_size))
+            context.remainder.sub_(bucket.value.to(self.dtype).to(bucket.value.dtype))
         return out
-
-    def _contributed(self, value: Tensor, world_size: int) -> Tensor:
-        return torch.mul(value, 1.0 / world_size).to(self.dtype).to(value.dtype).mul_(world_size)
 
     def _narrow(self, request: Request, context: Context, i: int) -> Request:
         if not request.payload.is_floating_point():

@@ -20,7 +20,7 @@ FIRST_DENSITY = 0.25
 
 @dataclass(frozen=True)
 class Dgc:
-    """Per step, with the gradient g of this worker (clipped, then):
+    """Per step, with the gradient g of this worker, divided by their number (clipped, then):
 
         u = momentum u + g                      momentum correction, equation 5
         v = v + u;  send the largest of v       v -= what was sent, u = 0 where something was (factor masking, eq. 7)
@@ -91,7 +91,7 @@ class Dgc:
     def _clipped(self, bucket: Bucket, context: Context) -> Tensor:
         if self.clip_norm is None:
             return bucket.value
-        limit = self.clip_norm / context.world_size**0.5
+        limit = self.clip_norm / context.world_size**1.5  # of a share, which is gradient / world_size
         clipped = context.scratch.empty("clipped", bucket.value)
         pieces = zip(bucket.layout.pieces(bucket.value), bucket.layout.pieces(clipped), strict=True)
         for (_, piece), (_, out) in pieces:

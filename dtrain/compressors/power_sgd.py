@@ -19,12 +19,12 @@ from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op
 
 @dataclass(frozen=True)
 class PowerSgd:
-    """With the mean over ranks of M Q, made orthonormal, as P, and then the mean of M^T P as Q: the mean of M is P Q^T.
+    """With the sum over ranks of M Q, made orthonormal, as P, and then the sum of M^T P as Q: the mean is P Q^T.
 
-    M is a parameter's gradient as a matrix of (shape[0], the rest). It is compressed where that gains, r (rows +
-    columns) < rows x columns; other parameters go uncompressed beside the P of the first round. Two all_reduces of
-    float32: 4 (sum of r rows + elements of the others) bytes, then 4 (sum of r columns); one alone where there is
-    nothing to compress. Warm start: the state is Q, from step to step.
+    M is this rank's share of a parameter's mean gradient, as a matrix of (shape[0], the rest). It is compressed where
+    that gains, r (rows + columns) < rows x columns; other parameters go uncompressed beside the P of the first round.
+    Two all_reduces of float32: 4 (sum of r rows + elements of the others) bytes, then 4 (sum of r columns); one alone
+    where there is nothing to compress. Warm start: the state is Q, from step to step.
 
     A rank of the sum that carries nothing (a gradient of zeros, or of lower rank) leaves its column of Q as it was, so
     that what comes later is still found. All ranks compute P and the mean from the same sums, so they agree bitwise
@@ -52,7 +52,6 @@ class PowerSgd:
         assert isinstance(before, Bucket)
         matrices = Matrices(bucket.layout, self.power_sgd_rank)
         dtype, value, remainder = bucket.value.dtype, bucket.value.to(torch.float32), context.remainder
-        share = 1.0 / context.world_size
 
         first = context.scratch.empty("first", value.new_empty(()).expand(matrices.first_numel))
         for matrix, q, p in zip(matrices.of(value), matrices.qs(before.value), matrices.ps(first), strict=True):
@@ -61,7 +60,7 @@ class PowerSgd:
         if remainder is not None:
             for other, left in zip(matrices.others(value), matrices.others(remainder), strict=True):
                 left.sub_(other)
-        first = yield Request(Op.ALL_REDUCE, first.mul_(share))
+        first = yield Request(Op.ALL_REDUCE, first)
 
         ps = [orthonormal(p) for p in matrices.ps(first)]
         if not ps:
@@ -71,7 +70,7 @@ class PowerSgd:
             torch.mm(p, matrix, out=q)
         if remainder is not None:
             matrices.add_products(ps, -own, remainder)
-        total = yield Request(Op.ALL_REDUCE, own * share)
+        total = yield Request(Op.ALL_REDUCE, own)
 
         mean = context.scratch.empty("mean", value)
         matrices.put_products(ps, total, mean)

@@ -41,12 +41,12 @@ class RandomK:
         value = bucket.value
         indices = _draw(self.density, bucket.layout, context).to(value.device)
         chosen = value[indices]
-        share = chosen * (1.0 / context.world_size)
-        share[0] += value.amax() * 0 + value.amin() * 0  # 0, or NaN where something is not finite
-        answer = yield Request(Op.ALL_REDUCE, share)
-        mean = context.scratch.empty("mean", value).zero_().index_copy_(0, indices, answer)
+        finite = value.amax() * 0 + value.amin() * 0  # 0, or NaN where something is not finite
         if context.remainder is not None:
             context.remainder.index_add_(0, indices, chosen.to(torch.float32), alpha=-1.0)
+        chosen[0] += finite
+        answer = yield Request(Op.ALL_REDUCE, chosen)
+        mean = context.scratch.empty("mean", value).zero_().index_copy_(0, indices, answer)
         return Exchanged(mean, state)
 
 

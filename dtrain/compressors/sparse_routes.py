@@ -26,7 +26,7 @@ def all_gather(value: Tensor, density: float, value_bits: int, context: Context)
     everyone = yield Request(Op.ALL_GATHER, form.pack_largest(value))
     indices, values = form.unpack(everyone)
     mean = context.scratch.empty("mean", value).zero_()
-    for index, part in zip(indices, values * (1.0 / context.world_size), strict=True):
+    for index, part in zip(indices, values, strict=True):
         mean.index_add_(0, index, part)  # one rank at a time: a fixed order of additions, also on CUDA
     return Sent(mean, Contribution(indices[context.rank], values[context.rank], 0, None))
 
@@ -47,11 +47,10 @@ def split(value: Tensor, density: float, value_bits: int, context: Context) -> G
     offsets = torch.arange(n, device=value.device)[:, None] * share
 
     received = yield Request(Op.ALL_TO_ALL, messages)
-    scale = 2.0 ** -(n - 1).bit_length()  # a power of two is exact, and keeps the sum of n finite values finite
     total = context.scratch.empty("share", value[:share]).zero_()
     received_indices, parts = form.unpack(received)
     for index, part in zip(received_indices, parts, strict=True):
-        total.index_add_(0, index, part, alpha=scale)
+        total.index_add_(0, index, part)
 
     support = received_indices.unique()  # ascending, and at least the k' of one rank
     chosen = support[largest(total[support], form.k)]
@@ -59,13 +58,13 @@ def split(value: Tensor, density: float, value_bits: int, context: Context) -> G
     sent_indices, sent = form.unpack(reduced)
     mean = context.scratch.empty("mean", value).zero_()
     # fillers beyond the end are zeros, and fall on the last element
-    mean.index_add_(0, (sent_indices + offsets).clamp_(max=numel - 1).view(-1), (sent * (1 / (n * scale))).view(-1))
+    mean.index_add_(0, (sent_indices + offsets).clamp_(max=numel - 1).view(-1), sent.view(-1))
 
     start = min(context.rank * share, numel)
     left = total.index_add_(0, sent_indices[context.rank], sent[context.rank], alpha=-1.0)[: numel - start]
     mine = (indices + offsets).view(-1)
     real = mine < numel
-    return Sent(mean, Contribution(mine[real], values.view(-1)[real], start, left.mul_(-1.0 / scale)))
+    return Sent(mean, Contribution(mine[real], values.view(-1)[real], start, left.neg_()))
 
 
 ROUTES: Mapping[str, Route] = MappingProxyType({"all_gather": all_gather, "split": split})

@@ -24,14 +24,12 @@ class Codec(Protocol):
         """The size of the message that `numel` values become, scales included."""
         ...
 
-    def encode(self, values: Tensor, message: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
-        """Write `factor` (at most 1) times `values`, of shape (numel,), to `message`: uint8, (num_bytes(numel),)."""
+    def encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
+        """Write `values`, of shape (numel,), to `message`: uint8, of shape (num_bytes(numel),)."""
         ...
 
-    def decode(
-        self, message: Tensor, values: Tensor, workspace: Workspace, *, factor: float = 1.0, add: bool = False
-    ) -> None:
-        """Set `values` to `factor` times what `message` holds or, with `add`, increase them by it."""
+    def decode(self, message: Tensor, values: Tensor, workspace: Workspace, *, add: float | None = None) -> None:
+        """Set `values` to what `message` holds or increase them by `add` times that."""
         ...
 
 
@@ -42,9 +40,8 @@ class TwoPhase:
     With b = codec.num_bytes(ceil(numel / n)), a rank hands over n * b bytes and then b, and sends 2 * (n - 1) * b. One
     worker alone goes the same way, with the same two errors and nothing on the wire.
 
-    The second encoding errs too, which is part of what the shard's owner contributes: n * (mean - what the others
-    contributed), which makes the sum over ranks right to a few roundings of what is summed. It is exact in this sense
-    as long as n times the largest magnitude is a float32.
+    The second encoding errs too, which is part of what the shard's owner contributes: the mean less what the others
+    contributed, which makes the sum over ranks right to a few roundings of what is summed.
 
     A value that is not finite on any rank makes its block of the mean not finite on all. Values other than float32 are
     encoded as float32, and rounded to their own type at the end.
@@ -67,12 +64,12 @@ class TwoPhase:
 
         outgoing = scratch.empty("outgoing", values.new_empty((n, size), dtype=torch.uint8))
         for shard, message in zip(shards, outgoing, strict=True):
-            self._encode(values[shard], message, workspace, factor=1.0 / n)
+            self._encode(values[shard], message, workspace)
         remainder = context.remainder
         if remainder is not None:
             for rank, shard in enumerate(shards):
                 if rank != context.rank:
-                    self._add(outgoing[rank], remainder[shard], workspace, factor=-float(n))
+                    self._add(outgoing[rank], remainder[shard], workspace, -1.0)
         incoming = yield Request(Op.ALL_TO_ALL, outgoing)
 
         others = scratch.empty("others", values[mine]).zero_()
@@ -89,16 +86,16 @@ class TwoPhase:
         for shard, part in zip(shards, gathered, strict=True):
             self.codec.decode(part[: self._used(mean[shard])], mean[shard], workspace)
         if remainder is not None:
-            remainder[mine].sub_(torch.sub(mean[mine], others, out=others), alpha=n)
+            remainder[mine].sub_(torch.sub(mean[mine], others, out=others))
         return Exchanged(mean.to(bucket.value.dtype), state)
 
-    def _encode(self, values: Tensor, message: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
+    def _encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
         used = self._used(values)
-        self.codec.encode(values, message[:used], workspace, factor=factor)
+        self.codec.encode(values, message[:used], workspace)
         message[used:].zero_()  # the last shards may be shorter, and messages are of one size
 
-    def _add(self, message: Tensor, values: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
-        self.codec.decode(message[: self._used(values)], values, workspace, factor=factor, add=True)
+    def _add(self, message: Tensor, values: Tensor, workspace: Workspace, factor: float = 1.0) -> None:
+        self.codec.decode(message[: self._used(values)], values, workspace, add=factor)
 
     def _used(self, values: Tensor) -> int:
         return self.codec.num_bytes(values.numel())

@@ -60,6 +60,7 @@ class DdpSynchronizer:
         value, step, last = Bucket(bucket.buffer(), layout), self._step, bucket.is_last()
 
         def start() -> Exchange:
+            value.value.mul_(1.0 / self._communicator.world_size)
             context = Context(
                 self._communicator.rank,
                 self._communicator.world_size,

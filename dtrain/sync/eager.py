@@ -38,8 +38,10 @@ class NonFiniteGradientError(ArithmeticError):
 class _Slot:
     """A bucket of this model: its parameters, their place in the flat vector, and the compressor's state for it."""
 
-    def __init__(self, parameters: list[NamedParameter], compressor: Compressor, check_finite: bool) -> None:
-        self.check_finite = check_finite
+    def __init__(
+        self, parameters: list[NamedParameter], compressor: Compressor, world_size: int, check_finite: bool
+    ) -> None:
+        self.share, self.check_finite = 1.0 / world_size, check_finite
         self.parameters = [p for _, p in parameters]
         layout = layout_of(parameters)
         first = self.parameters[0]
@@ -56,12 +58,12 @@ class _Slot:
         self.missing = set(range(len(self.parameters)))
 
     def fill(self, index: int) -> None:
-        """Take a parameter's gradient over into the flat vector; its own memory is freed."""
+        """Take this rank's share of a parameter's mean gradient into the flat vector; the gradient itself is freed."""
         parameter = self.parameters[index]
         if parameter.grad is None:
             self.views[index].zero_()
         else:
-            self.views[index].copy_(parameter.grad)
+            torch.mul(parameter.grad, self.share, out=self.views[index])
             parameter.grad = None
         self.missing.discard(index)
 
@@ -118,7 +120,7 @@ class EagerSynchronizer:
         buckets = assign(trainable(model), first_bytes=first_bucket_bytes, cap_bytes=bucket_bytes)
         if not buckets:
             raise ValueError("the model has no trainable parameter: nothing to synchronise")
-        self._slots = [_Slot(bucket, compressor, check_finite) for bucket in buckets]
+        self._slots = [_Slot(bucket, compressor, communicator.world_size, check_finite) for bucket in buckets]
         device = self._slots[0].bucket.value.device
         self._clock = clock_for(device)
         self._engine = Engine(communicator, ledger, device, overlap=overlap)

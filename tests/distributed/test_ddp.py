@@ -292,9 +292,8 @@ def test_the_residual_survives_the_rebuilding_of_ddp_s_buckets(here: Here) -> No
             assert saved["parameters"].keys() == residual.keys()
             for name, parameter in alone.named_parameters():
                 assert parameter.grad is not None
-                corrected = parameter.grad + residual[name]
-                sent = torch.mul(corrected, 1.0 / n).half().float() * n
-                residual[name] = corrected - sent
+                corrected = torch.mul(parameter.grad, 1.0 / n) + residual[name]
+                residual[name] = corrected - corrected.half().float()
                 assert torch.equal(saved["parameters"][name]["residual"], residual[name]), f"step {step}, {name}"
             assert any(r.any() for r in residual.values())
     assert len(counting.layouts[0]) == 1  # all in one bucket, and from step 1 on in several

@@ -241,12 +241,12 @@ class Job:
             for rank in range(self.world_size)
         ]
         exchanges = [
-            self.compressor.exchange(Bucket(value, self.layout), state, context)
+            self.compressor.exchange(Bucket(value * (1.0 / self.world_size), self.layout), state, context)
             for value, state, context in zip(values, self.states, contexts, strict=True)
         ]
         results = drive_lockstep(exchanges, self.communicators)
         self.states = [result.state for result in results]
-        self.contributed = -remainders
+        self.contributed = -remainders * self.world_size
         self.step += 1
         return results
 
@@ -336,25 +336,22 @@ def test_bytes_and_rounds_are_the_formula_s_on_every_rank(case: Case, numel: int
 
 @every_case
 @pytest.mark.parametrize("notes_what_was_sent", [True, False])
-def test_neither_the_value_nor_the_state_is_changed(case: Case, notes_what_was_sent: bool) -> None:
+def test_the_state_is_not_changed(case: Case, notes_what_was_sent: bool) -> None:
     job = Job(case, LAYOUTS[7], 3)
     for _ in range(4):
         values = job.values(normal, case.largest)
-        before = [value.clone() for value in values]
         states, copies = job.states, [copy_of(state) for state in job.states]
         job.exchange(values, notes_what_was_sent=notes_what_was_sent)
-        assert all(torch.equal(bits(a), bits(b)) for a, b in zip(values, before, strict=True))
         for state, copy in zip(states, copies, strict=True):
             assert_same_state(state, copy)
 
 
 @every_case
-def test_the_result_does_not_lie_in_the_value_s_memory(case: Case) -> None:
+def test_the_result_has_the_shape_and_dtype_of_the_value(case: Case) -> None:
     job = Job(case, LAYOUTS[7], 2)
     for _ in range(3):
         values = job.values(normal, case.largest)
         for value, result in zip(values, job.exchange(values), strict=True):
-            assert result.mean.untyped_storage().data_ptr() != value.untyped_storage().data_ptr()
             assert result.mean.shape == value.shape
             assert result.mean.dtype == value.dtype
 
@@ -378,7 +375,7 @@ def test_asking_for_the_remainder_changes_nothing_else(case: Case, start: str) -
     one, two = Job(case, LAYOUTS[7], 3), Job(case, LAYOUTS[7], 3)
     for _ in range(3):
         values = one.values(normal, case.largest)
-        apart = [value.clone() for value in values]
+        apart = [value * (1.0 / 3.0) for value in values]
         remainders = apart if start == "value" else [torch.zeros(7) for _ in range(3)]
         contexts = [
             Context(rank, 3, one.step, seed=5, remainder=remainders[rank], scratch=one.scratch[rank])
@@ -442,11 +439,12 @@ def test_error_feedback_loses_nothing_over_many_steps(name: str, world_size: int
         given = given + values.double().sum(0)
         contributed = contributed + job.contributed.double().sum(0)
         scale = scale + values.double().abs().sum(0)
-    left = sum(residual_of(state).double() for state in job.states)
+    left = world_size * sum(residual_of(state).double() for state in job.states)
     assert ((given - contributed - left).abs() <= 1e-6 * scale).all()
 
 
 def residual_of(state: State) -> Tensor:
+    """What is left of this rank's shares: of its gradients divided by world_size."""
     residual = state["residual"]
     assert isinstance(residual, Bucket)
     return residual.value

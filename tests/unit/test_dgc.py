@@ -41,8 +41,8 @@ def test_it_is_algorithm_4_of_the_paper() -> None:
         expected = sum(r.send(value) for r, value in zip(references, values, strict=True)) / 3
         assert torch.allclose(mean, expected, rtol=1e-5, atol=1e-6)
         for state, reference in zip(workers.states, references, strict=True):
-            assert torch.allclose(vector(state, "velocity"), reference.u, rtol=1e-5, atol=1e-6)
-            assert torch.allclose(vector(state, "accumulated"), reference.v, rtol=1e-5, atol=1e-6)
+            assert torch.allclose(3 * vector(state, "velocity"), reference.u, rtol=1e-5, atol=1e-6)
+            assert torch.allclose(3 * vector(state, "accumulated"), reference.v, rtol=1e-5, atol=1e-6)
 
 
 def test_at_full_density_it_hands_over_every_gradient_once() -> None:
@@ -107,7 +107,7 @@ def test_what_is_accumulated_and_not_contributed_is_kept(exchange: str) -> None:
         values = workers.random()
         given = given + torch.stack(values).double().sum(0)
         sent = sent + 3 * workers.exchange(values)[0].mean.double()
-    left = sum(vector(state, "accumulated").double() for state in workers.states)
+    left = 3 * sum(vector(state, "accumulated").double() for state in workers.states)
     assert (given - sent - left).abs().max() <= 1e-4
 
 

@@ -50,7 +50,7 @@ class Workers:
         remainders = torch.zeros_like(self.contributed)
         exchanges = [
             self.compressor.exchange(
-                Bucket(values[rank], self.layout),
+                Bucket(values[rank] / n, self.layout),
                 self.states[rank],
                 Context(rank, n, self.step, seed=1, remainder=remainders[rank], scratch=self.scratch[rank]),
             )
@@ -58,7 +58,7 @@ class Workers:
         ]
         results = drive_lockstep(exchanges, lockstep(n))
         self.states = [result.state for result in results]
-        self.contributed = -remainders
+        self.contributed = -remainders * n
         self.step += 1
         return results
 
@@ -239,7 +239,7 @@ def test_stochastic_rounding_is_right_on_average(name: str) -> None:
     values = [torch.rand(300, generator=torch.Generator().manual_seed(k)) * 2 - 1 for k in range(2)]
     true = torch.stack(values).mean(0)
     workers = Workers(compressor, 300, 2)
-    means = torch.stack([workers.exchange(values)[0].mean for _ in range(600)])
+    means = torch.stack([workers.exchange(values)[0].mean.clone() for _ in range(600)])
     standard_error = means.std(0) / 600**0.5
     assert ((means.mean(0) - true).abs() <= 5 * standard_error + 1e-4).all()
     assert (means.std(0) > 0).float().mean() > 0.9
@@ -279,7 +279,7 @@ def test_nothing_is_lost_over_many_steps(name: str, world_size: int) -> None:
         delivered += world_size * workers.exchange(values)[0].mean
         given += torch.stack(values).double().sum(0)
         size += torch.stack(values).abs().sum(0)
-    assert ((given - delivered - workers.residuals().double().sum(0)).abs() <= 1e-5 * size).all()
+    assert ((given - delivered - world_size * workers.residuals().double().sum(0)).abs() <= 1e-5 * size).all()
 
 
 @with_feedback

@@ -29,17 +29,15 @@ class AsType:
     def num_bytes(self, numel: int) -> int:
         return 1 + self.dtype.itemsize * numel if numel else 0
 
-    def encode(self, values: Tensor, message: Tensor, workspace: Workspace, *, factor: float = 1.0) -> None:
+    def encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
         if len(values):
             message[0] = 255
-            message[1:].copy_((values * factor).to(self.dtype).view(torch.uint8))
+            message[1:].copy_(values.to(self.dtype).view(torch.uint8))
 
-    def decode(
-        self, message: Tensor, values: Tensor, workspace: Workspace, *, factor: float = 1.0, add: bool = False
-    ) -> None:
+    def decode(self, message: Tensor, values: Tensor, workspace: Workspace, *, add: float | None = None) -> None:
         if len(values):
-            decoded = message[1:].clone().view(self.dtype).float() * factor
-            values.copy_(values + decoded if add else decoded)
+            decoded = message[1:].clone().view(self.dtype).float()
+            values.copy_(decoded if add is None else values + add * decoded)
 
 
 EXACT: Codec = AsType(torch.float32)
@@ -47,21 +45,21 @@ EXACT: Codec = AsType(torch.float32)
 
 def exchange(
     compressor: Compressor,
-    values: Sequence[Tensor],
+    shares: Sequence[Tensor],
     *,
     remainders: Sequence[Tensor] | None = None,
     ledgers: Sequence[Ledger] = (),
 ) -> list[Exchanged]:
-    layout = Layout(("weight",), ((values[0].numel(),),))
+    layout = Layout(("weight",), ((shares[0].numel(),),))
     contexts = [
-        Context(rank, len(values), 0, remainder=None if remainders is None else remainders[rank])
-        for rank in range(len(values))
+        Context(rank, len(shares), 0, remainder=None if remainders is None else remainders[rank])
+        for rank in range(len(shares))
     ]
     exchanges = [
-        compressor.exchange(Bucket(value, layout), compressor.init(Bucket(value, layout)), context)
-        for value, context in zip(values, contexts, strict=True)
+        compressor.exchange(Bucket(share, layout), compressor.init(Bucket(share, layout)), context)
+        for share, context in zip(shares, contexts, strict=True)
     ]
-    return drive_lockstep(exchanges, lockstep(len(values), ledgers))
+    return drive_lockstep(exchanges, lockstep(len(shares), ledgers))
 
 
 def draw(numel: int, world_size: int) -> list[Tensor]:
@@ -70,21 +68,21 @@ def draw(numel: int, world_size: int) -> list[Tensor]:
 
 
 def exchange_adding_up(compressor: Compressor, values: Sequence[Tensor]) -> list[Exchanged]:
-    """An exchange whose contributions add up to world_size x mean, to 1e-6 of what is summed, in every element."""
+    """An exchange whose contributions add up to the mean, to 1e-6 of what is summed, in every element."""
     remainders = [torch.zeros_like(value, dtype=torch.float32) for value in values]
     results = exchange(compressor, values, remainders=remainders)
     local = -torch.stack(remainders).double()
-    error = (local.sum(0) - len(results) * results[0].mean.double()).abs()
+    error = (local.sum(0) - results[0].mean.double()).abs()
     assert (error <= 1e-6 * local.abs().sum(0)).all()
     return results
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 @pytest.mark.parametrize("numel", [1, 7, 1000])
-def test_with_a_codec_that_loses_nothing_it_is_the_mean(numel: int, world_size: int) -> None:
+def test_with_a_codec_that_loses_nothing_it_is_the_sum_of_the_shares(numel: int, world_size: int) -> None:
     values = draw(numel, world_size)
     for result in exchange(TwoPhase(EXACT), values):
-        torch.testing.assert_close(result.mean, torch.stack(values).mean(0))
+        torch.testing.assert_close(result.mean, torch.stack(values).sum(0))
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
@@ -115,13 +113,13 @@ def test_a_rank_sends_no_more_than_two_encoded_buckets_however_many_there_are() 
 def test_what_ranks_contributed_adds_up_though_values_were_rounded_twice(numel: int, world_size: int) -> None:
     values = draw(numel, world_size)
     results = exchange_adding_up(TwoPhase(AsType(torch.bfloat16)), values)
-    assert numel < 1000 or not torch.allclose(results[0].mean, torch.stack(values).mean(0), rtol=1e-6)
+    assert numel < 1000 or not torch.allclose(results[0].mean, torch.stack(values).sum(0), rtol=1e-6)
 
 
 def test_it_adds_up_where_the_second_rounding_takes_all_that_one_rank_sent() -> None:
     """Rank 2 makes the scale so large that rank 0's ones become zeros in the mean; rank 1 sent far smaller values.
 
-    With local = what I sent + n * (mean - sum), rank 0 would lose rank 1's values in the rounding of the sum.
+    With what I sent + mean - sum as its contribution, rank 0 would lose rank 1's values in the rounding of the sum.
     """
     values = [torch.ones(99), torch.randn(99) * 1e-4, torch.zeros(99)]
     values[2][:33:8] = 1e6
@@ -154,7 +152,7 @@ def test_other_types_of_values_come_back_in_their_own(dtype: torch.dtype) -> Non
     values = [value.to(dtype) for value in draw(1000, 3)]
     for result in exchange(TwoPhase(EXACT), values):
         assert result.mean.dtype == dtype
-        torch.testing.assert_close(result.mean, torch.stack(values).mean(0), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(result.mean, torch.stack(values).sum(0), rtol=1e-2, atol=1e-2)
 
 
 def test_a_payload_may_be_overwritten_once_it_is_sent() -> None:
