@@ -53,7 +53,7 @@ def layout() -> Layout:
 
 
 def loop_back(exchange: Exchange, world_size: int) -> State:
-    """Run an exchange whose other workers all send what this one does. Returns the state after it."""
+    """Run an exchange whose other workers gather what this one does, and add nothing. Returns the state after it."""
     answer: Any = None
     while True:
         try:
@@ -69,7 +69,7 @@ def _answer(request: Request, world_size: int) -> Tensor:
     payload = request.payload
     if request.op is Op.ALL_GATHER:
         return payload.expand(world_size, *payload.shape)
-    return payload.mul_(world_size) if request.op is Op.ALL_REDUCE and world_size > 1 else payload
+    return payload
 
 
 class Step:
