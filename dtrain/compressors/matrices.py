@@ -11,6 +11,10 @@ from torch import Tensor
 from dtrain.exchange import Layout
 
 
+SMALLEST_NORM = 1e-37
+"""Its reciprocal is a float32."""
+
+
 class Matrices:
     """The parameters of `layout` that rank-`r` factors make smaller, as matrices of (shape[0], the rest); and `others`.
 
@@ -19,33 +23,35 @@ class Matrices:
     """
 
     def __init__(self, layout: Layout, r: int) -> None:
-        self._layout, self._gains = layout, [gains(shape, r) for shape in layout.shapes]
+        self._r, self._sizes, self._gains = r, layout.sizes, [gains(shape, r) for shape in layout.shapes]
         chosen = layout.keep(self._gains)
-        columns = [size // shape[0] for size, shape in zip(chosen.sizes, chosen.shapes, strict=True)]
-        self.p_layout = Layout(chosen.names, tuple((r, shape[0]) for shape in chosen.shapes))
+        self._rows = [shape[0] for shape in chosen.shapes]
+        columns = [size // rows for size, rows in zip(chosen.sizes, self._rows, strict=True)]
+        self._p_sizes, self._q_sizes = [r * rows for rows in self._rows], [r * count for count in columns]
+        self._other_sizes = layout.keep([not yes for yes in self._gains]).sizes
         self.q_layout = Layout(chosen.names, tuple((r, count) for count in columns))
-        self._others = layout.keep([not yes for yes in self._gains])
-        self.first_numel = self.p_layout.numel + self._others.numel
+        self.first_numel = sum(self._p_sizes) + sum(self._other_sizes)
 
     def of(self, flat: Tensor) -> list[Tensor]:
         """The matrices in a vector of the layout, as views."""
-        return [piece.view(piece.shape[0], -1) for piece in self._chosen(flat, True)]
+        parts = (part for part, gain in zip(flat.split(self._sizes), self._gains, strict=True) if gain)
+        return [part.view(rows, -1) for part, rows in zip(parts, self._rows, strict=True)]
 
     def others(self, flat: Tensor) -> list[Tensor]:
-        """The other parameters in a vector of the layout, as views."""
-        return self._chosen(flat, False)
+        """The other parameters in a vector of the layout, as flat views."""
+        return [part for part, gain in zip(flat.split(self._sizes), self._gains, strict=True) if not gain]
 
     def ps(self, first: Tensor) -> list[Tensor]:
         """Every P in `first`."""
-        return [piece for _, piece in self.p_layout.pieces(first[: self.p_layout.numel])]
+        return [part.view(self._r, -1) for part in first[: sum(self._p_sizes)].split(self._p_sizes)]
 
     def others_in(self, first: Tensor) -> list[Tensor]:
-        """The other parameters in `first`."""
-        return [piece for _, piece in self._others.pieces(first[self.p_layout.numel :])]
+        """The other parameters in `first`, as flat views."""
+        return list(first[sum(self._p_sizes) :].split(self._other_sizes))
 
     def qs(self, flat: Tensor) -> list[Tensor]:
         """Every Q in the vector of `q_layout`."""
-        return [piece for _, piece in self.q_layout.pieces(flat)]
+        return [part.view(self._r, -1) for part in flat.split(self._q_sizes)]
 
     def put_products(self, ps: Sequence[Tensor], q: Tensor, flat: Tensor) -> None:
         """Each matrix in `flat` becomes P^T Q, element by element in the same order on every rank."""
@@ -59,10 +65,6 @@ class Matrices:
         for p, factor, matrix in zip(ps, self.qs(q), self.of(flat), strict=True):
             matrix.addmm_(p.t(), factor)
 
-    def _chosen(self, flat: Tensor, gains: bool) -> list[Tensor]:
-        pieces = zip(self._layout.pieces(flat), self._gains, strict=True)
-        return [piece for (_, piece), gain in pieces if gain is gains]
-
 
 def gains(shape: tuple[int, ...], r: int) -> bool:
     """Whether r (rows + columns) < rows x columns."""
@@ -71,11 +73,14 @@ def gains(shape: tuple[int, ...], r: int) -> bool:
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """Orthonormal rows whose span holds that of `rows`, of shape (r, length) with r <= length.
+    """Orthonormal rows whose span holds that of `rows`, of shape (r, length) with r <= length; one row of zeros stays.
 
     Householder's QR, so rows of zeros or dependent ones are no trouble. Each row is first brought to a largest
-    magnitude of 1, since squares of 1e30 overflow and those of denormals vanish.
+    magnitude of 1, since squares of 1e30 overflow and those of denormals vanish. One row needs its norm only.
     """
+    if len(rows) == 1:
+        norm = torch.linalg.vector_norm(rows, dtype=torch.float64)
+        return rows * norm.clamp_min_(SMALLEST_NORM).reciprocal_()
     size = rows.abs().amax(1, keepdim=True)
     q: Tensor = torch.linalg.qr((rows / size.masked_fill(size == 0, 1.0)).t()).Q
     return q.t()
