@@ -207,7 +207,7 @@ def main() -> None:
     shape = layout()
     value = torch.randn(shape.numel, device=arguments.device)
     table = "\n".join(rows(Bucket(value, shape), CASES, arguments.repetitions, arguments.steps))
-    square = Bucket(value[: 2500 * 2500], Layout(("weight",), ((2500, 2500),)))
+    square = Bucket(value[: 2498 * 2498], Layout(("weight",), ((2498, 2498),)))
     low_rank = {label: case for label, case in CASES.items() if case[0] == "power_sgd"}
     one_matrix = "\n".join(rows(square, low_rank, arguments.repetitions, arguments.steps))
     body = (
@@ -219,7 +219,7 @@ def main() -> None:
         "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
         "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
         "where a method is not sparse.\n\n"
-        f"{table}\n\n## One matrix of 2500 x 2500\n\n"
+        f"{table}\n\n## One matrix of 2498 x 2498\n\n"
         "What PowerSGD costs depends on how many matrices there are: above 130 of them, most small, for which calling "
         f"the operations takes longer than they do.\n\n{one_matrix}"
     )
