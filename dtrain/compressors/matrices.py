@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dtrain.exchange import Layout
 
-
 SMALLEST_NORM = 1e-37
 """Its reciprocal is a float32."""
 
