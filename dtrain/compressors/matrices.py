@@ -78,7 +78,7 @@ def orthonormal(rows: Tensor) -> Tensor:
     magnitude of 1, since squares of 1e30 overflow and those of denormals vanish. One row needs its norm only.
     """
     if len(rows) == 1:
-        norm = torch.linalg.vector_norm(rows, dtype=torch.float64)
+        norm: Tensor = torch.linalg.vector_norm(rows, dtype=torch.float64)
         return rows * norm.clamp_min_(SMALLEST_NORM).reciprocal_()
     size = rows.abs().amax(1, keepdim=True)
     q: Tensor = torch.linalg.qr((rows / size.masked_fill(size == 0, 1.0)).t()).Q
