@@ -3,7 +3,7 @@
     python benchmarks/accuracy.py digits
     python benchmarks/accuracy.py cifar10 --root CIFAR      # a tree of class folders; 4 ranks, 8 epochs
 
-Runs stay in --runs, and those that are there already are not run again.
+Runs stay in --runs, and those that are there already are not run again; the result says which commits they are of.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import write_result
+import torch
+from harness import commit, write_result
 
+COMMIT = "commit.txt"
+"""In a run's folder: what it was run with."""
 DGC = ("compressor=dgc", "optimizer.momentum=0", "optimizer.weight_decay=0.002")
 
 
@@ -105,7 +108,13 @@ def train(suite: Suite, overrides: Sequence[str], seed: int, run_dir: Path) -> d
     )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    (run_dir / COMMIT).write_text(commit() + "\n")
     return dict(json.loads(summary.read_text()))
+
+
+def commits(runs: Path) -> str:
+    """Of all the runs in a folder."""
+    return ", ".join(sorted({path.read_text().strip() for path in runs.glob(f"*/*/{COMMIT}")})) or "not recorded"
 
 
 def rows(suite: Suite, seeds: Sequence[int], runs: Path) -> Iterator[str]:
@@ -140,10 +149,13 @@ def main() -> None:
         if arguments.root is None:
             parser.error("cifar10 needs --root")
         suite = Suite(suite.world_size, (*suite.settings, f"data.root={arguments.root}"), suite.cases)
-    table = "\n".join(rows(suite, arguments.seeds, arguments.runs / arguments.suite))
+    torch.set_num_threads(1)  # as in the ranks: the result file states it
+    runs = arguments.runs / arguments.suite
+    table = "\n".join(rows(suite, arguments.seeds, runs))
     body = (
         f"squeezenet1_1, {suite.world_size} ranks over gloo on one host; settings: `{' '.join(suite.settings)}`. "
-        "Savings are of wire bytes over the whole run, warm-up included.\n\n" + table
+        "Savings are of wire bytes over the whole run, warm-up included. "
+        f"Commits of the runs: {commits(runs)}.\n\n{table}"
     )
     print(body)
     print(write_result(f"accuracy_{arguments.suite}", arguments.hardware, "Accuracy under compression", body))

@@ -92,18 +92,22 @@ def write_result(name: str, hardware: str, title: str, body: str) -> Path:
 def setting(now: datetime) -> str:
     """Command, date, hardware and versions, as a Markdown list."""
     command = os.environ.get("BENCHMARK_COMMAND") or " ".join(["python", *sys.argv])
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=RESULTS.parent
-    ).stdout.strip()
     return "\n".join(
         [
             f"- command: `{command}`",
-            f"- date: {now:%Y-%m-%d}; commit: {commit or 'unknown'}",
+            f"- date: {now:%Y-%m-%d}; commit: {commit()}",
             f"- hardware: {_cpu_model()}, {os.cpu_count()} cores, shared with other tenants; {platform.platform()}",
             f"- versions: Python {platform.python_version()}, torch {torch.__version__}; "
             f"threads per rank: {torch.get_num_threads()}",
         ]
     )
+
+
+def commit() -> str:
+    """What is checked out, and whether it was changed."""
+    git = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    return done.stdout.strip() or "unknown"
 
 
 def _cpu_model() -> str:

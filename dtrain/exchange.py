@@ -164,8 +164,7 @@ class Exchanged(NamedTuple):
     """What an exchange returns.
 
     `mean`: the mean over ranks, which every rank applies, bitwise the same on all; it lies in memory that the bucket's
-    next exchange overwrites. `state`: kept for the next step once
-    this step is known to count.
+    next exchange overwrites. `state`: kept for the next step once this step is known to count.
     """
 
     mean: Tensor

@@ -20,7 +20,7 @@ FIRST_DENSITY = 0.25
 
 @dataclass(frozen=True)
 class Dgc:
-    """Per step, with the gradient g of this worker, divided by their number (clipped, then):
+    """Per step, with g this worker's share of the mean gradient (clipped, where that is asked for):
 
         u = momentum u + g                      momentum correction, equation 5
         v = v + u;  send the largest of v       v -= what was sent, u = 0 where something was (factor masking, eq. 7)

@@ -133,6 +133,7 @@ class _OnCompletion:
 _under_way: weakref.WeakSet[_OnCompletion] = weakref.WeakSet()
 
 
+@atexit.register
 def _await_completions(timeout_seconds: float = 5.0) -> None:
     """Until no thread of a backend has a call into Python before it: one made as the interpreter exits is an abort.
 
@@ -187,7 +188,6 @@ def install(ledger: Ledger) -> Callable[[], None]:
     for name, call in _CALLS.items():
         library.impl(name, _kernel(ledger, name, call), "BackendSelect", with_keyset=True)
     _installed[library] = ledger
-    atexit.register(_await_completions)
 
     def remove() -> None:
         if _installed.pop(library, None) is not None:
