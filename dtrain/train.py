@@ -243,7 +243,7 @@ def _fail(error: Exception, launch: Launch) -> int:
     message = " ".join(str(error).partition("Config search path")[0].split())
     message = message.replace("To append to your config use", "Settings: `dtrain train --cfg job`. A new one:")
     if launch.rank != 0:
-        time.sleep(5.0)
+        time.sleep(10.0)  # for slow machines: the launcher ends this rank meanwhile
         message = f"rank {launch.rank}: {message}"
     print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
     return FAILED if isinstance(error, NonFiniteGradientError) else MISTAKE
