@@ -101,8 +101,8 @@ CIFAR10 = Suite(
             "optimizer.weight_decay=0.0004",
         ),
     },
-    note="one_bit runs without momentum at learning rate 0.1; dgc at 0.05 with its own momentum of 0.5, weight decay 4e-4 "
-    "and 782 steps of warm-up: the better of two settings each that were tried on seed 0 (docs/log.md).",
+    note="one_bit runs without momentum at learning rate 0.1; dgc at 0.05 with its own momentum of 0.5, weight decay "
+    "4e-4 and 782 steps of warm-up: the better of two settings each that were tried on seed 0 (docs/log.md).",
 )
 
 
