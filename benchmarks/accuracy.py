@@ -106,10 +106,16 @@ CIFAR10 = Suite(
 )
 
 
+def is_done(run_dir: Path) -> bool:
+    """Whether there is a complete run."""
+    summary = run_dir / "summary.json"
+    return summary.is_file() and bool(json.loads(summary.read_text())["complete"])
+
+
 def train(suite: Suite, overrides: Sequence[str], seed: int, run_dir: Path) -> dict[str, Any]:
     """The summary of a run, done now or before."""
     summary = run_dir / "summary.json"
-    if summary.is_file() and json.loads(summary.read_text())["complete"]:
+    if is_done(run_dir):
         return dict(json.loads(summary.read_text()))
     torchrun = Path(sys.executable).with_name("torchrun")
     command = [str(torchrun), "--standalone", f"--nproc-per-node={suite.world_size}", "-m", "dtrain.train"]
@@ -128,19 +134,24 @@ def commits(runs: Path) -> str:
     return ", ".join(sorted({path.read_text().strip() for path in runs.glob(f"*/*/{COMMIT}")})) or "not recorded"
 
 
-def rows(suite: Suite, seeds: Sequence[int], runs: Path) -> Iterator[str]:
+def rows(suite: Suite, seeds: Sequence[int], runs: Path, only_done: bool) -> Iterator[str]:
+    """A line per case. Differences are over the seeds that a case and the yardstick both have."""
     yield "| compressor | accuracy, %, mean | by seed | against fp32, points | saving, whole run | against fp16 |"
     yield "|---|---|---|---|---|---|"
-    base: float | None = None
+    base: dict[int, float] = {}
     for label, overrides in suite.cases.items():
-        folder = label.translate(str.maketrans(" ", "-", "=,"))
-        summaries = [train(suite, overrides, seed, runs / folder / f"seed{seed}") for seed in seeds]
-        accuracies = [100 * s["accuracy"] for s in summaries]
-        mean = statistics.mean(accuracies)
-        base = mean if base is None else base
-        first = summaries[0]
+        folder = runs / label.translate(str.maketrans(" ", "-", "=,"))
+        of_case = [seed for seed in seeds if not only_done or is_done(folder / f"seed{seed}")]
+        if not of_case:
+            continue
+        summaries = {seed: train(suite, overrides, seed, folder / f"seed{seed}") for seed in of_case}
+        accuracies = {seed: 100 * summary["accuracy"] for seed, summary in summaries.items()}
+        base = base or accuracies
+        difference = statistics.mean(accuracies[seed] - base[seed] for seed in of_case if seed in base)
+        first = summaries[of_case[0]]
         row = (
-            f"| {label} | {mean:.2f} | {', '.join(f'{a:.2f}' for a in accuracies)} | {mean - base:+.2f} "
+            f"| {label} | {statistics.mean(accuracies.values()):.2f} "
+            f"| {', '.join(f'{a:.2f}' for a in accuracies.values())} | {difference:+.2f} "
             f"| {first['saving_vs_fp32']:.2f}x | {first['saving_vs_fp16']:.2f}x |"
         )
         print(row, flush=True)
@@ -153,6 +164,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="cifar10: a folder with train/<class>/ and test/<class>/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--only-done", action="store_true", help="report the runs that are there, and run none")
     parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
     arguments = parser.parse_args()
     suite = DIGITS if arguments.suite == "digits" else CIFAR10
@@ -162,7 +174,7 @@ def main() -> None:
         suite = replace(suite, settings=(*suite.settings, f"data.root={arguments.root}"))
     torch.set_num_threads(1)  # as in the ranks: the result file states it
     runs = arguments.runs / arguments.suite
-    table = "\n".join(rows(suite, arguments.seeds, runs))
+    table = "\n".join(rows(suite, arguments.seeds, runs, arguments.only_done))
     body = (
         f"squeezenet1_1, {suite.world_size} ranks over gloo on one host; settings: `{' '.join(suite.settings)}`. "
         "Savings are of wire bytes over the whole run, warm-up included. "
