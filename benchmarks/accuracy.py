@@ -102,7 +102,7 @@ CIFAR10 = Suite(
         ),
     },
     note="one_bit runs without momentum at learning rate 0.1; dgc at 0.05 with its own momentum of 0.5, weight decay "
-    "4e-4 and 782 steps of warm-up: the better of two settings each that were tried on seed 0 (docs/log.md).",
+    "4e-4 and 782 steps of warm-up: the better of two settings each that were run to the end on seed 0 (docs/log.md). ",
 )
 
 
@@ -178,7 +178,7 @@ def main() -> None:
     body = (
         f"squeezenet1_1, {suite.world_size} ranks over gloo on one host; settings: `{' '.join(suite.settings)}`. "
         "Savings are of wire bytes over the whole run, warm-up included. "
-        f"{suite.note} Commits of the runs: {commits(runs)}.\n\n{table}"
+        f"{suite.note}Commits of the runs: {commits(runs)}.\n\n{table}"
     )
     print(body)
     print(write_result(f"accuracy_{arguments.suite}", arguments.hardware, "Accuracy under compression", body))

@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from harness import write_result
 
 SHORT_STEPS, LONG_STEPS = 10, 40
@@ -87,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # as in the ranks: the result file states it
     rows = [
         "| model | ranks | counted, B per step | observed, B per step | observed / counted |",
         "|---|---|---|---|---|",

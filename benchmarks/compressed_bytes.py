@@ -145,6 +145,7 @@ def main() -> None:
     if arguments.ranks:
         ranks()
         return
+    torch.set_num_threads(1)  # as in the ranks: the result file states it
     cells = [cell for world_size in arguments.world_sizes for cell in in_namespace(world_size)]
     body = "\n\n".join(
         [
