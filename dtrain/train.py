@@ -21,8 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dtrain import data, models
 from dtrain.build import Parts, build, optimizer
 from dtrain.checkpoint import read_manifest, save_model
-from dtrain.comm import Communicator, Launch, all_gather, broadcast, detect_launch
-from dtrain.comm.torch_dist import open_default
+from dtrain.comm import Communicator, Launch, all_gather, broadcast, detect_launch, open_communicator
 from dtrain.config import TrainConfig, from_data
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
@@ -58,8 +57,14 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
         ledger = Ledger()
         if config.observe.meter:
             stack.enter_context(c10d.installed(ledger))
-        communicator = open_default(config.backend.name, launch, timeout_seconds=config.backend.timeout_seconds)
-        stack.callback(communicator.close)
+        communicator = stack.enter_context(
+            open_communicator(
+                config.backend.name,
+                launch,
+                ledger if config.observe.meter else None,
+                timeout_seconds=config.backend.timeout_seconds,
+            )
+        )
         device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
         run_dir = _share_path(run_dir, communicator, ledger, device)
         if launch.rank == 0:

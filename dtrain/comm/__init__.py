@@ -5,16 +5,28 @@ Backends are imported when opened, so that a missing one costs nothing until it 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, closing
 from typing import Protocol
 
 from torch import Tensor
 
 from dtrain.comm.launcher import Launch, detect_launch
 from dtrain.exchange import Op, Request
+from dtrain.meter.ledger import Ledger
 
-__all__ = ["BACKENDS", "Communicator", "Handle", "Launch", "all_gather", "broadcast", "detect_launch", "perform"]
+__all__ = [
+    "BACKENDS",
+    "Communicator",
+    "Handle",
+    "Launch",
+    "all_gather",
+    "broadcast",
+    "detect_launch",
+    "open_communicator",
+    "perform",
+]
 
-BACKENDS = ("gloo", "nccl")
+BACKENDS = ("gloo", "nccl", "mpi")
 
 
 class Handle(Protocol):
@@ -50,6 +62,24 @@ class Communicator(Protocol):
     def close(self) -> None:
         """Leave the group. Collectives under way must have been waited for."""
         ...
+
+
+def open_communicator(
+    backend: str, launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 600.0
+) -> AbstractContextManager[Communicator]:
+    """All workers of this launch, on the backend of that name, for the length of a with statement.
+
+    `ledger` is for a backend whose traffic does not pass torch.distributed, where meter/c10d.py records it.
+
+    Raises ValueError, naming the cure, where the backend cannot run here or cannot join what the launcher started.
+    """
+    if backend == "mpi":
+        from dtrain.comm.mpi import open_world
+
+        return open_world(launch, ledger, timeout_seconds=timeout_seconds)
+    from dtrain.comm.torch_dist import open_default
+
+    return closing(open_default(backend, launch, timeout_seconds=timeout_seconds))
 
 
 def perform(communicator: Communicator, request: Request) -> Tensor:

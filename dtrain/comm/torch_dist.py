@@ -91,8 +91,10 @@ def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 600.0
     if backend == "nccl" and not (torch.cuda.is_available() and dist.is_nccl_available()):
         raise ValueError("backend=nccl needs a CUDA device and a torch built with NCCL: use backend=gloo")
     if launch.launcher not in ("torchrun", "none"):
+        cure = ", or add backend=mpi" if launch.launcher == "mpirun" else ""
         raise ValueError(
-            f"{launch.launcher} started these workers, and backend={backend} cannot join them: start them with torchrun"
+            f"{launch.launcher} started these workers, and backend={backend} cannot join them: start them with "
+            f"torchrun{cure}"
         )
     timeout = timedelta(seconds=timeout_seconds)
     device = torch.device("cuda", launch.local_rank) if backend == "nccl" else None
