@@ -40,15 +40,9 @@ class _Collective:
         self._done = threading.Event()
         self._error: BaseException | None = None
 
-    def see_through(self, under_way: MPI.Request, pending: Pending | None) -> None:
-        """Poll until it is done; runs in the communicator's thread."""
-        try:
-            while not under_way.Test():
-                time.sleep(POLL_SECONDS)
-            if pending is not None:
-                pending.complete()
-        except BaseException as error:  # handed to whoever waits
-            self._error = error
+    def finish(self, error: BaseException | None = None) -> None:
+        """Let whoever waits go on."""
+        self._error = error
         self._done.set()
 
     def wait(self) -> Tensor:
@@ -92,8 +86,8 @@ class MpiCommunicator:
         self._timeout_seconds, self._group = timeout_seconds, group
         self._jobs: queue.SimpleQueue[_UnderWay | None] = queue.SimpleQueue()
         self._open = True
-        # a daemon: after an error it may still wait for a rank that is gone
-        threading.Thread(target=self._progress, name="dtrain-mpi", daemon=True).start()
+        self._thread = threading.Thread(target=self._progress, name="dtrain-mpi", daemon=True)
+        self._thread.start()
 
     def start(self, request: Request) -> _Collective:
         """Start a collective; the payload, contiguous, is not copied.
@@ -116,10 +110,11 @@ class MpiCommunicator:
         return MpiCommunicator(self._comm.Dup(), self._ledger, timeout_seconds=self._timeout_seconds, group=group)
 
     def close(self) -> None:
-        """Start nothing more. MPI_Finalize frees the rest: freeing is collective, and other ranks may have failed."""
+        """End the thread. MPI_Finalize frees the rest: freeing is collective, and other ranks may have failed."""
         if self._open:
             self._open = False
             self._jobs.put(None)
+            self._thread.join()
 
     def _check(self, request: Request) -> None:
         payload = request.payload
@@ -171,8 +166,20 @@ class MpiCommunicator:
 
     def _progress(self) -> None:
         while (job := self._jobs.get()) is not None:
-            collective, under_way, pending = job
-            collective.see_through(under_way, pending)
+            self._see_through(*job)
+            del job  # and with it the tensors
+
+    def _see_through(self, collective: _Collective, under_way: MPI.Request, pending: Pending | None) -> None:
+        try:
+            while not under_way.Test():
+                if not self._open:
+                    raise RuntimeError("this communicator was closed with a collective under way")
+                time.sleep(POLL_SECONDS)
+            if pending is not None:
+                pending.complete()
+            collective.finish()
+        except BaseException as error:  # handed to whoever waits
+            collective.finish(error)
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

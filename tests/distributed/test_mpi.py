@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -126,6 +127,9 @@ def test_a_missing_rank_is_an_error_in_time(here: Here) -> None:
         with pytest.raises(RuntimeError, match="waited 1 s for an all_reduce on MPI: another rank is missing"):
             handle.wait()
         assert 0.9 < time.monotonic() - start < 20
+        comm.close()  # does not wait for it either
+        with pytest.raises(RuntimeError, match="closed with a collective under way"):
+            handle.wait()
         here.store.set("given up", "")
     else:
         here.store.wait(["given up"])
@@ -133,9 +137,16 @@ def test_a_missing_rank_is_an_error_in_time(here: Here) -> None:
 
 
 @on_ranks(2, launcher="mpiexec")
-def test_a_closed_communicator_starts_nothing(here: Here) -> None:
+def test_closing_ends_the_thread_and_can_be_repeated(here: Here) -> None:
+    def num_threads() -> int:
+        return [thread.name for thread in threading.enumerate()].count("dtrain-mpi")
+
+    before = num_threads()
     comm = communicator()
+    perform(comm, Request(Op.ALL_REDUCE, torch.ones(1)))
+    assert num_threads() == before + 1
     comm.close()
+    assert num_threads() == before
     comm.close()
     with pytest.raises(RuntimeError, match="closed"):
         comm.start(Request(Op.ALL_REDUCE, torch.ones(1)))

@@ -125,7 +125,13 @@ def test_torch_distributed_only_where_it_belongs() -> None:
     assert not found("dtrain.comm.torch_dist", allowed_in=("comm", "sync/ddp.py", "train.py"))
 
 
-@pytest.mark.parametrize("package", ["horovod", "mpi4py", "prometheus_client"])
+def test_mpi4py_only_in_its_backend() -> None:
+    assert found("mpi4py") != []
+    assert not found("mpi4py", allowed_in=("comm/mpi.py",))
+    assert not found("dtrain.comm.mpi", allowed_in=("comm",))
+
+
+@pytest.mark.parametrize("package", ["horovod", "prometheus_client"])
 def test_optional_packages_are_not_imported_yet(package: str) -> None:
     assert not found(package)
 
@@ -145,7 +151,7 @@ def test_no_module_global_holds_a_rank() -> None:
 
 def test_importing_the_core_imports_no_backend_and_no_front_end() -> None:
     """What is heavy, or needs a build of torch with a backend, is imported where it is opened."""
-    heavy = ("hydra", "matplotlib", "jinja2", "PIL", "rich", "dtrain.comm.torch_dist")
+    heavy = ("hydra", "matplotlib", "jinja2", "PIL", "rich", "dtrain.comm.torch_dist", "mpi4py")
     code = (
         "import sys, dtrain.exchange, dtrain.compressors, dtrain.comm, dtrain.sync.eager, dtrain.meter.ledger;"
         f"print([m for m in {heavy} if m in sys.modules])"
