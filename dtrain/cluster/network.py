@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dtrain.meter.nic import Counters, read_counters
@@ -29,9 +30,11 @@ MAX_NODES = 250
 MIN_RATE, MAX_RATE = 10**5, 3 * 10**10
 _UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _CLONE_NEWNET = 0x40000000
+# tbf lets this much through at full speed after a pause; with less, a busy machine misses its turns.
 _MIN_BURST_BYTES = 32 * 1024
 _BURST_SECONDS = 0.002
-_QUEUE_SECONDS = 0.05
+_QUEUE_SECONDS = 0.2
+_CONGESTION_CONTROL = "reno"
 
 T = TypeVar("T")
 
@@ -136,7 +139,11 @@ def _make_bridge() -> None:
 
 
 def _make_node(node: Node, bridge: int, rate: int | None) -> None:
-    """The node's ends of its cable and of loopback."""
+    """The node's ends of its cable and of loopback.
+
+    Congestion control is the same on every host, and the one that fills these links best (docs/log.md).
+    """
+    Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(_CONGESTION_CONTROL)
     with IPRoute() as route:
         peer = {"ifname": node.name, "net_ns_fd": bridge}
         route.link("add", ifname=INTERFACE, kind="veth", peer=peer)

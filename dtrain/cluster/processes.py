@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from dtrain.cluster.network import INTERFACE, Node
@@ -136,9 +136,13 @@ class _Program:
 
     def _copy(self, label: str, output: TextIO) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            output.write(f"{label}{line.rstrip()}\n")
-            output.flush()
+        with (
+            suppress(BrokenPipeError),
+            self._process.stdout as lines,
+        ):  # nobody reads on: nor do we, and the node sees it
+            for line in lines:
+                output.write(f"{label}{line.rstrip()}\n")
+                output.flush()
 
 
 def _in_namespaces(node: Node, hosts: str, command: Sequence[str]) -> list[str]:
