@@ -192,7 +192,10 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _cluster_run(parsed: argparse.Namespace) -> int:
-    from dtrain import cluster
+    try:
+        from dtrain import cluster
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a cluster needs {error.name}: pip install 'dtrain[cluster]'") from None
 
     outcome = cluster.run_cluster(
         parsed.command,

@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dtrain.meter.nic import Counters, read_counters
+from pyroute2 import IPRoute, NetlinkError, netns
+from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 
-try:
-    from pyroute2 import IPRoute, NetlinkError, netns
-    from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
-except ModuleNotFoundError as error:
-    raise ValueError(f"a cluster needs {error.name}: pip install 'dtrain[cluster]'") from None
+from dtrain.meter.nic import Counters, read_counters
 
 INTERFACE = "eth0"
 MAX_NODES = 250

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from dtrain.cluster.network import INTERFACE, Node
+from dtrain.meter.nic import CLUSTER_INTERFACE
 
 INTERRUPTED = 130
 MASTER_PORT = 29500
@@ -171,4 +172,5 @@ def _rendezvous(node: Node, nodes: Sequence[Node]) -> dict[str, str]:
         "LOCAL_RANK": "0",
         "LOCAL_WORLD_SIZE": "1",
         "GLOO_SOCKET_IFNAME": INTERFACE,
+        CLUSTER_INTERFACE: INTERFACE,
     }

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programs import Ended, dtrain_command, finish, run, start
+from programs import Ended, dtrain_command, finish, read_summary, run, start, train_command
 
 TOOLS = ("setpriv", "nsenter", "unshare", "mount")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -144,6 +144,15 @@ def test_a_node_that_a_signal_ends_fails_as_in_a_shell(tmp_path: Path) -> None:
     run(cluster("--nodes", "2", "--", "sh", "-c", "kill -9 $$"), tmp_path, timeout=60).expect(137)
 
 
+def test_training_reads_its_nodes_own_interface(tmp_path: Path) -> None:
+    settings = ["num_steps=6", "batch_size=2", "eval_every_epochs=0", "observe.progress=false", "run_dir=run"]
+    settings += ["model=squeezenet1_0", "model.num_classes=1000"]
+    run(cluster("--nodes", "2", "--", *train_command(*settings)), tmp_path).expect(0)
+    summary = read_summary(tmp_path / "run")
+    assert summary["world_size"] == 2
+    assert 1.04 < summary["nic_bytes_per_step"] / summary["wire_bytes_per_step"] < 1.08
+
+
 def wait_for_nodes(process: subprocess.Popen[str], num_nodes: int) -> None:
     assert process.stdout is not None
     for _ in range(num_nodes):
@@ -241,6 +250,12 @@ def test_without_root_or_its_privileges_it_says_so(tmp_path: Path) -> None:
     )
     ended = run([sys.executable, "-c", as_nobody, "cluster", "run", "--", "true"], tmp_path)
     assert the_line(ended) == "dtrain: error: a cluster needs root, for network namespaces: run it as root"
+
+
+def test_without_pyroute2_it_names_the_extra(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['pyroute2'] = None; from dtrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    ended = run([sys.executable, "-c", program, "cluster", "run", "--", "true"], tmp_path)
+    assert the_line(ended) == "dtrain: error: a cluster needs pyroute2: pip install 'dtrain[cluster]'"
 
 
 def test_a_long_line_of_output_arrives_whole(tmp_path: Path) -> None:

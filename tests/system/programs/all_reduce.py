@@ -1,4 +1,4 @@
-"""One all_reduce of 1 MB; prints what came out, and who is where. `--fail RANK`: that rank ends with 7, others sleep."""
+"""One all_reduce of 1 MB; prints what came out, and who is where. `--fail RANK`: it ends with 7, others sleep."""
 
 import socket
 import sys
