@@ -59,13 +59,14 @@ def worker(folder: Path) -> None:
     gradients = torch.randn(sum(p.numel() for p in build("squeezenet1_0", num_classes=1000).parameters()))
     seconds = []
     for repetition in range(WARMUP + REPETITIONS):
+        dist.barrier()  # after it, nothing of the all_reduce before is still on its way out
         if repetition == WARMUP:
             before = read_counters()["eth0"]
-        dist.barrier()
         start = time.perf_counter()
         dist.all_reduce(gradients)
         seconds.append(time.perf_counter() - start)
         gradients /= dist.get_world_size()
+    dist.barrier()
     sent = read_counters()["eth0"].transmitted_bytes - before.transmitted_bytes
     wire = wire_bytes("gloo", Op.ALL_REDUCE, gradients.numel() * gradients.element_size(), dist.get_world_size())
     content = {"seconds": seconds[WARMUP:], "nic_bytes": sent / REPETITIONS, "wire_bytes": wire}

@@ -87,7 +87,7 @@ def _cluster_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="run a command on every node, with the rendezvous filled in; then a table of bytes per node",
         description="Exit code: 0, the first failing node's, 2 for a mistake, 130 after Ctrl-C or SIGTERM.",
     )
-    run.add_argument("--nodes", type=int, default=2, metavar="N")
+    run.add_argument("--nodes", type=int, default=2, metavar="N", help="how many (default: 2)")
     run.add_argument("--rate", help="of each node's link, each way, such as 100mbit (default: unshaped)")
     run.add_argument("--json", action="store_true", help="print JSON; the nodes' output then goes to standard error")
     run.add_argument("command", nargs="+", metavar="-- COMMAND", help="the program that every node runs")

@@ -147,7 +147,10 @@ class _Program:
 
 
 def _in_namespaces(node: Node, hosts: str, command: Sequence[str]) -> list[str]:
-    """The command in the node's network, and in namespaces of its own for processes, mounts and the host's name."""
+    """The command in the node's network, and in namespaces of its own for processes, mounts and the host's name.
+
+    If this process dies before setpriv ties the command's life to it, nsenter finds no namespace to enter.
+    """
     return [
         *("setpriv", "--pdeathsig", "KILL"),
         *("nsenter", f"--net=/proc/{os.getpid()}/fd/{node.namespace}"),

@@ -25,11 +25,11 @@ class NodeBytes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command on all nodes ended. `rate` is in bits per second; None for unshaped links."""
+    """How a command on all nodes ended. `rate_bits_per_second` is None for unshaped links."""
 
     exit_code: int
     seconds: float
-    rate: int | None
+    rate_bits_per_second: int | None
     nodes: tuple[NodeBytes, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -69,7 +69,8 @@ def run_cluster(command: Sequence[str], *, num_nodes: int, rate: int | None, out
 
 def outcome_table(outcome: Outcome) -> Table:
     """Bytes per node."""
-    link = "unshaped" if outcome.rate is None else f"{outcome.rate / 1e6:,g} Mbit/s"
+    rate = outcome.rate_bits_per_second
+    link = "unshaped" if rate is None else f"{rate / 1e6:,g} Mbit/s"
     table = Table(title=f"{len(outcome.nodes)} nodes, {link}, {outcome.seconds:.1f} s")
     table.add_column("node", justify="right")
     table.add_column("address")

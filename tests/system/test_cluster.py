@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from cluster_rate import measure
 from programs import Ended, dtrain_command, finish, read_summary, run, start, train_command
 
 TOOLS = ("setpriv", "nsenter", "unshare", "mount")
@@ -109,7 +112,7 @@ def test_torchrun_needs_no_rendezvous_arguments(tmp_path: Path, host: None) -> N
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", PROGRAM]
     ended = run(cluster("--nodes", "2", "--json", "--", *torchrun), tmp_path).expect(0)
     assert ended.json["exit_code"] == 0
-    assert ended.json["rate"] is None
+    assert ended.json["rate_bits_per_second"] is None
     assert [node["node"] for node in ended.json["nodes"]] == [0, 1]
     assert all(node["sent_bytes"] > 1e6 for node in ended.json["nodes"])
     for rank in range(4):
@@ -130,6 +133,18 @@ def test_the_link_is_as_slow_as_asked(tmp_path: Path) -> None:
     assert len(times) == 2
     assert max(times) > 0.9 * 2 * 8e6 / 50e6
     assert max(times) < 2 * 2 * 8e6 / 50e6
+
+
+def test_an_all_reduce_takes_what_the_link_allows_and_the_kernel_counts_its_frames(tmp_path: Path) -> None:
+    """The benchmark's targets; a busy machine gets a second and a third chance at the time."""
+    times = []
+    for _ in range(3):
+        cell = measure("100mbit")
+        assert all(1.04 < ratio < 1.07 for ratio in cell.nic_over_wire), cell
+        times.append(cell.time_over_ideal)
+        if times[-1] < 1.12:
+            break
+    assert 1.04 < min(times) < 1.12, times
 
 
 def test_a_failing_node_ends_the_others_and_passes_its_code_on(tmp_path: Path, host: None) -> None:
