@@ -126,7 +126,7 @@ def test_the_link_is_as_slow_as_asked(tmp_path: Path) -> None:
         "import time, torch, torch.distributed as dist; dist.init_process_group('gloo'); x = torch.ones(250_000)\n"
     )
     program += "dist.all_reduce(x); dist.barrier(); t = time.perf_counter(); dist.all_reduce(x); dist.all_reduce(x)\n"
-    program += "print('took', time.perf_counter() - t)"
+    program += "print('took', time.perf_counter() - t); dist.destroy_process_group()"
     command = ["--", sys.executable, "-c", program]
     ended = run(cluster("--nodes", "2", "--rate", "50mbit", *command), tmp_path).expect(0)
     times = [float(value) for value in re.findall(r"took (\S+)", ended.stdout)]
