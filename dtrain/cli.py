@@ -75,7 +75,23 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the first run)")
     _json_option(report)
     report.set_defaults(run=_report)
+
+    cluster = verbs.add_parser("cluster", help="a cluster on this machine, with links of a chosen speed (root)")
+    _cluster_parser(cluster.add_subparsers(required=True, metavar="VERB"))
     return parser
+
+
+def _cluster_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = verbs.add_parser(
+        "run",
+        help="run a command on every node, with the rendezvous filled in; then a table of bytes per node",
+        description="Exit code: 0, the first failing node's, 2 for a mistake, 130 after Ctrl-C or SIGTERM.",
+    )
+    run.add_argument("--nodes", type=int, default=2, metavar="N", help="how many (default: 2)")
+    run.add_argument("--rate", help="of each node's link, each way, such as 100mbit (default: unshaped)")
+    run.add_argument("--json", action="store_true", help="print JSON; the nodes' output then goes to standard error")
+    run.add_argument("command", nargs="+", metavar="-- COMMAND", help="the program that every node runs")
+    run.set_defaults(run=_cluster_run)
 
 
 def _runs_argument(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +189,25 @@ def _report(parsed: argparse.Namespace) -> int:
     else:
         print(f"report in {output}")
     return 0
+
+
+def _cluster_run(parsed: argparse.Namespace) -> int:
+    try:
+        from dtrain import cluster
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a cluster needs {error.name}: pip install 'dtrain[cluster]'") from None
+
+    outcome = cluster.run_cluster(
+        parsed.command,
+        num_nodes=parsed.nodes,
+        rate=None if parsed.rate is None else cluster.parse_rate(parsed.rate),
+        output=sys.stderr if parsed.json else sys.stdout,
+    )
+    if parsed.json:
+        _print_json(outcome.as_json())
+    else:
+        _console().print(cluster.outcome_table(outcome))
+    return outcome.exit_code
 
 
 def _console() -> Console:
