@@ -1,7 +1,7 @@
 """Horovod as a communicator: its low-level collectives, not its DistributedOptimizer.
 
-Horovod has one world and one background thread, which runs what all ranks have asked for under the same name. A
-response to a name that it knows is cheap, so names come round again: a few for each kind and size of collective.
+Horovod has one world and one background thread, which runs what all ranks have asked for under the same name. It
+remembers its last answers by name, so names come round again: a few for each kind and size of collective.
 (docs/adr/0006-horovod-names.md)
 """
 
@@ -152,7 +152,7 @@ def _settings(timeout_seconds: float) -> dict[str, str]:
     return {
         "HOROVOD_FUSION_THRESHOLD": "0",  # buckets are chosen here; fused by arrival, sums would differ between runs
         "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(1, round(timeout_seconds))),
-        # Rank 0 then names a missing rank before waiting for it ends in an error
+        # Over MPI, rank 0 then names a missing rank before waiting for it ends in an error; over gloo it never does
         "HOROVOD_STALL_CHECK_TIME_SECONDS": str(max(1, min(60, int(timeout_seconds / 4)))),
     }
 
