@@ -4,13 +4,14 @@ set -euo pipefail
 
 usage() {
   cat <<'EOF'
-Usage: launch/mpirun.sh [-n RANKS] [--hostfile FILE] [--dry-run] [SETTING...]
+Usage: launch/mpirun.sh [-n RANKS] [--hostfile FILE] [--backend NAME] [--dry-run] [SETTING...]
 
 Runs `python -m dtrain.train backend=mpi SETTING...` on RANKS workers (2 unless given), for example
   launch/mpirun.sh -n 4 model=squeezenet1_1 data=digits compressor=top_k
 
   -n RANKS          how many workers
   --hostfile FILE   spread them over these hosts, which need this folder at the same path, and ssh without a password
+  --backend NAME    mpi unless given; horovod for a Horovod that is built with MPI
   --dry-run         print the command and do not run it
   --help            print this
 
@@ -23,12 +24,16 @@ fail() {
   exit 2
 }
 
-ranks=2 hostfile='' dry_run=''
+ranks=2 hostfile='' backend=mpi dry_run=''
 while [ "$#" -gt 0 ]; do
   case $1 in
-    -n | --hostfile)
+    -n | --hostfile | --backend)
       [ "$#" -gt 1 ] || fail "$1 needs a value: see --help"
-      if [ "$1" = -n ]; then ranks=$2; else hostfile=$2; fi
+      case $1 in
+        -n) ranks=$2 ;;
+        --hostfile) hostfile=$2 ;;
+        *) backend=$2 ;;
+      esac
       shift
       ;;
     --dry-run) dry_run=yes ;;
@@ -62,7 +67,7 @@ case $("$mpiexec" --version 2>&1) in
     [ -z "$hostfile" ] || command+=(-f "$hostfile")
     ;;
 esac
-command+=("$python" -m dtrain.train backend=mpi "$@")
+command+=("$python" -m dtrain.train backend="$backend" "$@")
 
 if [ -n "$dry_run" ]; then
   printf '%q ' "${command[@]}"

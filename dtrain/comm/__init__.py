@@ -26,7 +26,7 @@ __all__ = [
     "perform",
 ]
 
-BACKENDS = ("gloo", "nccl", "mpi")
+BACKENDS = ("gloo", "nccl", "mpi", "horovod")
 
 
 class Handle(Protocol):
@@ -74,9 +74,13 @@ def open_communicator(
     Raises ValueError, naming the cure, where the backend cannot run here or cannot join what the launcher started.
     """
     if backend == "mpi":
-        from dtrain.comm.mpi import open_world
+        from dtrain.comm import mpi
 
-        return open_world(launch, ledger, timeout_seconds=timeout_seconds)
+        return mpi.open_world(launch, ledger, timeout_seconds=timeout_seconds)
+    if backend == "horovod":
+        from dtrain.comm import horovod
+
+        return horovod.open_world(launch, ledger, timeout_seconds=timeout_seconds)
     from dtrain.comm.torch_dist import open_default
 
     return closing(open_default(backend, launch, timeout_seconds=timeout_seconds))

@@ -91,7 +91,7 @@ def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 600.0
     if backend == "nccl" and not (torch.cuda.is_available() and dist.is_nccl_available()):
         raise ValueError("backend=nccl needs a CUDA device and a torch built with NCCL: use backend=gloo")
     if launch.launcher not in ("torchrun", "none"):
-        cure = ", or add backend=mpi" if launch.launcher == "mpirun" else ""
+        cure = f", or add backend={'mpi' if launch.launcher == 'mpirun' else 'horovod'}"
         raise ValueError(
             f"{launch.launcher} started these workers, and backend={backend} cannot join them: start them with "
             f"torchrun{cure}"

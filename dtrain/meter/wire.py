@@ -81,7 +81,7 @@ def wire_bytes(backend: str, op: Op, payload_bytes: float, world_size: int, *, i
     """Bytes that one rank sends for a collective.
 
     Args:
-        backend: "gloo" for what gloo does; any other name ("nccl", "mpi", "lockstep") gives the nominal ring.
+        backend: "gloo" for what gloo does; any other name ("nccl", "mpi", "horovod") gives the nominal ring.
         payload_bytes: what this rank hands over: its input. A broadcast's or scatter's belongs to the root alone and
             is 0 elsewhere; a scatter's is the whole list.
         world_size: ranks in the group that communicates, not in the job.

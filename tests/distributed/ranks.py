@@ -1,6 +1,6 @@
 """Facts that need real processes: `@on_ranks(2, 3)` above a test runs its body on every rank of a gloo group.
 
-With `launcher="mpiexec"` the ranks are those of mpiexec, and there is no gloo group.
+With `launcher="mpiexec"` or "horovodrun" the ranks are those of that launcher, and there is no gloo group.
 
 Starting a process costs seconds (importing torch), so all tests of a world size share one start: `launch` starts the
 ranks, each runs the selected tests one after the other, every one on a fresh process group, and writes down what came
@@ -110,6 +110,9 @@ def launch(world_size: int, keys: Sequence[str], folder: Path, launcher: str | N
     if launcher == "mpiexec":
         mpiexec = str(Path(sys.executable).with_name("mpiexec"))
         commands = [[mpiexec, "-n", str(world_size), *program, "PMI_RANK", *arguments]]
+    if launcher == "horovodrun":
+        horovodrun = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "--network-interfaces", "lo"]
+        commands = [[*horovodrun, "-np", str(world_size), *program, "HOROVOD_RANK", *arguments]]
     processes, outputs = [], [folder / f"output{i}.txt" for i in range(len(commands))]
     try:
         for command, path in zip(commands, outputs, strict=True):
