@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dtrain.comm.mpi_failure import RollCall, exchange_failures
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger, Pending
 from dtrain.meter.wire import wire_bytes
@@ -35,8 +36,9 @@ _SUMMED = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64
 class _Collective:
     """A collective under way, with the tensor that will hold its answer."""
 
-    def __init__(self, request: Request, answer: Tensor, timeout_seconds: float) -> None:
+    def __init__(self, request: Request, answer: Tensor, timeout_seconds: float, roll_call: RollCall) -> None:
         self._request, self._answer, self._timeout_seconds = request, answer, timeout_seconds
+        self._roll_call = roll_call
         self._done = threading.Event()
         self._error: BaseException | None = None
 
@@ -46,10 +48,14 @@ class _Collective:
         self._done.set()
 
     def wait(self) -> Tensor:
-        if not self._done.wait(self._timeout_seconds):
-            raise RuntimeError(
-                f"waited {self._timeout_seconds:g} s for an {self._request.op} on MPI: another rank is missing or stuck"
-            )
+        half = self._timeout_seconds / 2
+        if not self._done.wait(half):
+            self._roll_call.tell(waiting=True)
+            if not self._done.wait(half):
+                raise TimeoutError(
+                    f"waited {self._timeout_seconds:g} s for an {self._request.op} on MPI: {self._roll_call.missing()}"
+                )
+            self._roll_call.tell(waiting=False)
         if self._error is not None:
             raise self._error
         return self._answer
@@ -64,14 +70,21 @@ class MpiCommunicator:
     Args:
         comm: an intracommunicator, of an MPI that was initialised with MPI_THREAD_MULTIPLE.
         ledger: records every collective, once, if given.
-        timeout_seconds: how long `wait` waits for a missing rank.
+        timeout_seconds: how long `wait` waits for a missing rank; then it raises TimeoutError.
         group: its name in the ledger.
+        roll_call: the one of the communicator that this one duplicates.
     """
 
     backend = "mpi"
 
     def __init__(
-        self, comm: MPI.Intracomm, ledger: Ledger | None, *, timeout_seconds: float = 600.0, group: str = "world"
+        self,
+        comm: MPI.Intracomm,
+        ledger: Ledger | None,
+        *,
+        timeout_seconds: float = 600.0,
+        group: str = "world",
+        roll_call: RollCall | None = None,
     ) -> None:
         from mpi4py import MPI
 
@@ -84,6 +97,7 @@ class MpiCommunicator:
         self._comm, self._in_place, self._ledger = comm, MPI.IN_PLACE, ledger
         self._cuda_aware = "cuda" in (comm.Get_info().Get("mpi_memory_alloc_kinds") or "")
         self._timeout_seconds, self._group = timeout_seconds, group
+        self._roll_call = roll_call or RollCall(comm)
         self._jobs: queue.SimpleQueue[_UnderWay | None] = queue.SimpleQueue()
         self._open = True
         self._thread = threading.Thread(target=self._progress, name="dtrain-mpi", daemon=True)
@@ -100,14 +114,19 @@ class MpiCommunicator:
         self._check(request)
         answer = self._answer(request)
         pending = self._record(request)
-        collective = _Collective(request, answer, self._timeout_seconds)
+        collective = _Collective(request, answer, self._timeout_seconds, self._roll_call)
         self._jobs.put((collective, self._start(request, answer), pending))
         return collective
 
     def duplicate(self) -> MpiCommunicator:
         """The same workers on an MPI communicator of their own."""
-        group = f"{self._group}.duplicate"
-        return MpiCommunicator(self._comm.Dup(), self._ledger, timeout_seconds=self._timeout_seconds, group=group)
+        return MpiCommunicator(
+            self._comm.Dup(),
+            self._ledger,
+            timeout_seconds=self._timeout_seconds,
+            group=f"{self._group}.duplicate",
+            roll_call=self._roll_call,
+        )
 
     def close(self) -> None:
         """End the thread. MPI_Finalize frees the rest: freeing is collective, and other ranks may have failed."""
@@ -212,7 +231,36 @@ def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float 
     _finalise()
 
 
-def _initialise() -> MPI.Intracomm:
+def fail_together(failure: str, *, patience_seconds: float = 5.0) -> dict[int, str]:
+    """Before this worker ends for `failure`: what the others that fail as well say, by rank.
+
+    Where all fail, MPI ends in order. Else this worker leaves it without the others, by which the launcher knows that
+    it has to end them; MPICH's takes no notice of a worker that ends before MPI was initialised. Initialising takes
+    every worker, so it is given up after a while.
+    """
+    said: dict[int, str] = {}
+
+    def tell() -> None:
+        world = _initialise()
+        said.update(exchange_failures(world, failure, patience_seconds))
+        if len(said) == world.Get_size() - 1:
+            _finalise()
+
+    try:
+        mpi = _import_mpi()
+    except ValueError:  # no MPI: then there are no others
+        return {}
+    if mpi.Is_initialized():
+        tell()  # in the thread that initialised it, since that one has to finalise it
+    else:
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        thread.join(4 * patience_seconds)
+    return dict(said)
+
+
+def _import_mpi() -> Any:
+    """mpi4py.MPI, which neither initialises nor finalises by itself. Raises ValueError where there is none."""
     try:
         import mpi4py
 
@@ -220,9 +268,14 @@ def _initialise() -> MPI.Intracomm:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         raise ValueError(f"backend=mpi needs mpi4py and an MPI ({error}): pip install 'dtrain[mpi]'") from None
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    return MPI.COMM_WORLD
+    return MPI
+
+
+def _initialise() -> MPI.Intracomm:
+    mpi = _import_mpi()
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+    return mpi.COMM_WORLD
 
 
 def _finalise() -> None:
