@@ -259,6 +259,12 @@ def fail_together(failure: str, *, patience_seconds: float = 5.0) -> dict[int, s
     return dict(said)
 
 
+def library_version() -> str:
+    """The MPI that mpi4py uses, in a line. Raises ValueError where there is none, naming the cure."""
+    text: str = _import_mpi().Get_library_version()
+    return " ".join(text.splitlines()[0].rstrip("\0").split()).partition(", package:")[0]
+
+
 def _import_mpi() -> Any:
     """mpi4py.MPI, which neither initialises nor finalises by itself. Raises ValueError where there is none."""
     try:
@@ -275,7 +281,8 @@ def _initialise() -> MPI.Intracomm:
     mpi = _import_mpi()
     if not mpi.Is_initialized():
         mpi.Init_thread(mpi.THREAD_MULTIPLE)
-    return mpi.COMM_WORLD
+    world: MPI.Intracomm = mpi.COMM_WORLD
+    return world
 
 
 def _finalise() -> None:
