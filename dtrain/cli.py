@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -232,6 +233,7 @@ def _cluster_run(parsed: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         raise ValueError(f"a cluster needs {error.name}: pip install 'dtrain[cluster]'") from None
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while nodes are made, as Ctrl-C does
     outcome = cluster.run_cluster(
         parsed.command,
         num_nodes=parsed.nodes,
