@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dtrain import data, models
 from dtrain.build import Parts, build, optimizer
 from dtrain.checkpoint import read_manifest, save_model
-from dtrain.comm import Communicator, Launch, all_gather, broadcast, detect_launch, open_communicator
+from dtrain.comm import Communicator, Launch, all_gather, broadcast, detect_launch, fail_together, open_communicator
 from dtrain.config import TrainConfig, from_data
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
@@ -38,6 +37,7 @@ from dtrain.task import Observer, Task
 from dtrain.trainer import Trainer
 
 USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
+FAILURES = (NonFiniteGradientError, TimeoutError)
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
@@ -244,14 +244,14 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
 
 
 def _fail(error: Exception, launch: Launch) -> int:
-    """One line on rank 0. The launcher ends the other ranks; one that is still there later has a fault of its own."""
+    """One line for each fault, whichever ranks it is of."""
     message = " ".join(str(error).partition("Config search path")[0].split())
     message = message.replace("To append to your config use", "Settings: `dtrain train --cfg job`. A new one:")
-    if launch.rank != 0:
-        time.sleep(5.0)
-        message = f"rank {launch.rank}: {message}"
-    print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
-    return FAILED if isinstance(error, NonFiniteGradientError) else MISTAKE
+    if launch.rank == 0:
+        print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
+    if fail_together(launch, message) and launch.rank != 0:
+        print(f"dtrain: error: rank {launch.rank}: {message}", file=sys.stderr, flush=True)
+    return FAILED if isinstance(error, FAILURES) else MISTAKE
 
 
 def main() -> int:
@@ -268,10 +268,7 @@ def main() -> int:
         try:
             settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
             outcomes.append(train(from_data(settings), launch, composed))
-        except (
-            *USER_ERRORS,
-            NonFiniteGradientError,
-        ) as error:  # kept from Hydra, which would announce it in a line of its own
+        except (*USER_ERRORS, *FAILURES) as error:  # kept from Hydra, which would announce it in a line of its own
             outcomes.append(error)
 
     try:

@@ -16,6 +16,7 @@ Runs `python -m dtrain.train backend=mpi SETTING...` on RANKS workers (2 unless 
   --help            print this
 
 $PYTHON is the interpreter (.venv/bin/python, else python3), $MPIEXEC the launcher (mpiexec beside it, else on PATH).
+Each worker has its share of the cores as threads, unless $OMP_NUM_THREADS is set.
 EOF
 }
 
@@ -56,22 +57,28 @@ python=${PYTHON:-$root/.venv/bin/python}
 mpiexec=${MPIEXEC:-$(dirname "$python")/mpiexec}
 [ -x "$mpiexec" ] || mpiexec=$(command -v "${MPIEXEC:-mpiexec}") || fail "no mpiexec: pip install 'dtrain[mpi]'"
 
+hosts=1
+[ -z "$hostfile" ] || hosts=$(grep -c '^[^#]' "$hostfile") || fail "--hostfile $hostfile names no host"
+threads=$(($(nproc) / ((ranks + hosts - 1) / hosts)))
+variables=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}")
+
 command=("$mpiexec" -n "$ranks")
 case $("$mpiexec" --version 2>&1) in
   *'Open MPI'* | *OpenRTE* | *PRRTE*)
     command+=(--bind-to none) # a rank has several threads, which must not share a core
     [ "$(id -u)" != 0 ] || command+=(--allow-run-as-root)
-    if [ -n "$hostfile" ]; then command+=(--hostfile "$hostfile"); else command+=(--oversubscribe); fi
+    if [ -n "$hostfile" ]; then command+=(--hostfile "$hostfile" -x OMP_NUM_THREADS); else command+=(--oversubscribe); fi
     ;;
   *)
     [ -z "$hostfile" ] || command+=(-f "$hostfile")
     ;;
 esac
-command+=("$python" -m dtrain.train backend="$backend" "$@")
+command+=("$root/launch/mpi_rank.sh" "$python" -m dtrain.train backend="$backend" "$@")
 
 if [ -n "$dry_run" ]; then
-  printf '%q ' "${command[@]}"
+  printf '%q ' "${variables[@]}" "${command[@]}"
   echo
 else
+  export "${variables[@]}"
   exec "${command[@]}"
 fi

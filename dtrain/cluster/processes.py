@@ -27,7 +27,7 @@ _TOOLS = ("setpriv", "nsenter", "unshare", "mount")
 _NODE = """
 set -e
 mount -t tmpfs tmpfs /sys
-printf '127.0.0.1 localhost\\n%s' "$2" >/sys/hosts
+printf '127.0.0.1 localhost\\n::ffff:127.0.0.1 localhost\\n%s' "$2" >/sys/hosts
 mount --bind /sys/hosts /etc/hosts
 mount -t sysfs sysfs /sys
 echo "$1" >/proc/sys/kernel/hostname
@@ -106,7 +106,8 @@ class _Program:
     """The command on one node."""
 
     def __init__(self, node: Node, nodes: Sequence[Node], command: Sequence[str], output: TextIO) -> None:
-        hosts = "".join(f"{other.address} {other.name}\n" for other in nodes)
+        # mapped too: torch asks for the names of its peers as IPv6 has them, and warns of each that it does not get
+        hosts = "".join(f"{other.address} {other.name}\n::ffff:{other.address} {other.name}\n" for other in nodes)
         self._process = subprocess.Popen(
             _in_namespaces(node, hosts, command),
             env={**os.environ, **_rendezvous(node, nodes)},

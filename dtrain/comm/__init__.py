@@ -5,6 +5,7 @@ Backends are imported when opened, so that a missing one costs nothing until it 
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, closing
 from typing import Protocol
 
@@ -22,6 +23,7 @@ __all__ = [
     "all_gather",
     "broadcast",
     "detect_launch",
+    "fail_together",
     "open_communicator",
     "perform",
 ]
@@ -84,6 +86,20 @@ def open_communicator(
     from dtrain.comm.torch_dist import open_default
 
     return closing(open_default(backend, launch, timeout_seconds=timeout_seconds))
+
+
+def fail_together(launch: Launch, failure: str) -> bool:
+    """Before a worker ends for `failure`: whether it is this worker's to say, since no lower rank ends for the same.
+
+    A rank that its launcher ends meanwhile, as torchrun does with all when one failed, says nothing.
+    """
+    if launch.launcher == "mpirun":
+        from dtrain.comm import mpi
+
+        return all(said != failure for rank, said in mpi.fail_together(failure).items() if rank < launch.rank)
+    if launch.rank != 0:
+        time.sleep(5.0)
+    return True
 
 
 def perform(communicator: Communicator, request: Request) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from dtrain.comm.polled import Collective, Poll, PolledCommunicator, as_bytes
+from dtrain.comm.polled import Collective, Poll, PolledCommunicator, RollCall, as_bytes
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger
 
@@ -50,7 +50,14 @@ class HorovodCommunicator(PolledCommunicator):
         self._prefix = f"dtrain{next(_numbers)}"
         self._started: dict[str, int] = {}
         self._done: dict[str, Event] = {}
-        super().__init__(self._hvd.rank(), self._hvd.size(), ledger, timeout_seconds=timeout_seconds, group=group)
+        super().__init__(
+            self._hvd.rank(),
+            self._hvd.size(),
+            ledger,
+            timeout_seconds=timeout_seconds,
+            group=group,
+            roll_call=RollCall(),
+        )
 
     def duplicate(self) -> HorovodCommunicator:
         """The same workers, under names of their own."""

@@ -6,14 +6,16 @@ looks whether it is done also moves it. (docs/adr/0004-mpi-progress-by-polling.m
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dtrain.comm.polled import Collective, Poll, PolledCommunicator, as_bytes
+from dtrain.comm.mpi_failure import MpiRollCall, exchange_failures
+from dtrain.comm.polled import Collective, Poll, PolledCommunicator, RollCall, as_bytes
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger
 
@@ -29,14 +31,21 @@ class MpiCommunicator(PolledCommunicator):
     Args:
         comm: an intracommunicator, of an MPI that was initialised with MPI_THREAD_MULTIPLE.
         ledger: records every collective, once, if given.
-        timeout_seconds: how long `wait` waits for a missing rank.
+        timeout_seconds: how long `wait` waits for a missing rank; then it raises TimeoutError.
         group: its name in the ledger.
+        roll_call: the one of the communicator that this one duplicates.
     """
 
     backend = "mpi"
 
     def __init__(
-        self, comm: MPI.Intracomm, ledger: Ledger | None, *, timeout_seconds: float = 600.0, group: str = "world"
+        self,
+        comm: MPI.Intracomm,
+        ledger: Ledger | None,
+        *,
+        timeout_seconds: float = 600.0,
+        group: str = "world",
+        roll_call: RollCall | None = None,
     ) -> None:
         from mpi4py import MPI
 
@@ -47,12 +56,24 @@ class MpiCommunicator(PolledCommunicator):
             )
         self._comm, self._in_place = comm, MPI.IN_PLACE
         self._cuda_aware = "cuda" in (comm.Get_info().Get("mpi_memory_alloc_kinds") or "")
-        super().__init__(comm.Get_rank(), comm.Get_size(), ledger, timeout_seconds=timeout_seconds, group=group)
+        super().__init__(
+            comm.Get_rank(),
+            comm.Get_size(),
+            ledger,
+            timeout_seconds=timeout_seconds,
+            group=group,
+            roll_call=roll_call or MpiRollCall(comm),
+        )
 
     def duplicate(self) -> MpiCommunicator:
         """The same workers on an MPI communicator of their own."""
-        group = f"{self._group}.duplicate"
-        return MpiCommunicator(self._comm.Dup(), self._ledger, timeout_seconds=self._timeout_seconds, group=group)
+        return MpiCommunicator(
+            self._comm.Dup(),
+            self._ledger,
+            timeout_seconds=self._timeout_seconds,
+            group=f"{self._group}.duplicate",
+            roll_call=self._roll_call,
+        )
 
     def _check(self, request: Request) -> None:
         device = request.payload.device
@@ -117,7 +138,44 @@ def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float 
     _finalise()
 
 
-def _initialise() -> MPI.Intracomm:
+def fail_together(failure: str, *, patience_seconds: float = 5.0) -> dict[int, str]:
+    """Before this worker ends for `failure`: what the others that fail as well say, by rank.
+
+    Where all fail, MPI ends in order. Else this worker leaves it without the others, by which the launcher knows that
+    it has to end them; MPICH's takes no notice of a worker that ends before MPI was initialised. Initialising takes
+    every worker, so it is given up after a while.
+    """
+    said: dict[int, str] = {}
+
+    def tell() -> None:
+        world = _initialise()
+        said.update(exchange_failures(world, failure, patience_seconds))
+        if len(said) == world.Get_size() - 1:
+            _finalise()
+
+    try:
+        mpi = _import_mpi()
+    except ValueError:  # no MPI: then there are no others
+        return {}
+    if mpi.Is_finalized():  # Horovod over MPI does so when it shuts down
+        return {}
+    if mpi.Is_initialized():
+        tell()  # in the thread that initialised it, since that one has to finalise it
+    else:
+        thread = threading.Thread(target=tell, daemon=True)
+        thread.start()
+        thread.join(4 * patience_seconds)
+    return dict(said)
+
+
+def library_version() -> str:
+    """The MPI that mpi4py uses, in a line. Raises ValueError where there is none, naming the cure."""
+    text: str = _import_mpi().Get_library_version()
+    return " ".join(text.splitlines()[0].rstrip("\0").split()).partition(", package:")[0]
+
+
+def _import_mpi() -> Any:
+    """mpi4py.MPI, which neither initialises nor finalises by itself. Raises ValueError where there is none."""
     try:
         import mpi4py
 
@@ -125,9 +183,15 @@ def _initialise() -> MPI.Intracomm:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI library
         raise ValueError(f"backend=mpi needs mpi4py and an MPI ({error}): pip install 'dtrain[mpi]'") from None
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_MULTIPLE)
-    return MPI.COMM_WORLD
+    return MPI
+
+
+def _initialise() -> MPI.Intracomm:
+    mpi = _import_mpi()
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+    world: MPI.Intracomm = mpi.COMM_WORLD
+    return world
 
 
 def _finalise() -> None:

@@ -40,12 +40,23 @@ def check_summed(backend: str, dtype: torch.dtype) -> None:
         )
 
 
+class RollCall:
+    """Who else waits; on a backend whose ranks cannot tell each other, nobody knows."""
+
+    def tell(self, *, waiting: bool) -> None:
+        """Tell the others that this rank has waited half its time, or that it goes on after all."""
+
+    def missing(self) -> str:
+        """Who has not said that it waits."""
+        return "another rank is missing or stuck"
+
+
 class Collective:
     """A collective under way."""
 
-    def __init__(self, what: str, timeout_seconds: float) -> None:
+    def __init__(self, what: str, timeout_seconds: float, roll_call: RollCall) -> None:
         self.done = threading.Event()
-        self._what, self._timeout_seconds = what, timeout_seconds
+        self._what, self._timeout_seconds, self._roll_call = what, timeout_seconds, roll_call
         self._outcome: Tensor | BaseException | None = None
 
     def finish(self, outcome: Tensor | BaseException) -> None:
@@ -54,10 +65,14 @@ class Collective:
         self.done.set()
 
     def wait(self) -> Tensor:
-        if not self.done.wait(self._timeout_seconds):
-            raise RuntimeError(
-                f"waited {self._timeout_seconds:g} s for an {self._what}: another rank is missing or stuck"
-            )
+        half = self._timeout_seconds / 2
+        if not self.done.wait(half):
+            self._roll_call.tell(waiting=True)
+            if not self.done.wait(half):
+                raise TimeoutError(
+                    f"waited {self._timeout_seconds:g} s for an {self._what}: {self._roll_call.missing()}"
+                )
+            self._roll_call.tell(waiting=False)
         if isinstance(self._outcome, BaseException):
             raise self._outcome
         assert self._outcome is not None
@@ -70,17 +85,26 @@ class PolledCommunicator:
     Args:
         rank, world_size: this worker's place.
         ledger: records every collective, once, if given.
-        timeout_seconds: how long `wait` waits for a missing rank.
+        timeout_seconds: how long `wait` waits for a missing rank; then it raises TimeoutError.
         group: its name in the ledger.
+        roll_call: tells who is missing then.
     """
 
     backend: str
 
     def __init__(
-        self, rank: int, world_size: int, ledger: Ledger | None, *, timeout_seconds: float, group: str
+        self,
+        rank: int,
+        world_size: int,
+        ledger: Ledger | None,
+        *,
+        timeout_seconds: float,
+        group: str,
+        roll_call: RollCall,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self._ledger, self._timeout_seconds, self._group = ledger, timeout_seconds, group
+        self._roll_call = roll_call
         self._jobs: queue.SimpleQueue[tuple[Collective, Poll, Pending | None] | None] = queue.SimpleQueue()
         self._open = True
         self._thread = threading.Thread(target=self._watch, name=f"dtrain-{self.backend}", daemon=True)
@@ -95,7 +119,7 @@ class PolledCommunicator:
             raise RuntimeError("this communicator is closed")
         self._check(request)
         pending = self._record(request)
-        collective = Collective(f"{request.op} on {TITLES[self.backend]}", self._timeout_seconds)
+        collective = Collective(f"{request.op} on {TITLES[self.backend]}", self._timeout_seconds, self._roll_call)
         self._jobs.put((collective, self._begin(request, collective), pending))
         return collective
 

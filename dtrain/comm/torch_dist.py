@@ -83,6 +83,11 @@ def _all_gather(answer: Tensor, payload: Tensor, group: dist.ProcessGroup) -> di
     return work
 
 
+def is_built(backend: str) -> bool:
+    """Whether this torch has the backend, gloo or nccl, in it."""
+    return dist.is_available() and (dist.is_gloo_available() if backend == "gloo" else dist.is_nccl_available())
+
+
 def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 600.0) -> TorchCommunicator:
     """Join the default process group, by the launcher's rendezvous or, with no launcher, alone.
 

@@ -17,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from cluster_rate import measure
-from programs import Ended, dtrain_command, finish, read_summary, run, start, train_command
+from programs import Ended, dtrain_command, environment, finish, read_summary, run, start, train_command
 
 TOOLS = ("setpriv", "nsenter", "unshare", "mount")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -117,6 +117,7 @@ def test_torchrun_needs_no_rendezvous_arguments(tmp_path: Path, host: None) -> N
     assert all(node["sent_bytes"] > 1e6 for node in ended.json["nodes"])
     for rank in range(4):
         assert f"[node{rank // 2}] rank {rank} sum 4 on node{rank // 2} " in ended.stderr
+    assert "socket.cpp" not in ended.stderr  # no warning of torch's that it cannot tell its peers' names
     assert_nothing_is_left(PROGRAM, *namespaces(ended.stderr))
 
 
@@ -198,6 +199,26 @@ def test_a_signal_ends_the_nodes_and_leaves_nothing(tmp_path: Path, host: None, 
     assert_nothing_is_left(word, *names)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_while_nodes_are_made_is_an_end_without_a_word(
+    tmp_path: Path, host: None, number: signal.Signals
+) -> None:
+    process = start(cluster("--nodes", "250", "--", "true"), tmp_path)
+    names: set[str] = set()
+    deadline = time.monotonic() + 120
+    while len(names) < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        links = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.is_symlink()]
+        names = namespaces(" ".join(links))
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    ended = finish(process, 60).expect(130)
+    assert (ended.stdout, ended.stderr) == ("", "")
+    for name in names:
+        assert_nothing_is_left(f"--nodes-{os.getpid()}", name)
+
+
 def test_a_second_ctrl_c_does_not_wait_for_a_node_that_ignores_the_first(tmp_path: Path, host: None) -> None:
     word = f"deaf-{os.getpid()}"
     process, names = running(tmp_path, word, "sh", "-c", "trap '' INT TERM; \"$@\"", "sh")
@@ -271,6 +292,14 @@ def test_without_pyroute2_it_names_the_extra(tmp_path: Path) -> None:
     program = "import sys; sys.modules['pyroute2'] = None; from dtrain.cli import main; sys.exit(main(sys.argv[1:]))"
     ended = run([sys.executable, "-c", program, "cluster", "run", "--", "true"], tmp_path)
     assert the_line(ended) == "dtrain: error: a cluster needs pyroute2: pip install 'dtrain[cluster]'"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_missing_tool_is_named_with_its_package(tmp_path: Path, tool: str) -> None:
+    for present in {*TOOLS, "true"} - {tool}:
+        (tmp_path / present).symlink_to(str(shutil.which(present)))
+    ended = run(cluster("--", "true"), tmp_path, env=environment({"PATH": str(tmp_path)}))
+    assert the_line(ended) == f"dtrain: error: a cluster needs {tool}: install util-linux"
 
 
 def test_a_long_line_of_output_arrives_whole(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -80,37 +81,71 @@ def test_processes_end_cleanly_right_after_their_last_collective(tmp_path: Path)
 # Failures
 
 
-def test_when_a_rank_is_killed_the_others_end(tmp_path: Path) -> None:
-    process = start(mpi_command("num_steps=100000", "batch_size=8", "run_dir=run"), tmp_path, ENVIRONMENT)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+def test_when_a_rank_is_gone_the_others_end_and_it_is_named(tmp_path: Path, number: signal.Signals) -> None:
+    settings = ["num_steps=100000", "batch_size=8", "run_dir=run", "observe.progress=false", "log_every=1"]
+    process = start(mpi_command(*settings, "backend.timeout_seconds=12", ranks=3), tmp_path, ENVIRONMENT)
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "run" / "metrics.jsonl").exists() or not _ranks_in(tmp_path):
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "run" / "metrics.jsonl").exists() or len(_ranks_in(tmp_path)) < 3:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        os.kill(_ranks_in(tmp_path)[-1], signal.SIGKILL)
-        assert finish(process, 60).code != 0
+        os.kill(_ranks_in(tmp_path)[1], number)
+        ended = finish(process, 120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    assert ended.code != 0
+    if number is signal.SIGKILL:
+        line = f"launch/mpirun.sh: rank 1 on {socket.gethostname()} was killed by SIGKILL; the job ends"
+        assert [said for said in ended.stderr.splitlines() if said.startswith("launch/")] == [line]
+    else:
+        assert "dtrain: error: waited 12 s for an all_" in ended.stderr
+        assert "on MPI: rank 1 is missing or stuck" in ended.stderr
+    assert "Traceback" not in ended.stderr
     deadline = time.monotonic() + 10
     while _ranks_in(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert _ranks_in(tmp_path) == []
+    assert _ranks_in(tmp_path) == {}
 
 
-def _ranks_in(folder: Path) -> list[int]:
-    """The processes of Python that work in this folder."""
-    found = []
+def _ranks_in(folder: Path) -> dict[int, int]:
+    """The processes of Python that train in this folder, by rank."""
+    found = {}
     for process in Path("/proc").iterdir():
         try:
-            if (process / "cwd").readlink() == folder and b"dtrain.train" in (process / "cmdline").read_bytes():
-                name = (process / "comm").read_text()
-                found += [int(process.name)] if name.startswith("python") else []
+            if (process / "cwd").readlink() != folder or b"dtrain.train" not in (process / "cmdline").read_bytes():
+                continue
+            environ = dict(item.split(b"=", 1) for item in (process / "environ").read_bytes().split(b"\0") if item)
+            if (process / "comm").read_text().startswith("python") and b"PMI_RANK" in environ:
+                found[int(environ[b"PMI_RANK"])] = int(process.name)
         except OSError:
             continue
     return found
+
+
+def test_a_mistake_is_said_once(tmp_path: Path) -> None:
+    ended = run(mpi_command("num_steps=5", "num_epochs=1", ranks=3), tmp_path, env=ENVIRONMENT).expect(2)
+    line = "dtrain: error: num_steps and num_epochs are both set: set one to null (a recipe may have set it)\n"
+    assert ended.stderr == line
+
+
+def test_a_mistake_of_one_rank_alone_is_its_own_and_ends_the_others(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from dtrain.train import main\n"
+        "if os.environ['PMI_RANK'] == '1': sys.argv.append('num_epochs=1')\n"
+        "sys.exit(main())\n"
+    )
+    mpiexec = str(Path(sys.executable).with_name("mpiexec"))
+    settings = ["backend=mpi", "num_steps=100000", "batch_size=8", "run_dir=run", "observe.progress=false"]
+    ended = run([mpiexec, "-n", "2", sys.executable, str(program), *settings], tmp_path, env=ENVIRONMENT)
+    assert ended.code != 0
+    (line,) = [said for said in ended.stderr.splitlines() if said.startswith("dtrain: error: ")]
+    assert line.startswith("dtrain: error: rank 1: num_steps and num_epochs are both set")
 
 
 def test_bf16_is_one_line_with_the_cure(tmp_path: Path) -> None:
@@ -164,13 +199,14 @@ def dry_run(folder: Path, version: str, *arguments: str) -> str:
 def test_the_script_fits_its_command_to_the_mpi(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("node0\nnode1\n")
     root = " --allow-run-as-root" if os.getuid() == 0 else ""
-    training = "python -m dtrain.train backend=mpi"
+    training = f"{REPOSITORY}/launch/mpi_rank.sh python -m dtrain.train backend=mpi"
     hydra, open_mpi = "HYDRA build details:", "mpiexec (Open MPI) 5.0.11"
     hosts = ("-n", "4", "--hostfile", "hosts", r"run_dir=a b")
-    assert dry_run(tmp_path, hydra, "seed=1") == f"mpiexec -n 2 {training} seed=1"
-    assert dry_run(tmp_path, hydra, *hosts) == rf"mpiexec -n 4 -f hosts {training} run_dir=a\ b"
-    assert dry_run(tmp_path, open_mpi) == f"mpiexec -n 2 --bind-to none{root} --oversubscribe {training}"
-    with_hosts = f"mpiexec -n 4 --bind-to none{root} --hostfile hosts"
+    mpiexec = "OMP_NUM_THREADS=1 mpiexec"
+    assert dry_run(tmp_path, hydra, "seed=1") == f"{mpiexec} -n 2 {training} seed=1"
+    assert dry_run(tmp_path, hydra, *hosts) == rf"{mpiexec} -n 4 -f hosts {training} run_dir=a\ b"
+    assert dry_run(tmp_path, open_mpi) == f"{mpiexec} -n 2 --bind-to none{root} --oversubscribe {training}"
+    with_hosts = f"{mpiexec} -n 4 --bind-to none{root} --hostfile hosts -x OMP_NUM_THREADS"
     assert dry_run(tmp_path, open_mpi, *hosts) == rf"{with_hosts} {training} run_dir=a\ b"
 
 
