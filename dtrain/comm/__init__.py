@@ -16,6 +16,7 @@ from dtrain.meter.ledger import Ledger
 
 __all__ = [
     "BACKENDS",
+    "CollectiveError",
     "Communicator",
     "Handle",
     "Launch",
@@ -29,11 +30,18 @@ __all__ = [
 BACKENDS = ("gloo", "nccl", "mpi")
 
 
+class CollectiveError(RuntimeError):
+    """A collective that did not come to its end: another rank is missing, or the network is."""
+
+
 class Handle(Protocol):
     """A collective under way."""
 
     def wait(self) -> Tensor:
-        """The answer. On CUDA it is ready for work on the current stream; the host does not wait."""
+        """The answer. On CUDA it is ready for work on the current stream; the host does not wait.
+
+        Raises CollectiveError once it is known to have failed, at the latest after the communicator's time-out.
+        """
         ...
 
 
@@ -65,7 +73,7 @@ class Communicator(Protocol):
 
 
 def open_communicator(
-    backend: str, launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 600.0
+    backend: str, launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0
 ) -> AbstractContextManager[Communicator]:
     """All workers of this launch, on the backend of that name, for the length of a with statement.
 

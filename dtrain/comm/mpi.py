@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dtrain.comm import CollectiveError
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger, Pending
 from dtrain.meter.wire import wire_bytes
@@ -47,7 +48,7 @@ class _Collective:
 
     def wait(self) -> Tensor:
         if not self._done.wait(self._timeout_seconds):
-            raise RuntimeError(
+            raise CollectiveError(
                 f"waited {self._timeout_seconds:g} s for an {self._request.op} on MPI: another rank is missing or stuck"
             )
         if self._error is not None:
@@ -71,7 +72,7 @@ class MpiCommunicator:
     backend = "mpi"
 
     def __init__(
-        self, comm: MPI.Intracomm, ledger: Ledger | None, *, timeout_seconds: float = 600.0, group: str = "world"
+        self, comm: MPI.Intracomm, ledger: Ledger | None, *, timeout_seconds: float = 60.0, group: str = "world"
     ) -> None:
         from mpi4py import MPI
 
@@ -188,7 +189,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 600.0) -> Iterator[MpiCommunicator]:
+def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0) -> Iterator[MpiCommunicator]:
     """All workers that mpirun started, or this one alone, from the start of MPI to its end.
 
     Raises ValueError where mpi4py, MPI and the launcher do not fit, naming the cure.

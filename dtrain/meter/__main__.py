@@ -76,9 +76,9 @@ class _Meter:
         before, now = self._nic, self._counters()
         nic = Counters(*(b - a for a, b in zip(before, now, strict=True))) if before and now else None
         own = own_figures(self._rank, socket.gethostname(), seconds, self._tally, nic)
+        self._name_the_missing()
         if self._store is not None:
             self._store.set(f"figures/{self._rank}", own)
-        self._name_the_missing()
         if self._rank == 0:
             ranks = [read_figures(own)]
             if self._store is not None:

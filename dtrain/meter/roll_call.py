@@ -83,6 +83,15 @@ class RollCall:
         except RuntimeError:  # the store is gone, and whoever calls the roll will find out
             return
 
+    def await_all(self, timeout_seconds: float) -> None:
+        """Until every rank of the job has begun its part. Raises ValueError naming those that have not in time."""
+        late = await_keys(self._store, [f"host/{rank}" for rank in range(self._world_size)], timeout_seconds)
+        if late:
+            ranks = ", ".join(key.partition("/")[2] for key in late)
+            raise ValueError(
+                f"waited {timeout_seconds:g} s for rank {ranks} to start: look at what it says on its host"
+            )
+
     def call(self) -> str:
         """Call the roll after a failure of this rank, and say who is missing; "" where nobody is.
 
@@ -118,7 +127,10 @@ class RollCall:
 
     def is_first_of_host(self) -> bool:
         """Whether no other rank of this host has asked this before: then it speaks for the host."""
-        return bool(self._store.add(f"spoken/{self.host}", 1) == 1)
+        try:
+            return bool(self._store.add(f"spoken/{self.host}", 1) == 1)
+        except RuntimeError:  # the store is gone, and nobody can ask
+            return True
 
     def leave(self) -> None:
         """End the thread, and tell those who call the roll later that this rank ended on its own account."""

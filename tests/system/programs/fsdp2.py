@@ -1,6 +1,7 @@
 """Fully sharded parameters (FSDP2) over a DeviceMesh; prints a digest of what was trained."""
 
 import hashlib
+import sys
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("shard",))
@@ -20,7 +22,7 @@ for layer in model:
 fully_shard(model, mesh=mesh)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 torch.manual_seed(1 + rank)
-for _ in range(3):
+for _ in range(num_steps):
     optimizer.zero_grad()
     model(torch.randn(4, 512)).square().mean().backward()
     optimizer.step()

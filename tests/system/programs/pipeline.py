@@ -4,15 +4,17 @@ It leaves its process group to the interpreter's end.
 """
 
 import hashlib
+import sys
 
 import torch
 import torch.distributed as dist
 
+num_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 torch.manual_seed(rank)
 weight = (torch.randn(256, 256) / 16).requires_grad_()
-for step in range(3):
+for step in range(num_steps):
     outputs, inputs = [], []
     for _ in range(4):  # micro-batches of 256 KB
         x = torch.randn(256, 256)
