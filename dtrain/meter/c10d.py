@@ -32,7 +32,7 @@ def _first(tensors: Any) -> Tensor:
 
 def _num_bytes(tensors: Any) -> int:
     if isinstance(tensors, Tensor):
-        return tensors.numel() * tensors.element_size()
+        return tensors.nbytes
     return sum(_num_bytes(t) for t in tensors)
 
 
