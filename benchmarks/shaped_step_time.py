@@ -43,6 +43,7 @@ SETTINGS = (
     "eval_every_epochs=0",
     "threads=1",
     "observe.progress=false",
+    "backend.timeout_seconds=600",  # the first broadcast of AlexNet at 100 Mbit/s takes more than a minute
 )
 
 

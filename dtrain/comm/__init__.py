@@ -17,6 +17,8 @@ from dtrain.meter.ledger import Ledger
 
 __all__ = [
     "BACKENDS",
+    "QUIET_SECONDS",
+    "CollectiveError",
     "Communicator",
     "Handle",
     "Launch",
@@ -31,11 +33,22 @@ __all__ = [
 BACKENDS = ("gloo", "nccl", "mpi", "horovod")
 
 
+QUIET_SECONDS = 5.0
+"""How long a rank that is not the first to speak of a failure keeps quiet."""
+
+
+class CollectiveError(RuntimeError):
+    """A collective that did not come to its end: another rank is missing, or the network is."""
+
+
 class Handle(Protocol):
     """A collective under way."""
 
     def wait(self) -> Tensor:
-        """The answer. On CUDA it is ready for work on the current stream; the host does not wait."""
+        """The answer. On CUDA it is ready for work on the current stream; the host does not wait.
+
+        Raises CollectiveError once it is known to have failed, at the latest after the communicator's time-out.
+        """
         ...
 
 
@@ -67,7 +80,7 @@ class Communicator(Protocol):
 
 
 def open_communicator(
-    backend: str, launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 600.0
+    backend: str, launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0
 ) -> AbstractContextManager[Communicator]:
     """All workers of this launch, on the backend of that name, for the length of a with statement.
 
@@ -88,17 +101,17 @@ def open_communicator(
     return closing(open_default(backend, launch, timeout_seconds=timeout_seconds))
 
 
-def fail_together(launch: Launch, failure: str) -> bool:
+def fail_together(launch: Launch, failure: str, *, has_spoken: bool) -> bool:
     """Before a worker ends for `failure`: whether it is this worker's to say, since no lower rank ends for the same.
 
-    A rank that its launcher ends meanwhile, as torchrun does with all when one failed, says nothing.
+    One that has not spoken waits a little: if another has, a launcher such as torchrun ends it meanwhile.
     """
     if launch.launcher == "mpirun":
         from dtrain.comm import mpi
 
         return all(said != failure for rank, said in mpi.fail_together(failure).items() if rank < launch.rank)
-    if launch.rank != 0:
-        time.sleep(5.0)
+    if not has_spoken:
+        time.sleep(QUIET_SECONDS)
     return True
 
 

@@ -43,7 +43,7 @@ class HorovodCommunicator(PolledCommunicator):
 
     backend = "horovod"
 
-    def __init__(self, ledger: Ledger | None, *, timeout_seconds: float = 600.0, group: str = "world") -> None:
+    def __init__(self, ledger: Ledger | None, *, timeout_seconds: float = 60.0, group: str = "world") -> None:
         self._hvd = _import()
         if not self._hvd.is_initialized():
             raise ValueError("Horovod is not initialised: call hvd.init() first")
@@ -120,7 +120,7 @@ class HorovodCommunicator(PolledCommunicator):
 
 @contextmanager
 def open_world(
-    launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 600.0
+    launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0
 ) -> Iterator[HorovodCommunicator]:
     """All workers that horovodrun or mpirun started, or this one alone, from hvd.init() to hvd.shutdown().
 

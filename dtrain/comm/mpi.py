@@ -31,7 +31,7 @@ class MpiCommunicator(PolledCommunicator):
     Args:
         comm: an intracommunicator, of an MPI that was initialised with MPI_THREAD_MULTIPLE.
         ledger: records every collective, once, if given.
-        timeout_seconds: how long `wait` waits for a missing rank; then it raises TimeoutError.
+        timeout_seconds: how long `wait` waits for a missing rank; then it raises CollectiveError.
         group: its name in the ledger.
         roll_call: the one of the communicator that this one duplicates.
     """
@@ -43,7 +43,7 @@ class MpiCommunicator(PolledCommunicator):
         comm: MPI.Intracomm,
         ledger: Ledger | None,
         *,
-        timeout_seconds: float = 600.0,
+        timeout_seconds: float = 60.0,
         group: str = "world",
         roll_call: RollCall | None = None,
     ) -> None:
@@ -114,7 +114,7 @@ class MpiCommunicator(PolledCommunicator):
 
 
 @contextmanager
-def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 600.0) -> Iterator[MpiCommunicator]:
+def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0) -> Iterator[MpiCommunicator]:
     """All workers that mpirun started, or this one alone, from the start of MPI to its end.
 
     Raises ValueError where mpi4py, MPI and the launcher do not fit, naming the cure.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dtrain.comm import CollectiveError
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger, Pending
 from dtrain.meter.wire import wire_bytes
@@ -69,12 +70,13 @@ class Collective:
         if not self.done.wait(half):
             self._roll_call.tell(waiting=True)
             if not self.done.wait(half):
-                raise TimeoutError(
+                raise CollectiveError(
                     f"waited {self._timeout_seconds:g} s for an {self._what}: {self._roll_call.missing()}"
                 )
             self._roll_call.tell(waiting=False)
         if isinstance(self._outcome, BaseException):
-            raise self._outcome
+            reason = (str(self._outcome).splitlines() or [type(self._outcome).__name__])[0]
+            raise CollectiveError(f"{self._what} failed: {reason}") from self._outcome
         assert self._outcome is not None
         return self._outcome
 
@@ -85,7 +87,7 @@ class PolledCommunicator:
     Args:
         rank, world_size: this worker's place.
         ledger: records every collective, once, if given.
-        timeout_seconds: how long `wait` waits for a missing rank; then it raises TimeoutError.
+        timeout_seconds: how long `wait` waits for a missing rank; then it raises CollectiveError.
         group: its name in the ledger.
         roll_call: tells who is missing then.
     """

@@ -90,3 +90,17 @@ def wire_bytes(backend: str, op: Op, payload_bytes: float, world_size: int, *, i
     if world_size == 1:
         return 0.0
     return TABLES.get(backend, NOMINAL)[op](payload_bytes, world_size, is_root)
+
+
+_NCCL_TESTS: Mapping[Op, Cost] = MappingProxyType(
+    {**NOMINAL, Op.BROADCAST: _all, Op.REDUCE: _all, Op.GATHER: _to_every_other}
+)
+
+
+def bus_bytes(op: Op, payload_bytes: float, world_size: int) -> float:
+    """What nccl-tests divide by the seconds of a collective for its bus bandwidth (their PERFORMANCE.md).
+
+    It makes operations comparable with each other and with the speed of a link, whatever algorithm ran. 0 where this
+    rank hands nothing over: such a rank cannot tell.
+    """
+    return _NCCL_TESTS[op](payload_bytes, world_size, True)
