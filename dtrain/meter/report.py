@@ -128,7 +128,7 @@ class Report:
                 {
                     "rank": figures.rank,
                     "host": figures.host,
-                    "seconds": figures.seconds,
+                    "program_seconds": figures.seconds,
                     "under_way_seconds": figures.under_way_seconds,
                     **_json(figures.total),
                 }
