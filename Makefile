@@ -12,7 +12,7 @@ help:
 	@echo "make demo         train AlexNet and SqueezeNet with 2 workers, compare their bytes, write a report"
 	@echo "make test         unit and distributed tests, under 10 minutes"
 	@echo "make test-system  tests that need root, network namespaces or a fresh install"
-	@echo "make check        formatting, lint, types, layers"
+	@echo "make check        formatting, lint, types, layers, shell scripts"
 
 install: $(VENV)/installed
 
@@ -41,6 +41,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck launch/*.sh .ci/run
 
 format: install
 	$(BIN)/ruff format .
