@@ -13,7 +13,7 @@ help:
 	@echo "make test         unit and distributed tests, under 10 minutes"
 	@echo "make test-system  tests that need root, network namespaces or a fresh install"
 	@echo "make horovod      build Horovod for backend=horovod (some minutes, once) and install it"
-	@echo "make check        formatting, lint, types, layers"
+	@echo "make check        formatting, lint, types, layers, shell scripts"
 
 install: $(VENV)/installed
 
@@ -45,6 +45,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck launch/*.sh .ci/run
 
 format: install
 	$(BIN)/ruff format .
