@@ -24,7 +24,6 @@ from harness import commit, write_result
 
 COMMIT = "commit.txt"
 """In a run's folder: what it was run with."""
-DGC = ("compressor=dgc", "optimizer.momentum=0", "optimizer.weight_decay=0.002")
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,18 @@ CIFAR10 = Suite(
     cases={
         "none": ("compressor=none",),
         "power_sgd r=4": ("compressor=power_sgd", "compressor.power_sgd_rank=4"),
-        "one_bit": ("compressor=one_bit",),
         "int4": ("compressor=int4",),
-        "dgc 0.001": (*DGC, "compressor.density=0.001", "compressor.warmup_steps=782"),
+        # these two without the optimizer's momentum (docs/compressors.md), and as fast: learning rate / (1 - momentum)
+        "one_bit": ("compressor=one_bit", "optimizer.momentum=0", "optimizer.learning_rate=0.1"),
+        "dgc 0.001": (
+            "compressor=dgc",
+            "compressor.density=0.001",
+            "compressor.momentum=0.5",
+            "compressor.warmup_steps=782",
+            "optimizer.momentum=0",
+            "optimizer.learning_rate=0.05",
+            "optimizer.weight_decay=0.0004",
+        ),
     },
 )
 
