@@ -57,20 +57,23 @@ def run_on_all(nodes: Sequence[Node], command: Sequence[str], output: TextIO) ->
         try:
             for node in nodes:
                 programs.append(_Program(node, nodes, command, output))
-            return _watch(programs, received)
+            return _watch(programs, received, output)
         finally:
             for program in programs:
                 program.kill()
 
 
-def _watch(programs: Sequence[_Program], received: list[int]) -> int:
+def _watch(programs: Sequence[_Program], received: list[int], output: TextIO) -> int:
     """Wait for all to succeed, for one to fail, or for a signal."""
     while not received:
         codes = [program.exit_code() for program in programs]
-        failed = [code for code in codes if code]
-        if failed:
-            _end(programs, signal.SIGTERM, received)
-            return failed[0]
+        for index, code in enumerate(codes):
+            if code:
+                print(
+                    f"[node{index}] ended with exit code {code}, so the other nodes are ended", file=output, flush=True
+                )
+                _end(programs, signal.SIGTERM, received)
+                return code
         if None not in codes:
             return 0
         time.sleep(_POLL_SECONDS)

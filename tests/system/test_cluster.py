@@ -157,8 +157,10 @@ def test_a_failing_node_ends_the_others_and_passes_its_code_on(tmp_path: Path, h
     assert_nothing_is_left(PROGRAM, *namespaces(ended.stdout))
 
 
-def test_a_node_that_a_signal_ends_fails_as_in_a_shell(tmp_path: Path) -> None:
-    run(cluster("--nodes", "2", "--", "sh", "-c", "kill -9 $$"), tmp_path, timeout=60).expect(137)
+def test_a_node_that_a_signal_ends_fails_as_in_a_shell_and_is_named(tmp_path: Path) -> None:
+    command = ["sh", "-c", "test $RANK = 0 && exec sleep 50; kill -9 $$"]
+    ended = run(cluster("--nodes", "2", "--", *command), tmp_path, timeout=60).expect(137)
+    assert "[node1] ended with exit code 137, so the other nodes are ended" in ended.stdout
 
 
 def test_training_reads_its_nodes_own_interface(tmp_path: Path) -> None:
