@@ -166,7 +166,7 @@ def _naming_the_missing(launch: Launch) -> Iterator[None]:
     except CollectiveError as error:
         missing = roll_call.call()
         if not (missing and roll_call.is_first_of_host()):
-            time.sleep(2 * QUIET_SECONDS)  # the one that speaks may wait for what is under way before it ends
+            time.sleep(QUIET_SECONDS)  # the one that speaks may wait for what is under way before it ends
         raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
     finally:
         roll_call.leave()

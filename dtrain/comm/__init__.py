@@ -33,7 +33,7 @@ __all__ = [
 BACKENDS = ("gloo", "nccl", "mpi", "horovod")
 
 
-QUIET_SECONDS = 5.0
+QUIET_SECONDS = 10.0
 """How long a rank that is not the first to speak of a failure keeps quiet."""
 
 
