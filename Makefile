@@ -6,13 +6,14 @@ TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2
 DEMO := runs/demo
 DEMO_SETTINGS := experiment=digits overwrite=true
 
-.PHONY: help install demo test test-system check format clean
+.PHONY: help install demo test test-system horovod check format clean
 
 help:
 	@echo "make demo         train AlexNet and SqueezeNet with 2 workers, compare their bytes, write a report"
 	@echo "make test         unit and distributed tests, under 10 minutes"
 	@echo "make test-system  tests that need root, network namespaces or a fresh install"
-	@echo "make check        formatting, lint, types, layers"
+	@echo "make horovod      build Horovod for backend=horovod (some minutes, once) and install it"
+	@echo "make check        formatting, lint, types, layers, shell scripts"
 
 install: $(VENV)/installed
 
@@ -36,11 +37,15 @@ test: install
 test-system: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/system
 
+horovod: install
+	PYTHON=$(BIN)/python launch/build_horovod.sh
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck launch/*.sh .ci/run
 
 format: install
 	$(BIN)/ruff format .

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.nn.parallel import DistributedDataParallel
+    from torch.optim import Optimizer
 
     from dtrain.sync.ddp import DdpSynchronizer
+    from dtrain.sync.hvd import HorovodSynchronizer
 
-__all__ = ["__version__", "compress"]
+__all__ = ["__version__", "compress", "compress_horovod"]
 
 __version__ = "0.1.0"
 
@@ -37,3 +40,32 @@ def compress(model: DistributedDataParallel, compressor: str, *, seed: int = 0, 
     from dtrain.sync import ddp
 
     return ddp.attach(model, compressors.build(compressor, **options), c10d.installed_ledger() or Ledger(), seed=seed)
+
+
+def compress_horovod(
+    model: nn.Module, optimizer: Optimizer, compressor: str, *, seed: int = 0, **options: Any
+) -> HorovodSynchronizer:
+    """Exchange gradients over Horovod through a compressor from now on, in place of hvd.DistributedOptimizer.
+
+        synchronizer = dtrain.compress_horovod(model, optimizer, "top_k", density=0.001)
+
+    The gradients that `optimizer.step()` then finds are the mean over ranks.
+
+    Args:
+        model: the same on every rank, after hvd.init() and before its first backward pass.
+        optimizer: the plain one, of this model's parameters; its step takes no closure.
+        compressor: a name in `dtrain.compressors.COMPRESSORS`.
+        seed: the same on every rank; for compressors that draw random numbers.
+        options: the compressor's own.
+
+    Returns:
+        What holds the compressor's state (`state_dict()` to save it) and counts what the exchange sends (`ledger`).
+        Backward passes inside its `no_sync()` only accumulate.
+
+    Raises:
+        ValueError: no such compressor or option, an optimizer that exchanges gradients itself, or no Horovod.
+    """
+    from dtrain import compressors
+    from dtrain.sync import hvd
+
+    return hvd.attach(model, optimizer, compressors.build(compressor, **options), seed=seed)

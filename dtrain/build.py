@@ -12,6 +12,7 @@ from torch import nn
 
 from dtrain import compressors, data, models
 from dtrain.comm import Launch
+from dtrain.comm.polled import check_summed
 from dtrain.config import TrainConfig
 from dtrain.exchange import Compressor
 from dtrain.task import Plan
@@ -53,6 +54,8 @@ def build(config: TrainConfig, launch: Launch) -> Parts:
     model, description = _model(config, train_set)
     compressor = compressors.build(config.compressor.name, **config.compressor.options)
     _check_momentum(config)
+    if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
+        check_summed(config.backend.name, torch.bfloat16)
     return Parts(model, description, compressor, loader, test_set, num_workers, _plan(config, loader.steps_per_epoch))
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from rich.console import Console
 
 from dtrain import __version__
 
-MISTAKE = 2
+MISTAKE, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return code
 
 
@@ -75,7 +80,37 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the first run)")
     _json_option(report)
     report.set_defaults(run=_report)
+
+    doctor = verbs.add_parser(
+        "doctor",
+        help="what on this machine would keep ranks from training together, and the cure",
+        description="Exit code: 0 all well, 3 warnings, 1 errors (torchrun makes 1 of both), 2 a mistake.",
+    )
+    doctor.add_argument(
+        "--net",
+        action="store_true",
+        help="measure between ranks: torchrun's or mpiexec's (of `-m dtrain.cli doctor --net`), else 2 of this host",
+    )
+    doctor.add_argument("--run-dir", type=Path, default=Path("runs"), help="where runs go (default: runs)")
+    _json_option(doctor)
+    doctor.set_defaults(run=_doctor)
+
+    cluster = verbs.add_parser("cluster", help="a cluster on this machine, with links of a chosen speed (root)")
+    _cluster_parser(cluster.add_subparsers(required=True, metavar="VERB"))
     return parser
+
+
+def _cluster_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = verbs.add_parser(
+        "run",
+        help="run a command on every node, with the rendezvous filled in; then a table of bytes per node",
+        description="Exit code: 0, the first failing node's, 2 for a mistake, 130 after Ctrl-C or SIGTERM.",
+    )
+    run.add_argument("--nodes", type=int, default=2, metavar="N", help="how many (default: 2)")
+    run.add_argument("--rate", help="of each node's link, each way, such as 100mbit (default: unshaped)")
+    run.add_argument("--json", action="store_true", help="print JSON; the nodes' output then goes to standard error")
+    run.add_argument("command", nargs="+", metavar="-- COMMAND", help="the program that every node runs")
+    run.set_defaults(run=_cluster_run)
 
 
 def _runs_argument(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +208,43 @@ def _report(parsed: argparse.Namespace) -> int:
     else:
         print(f"report in {output}")
     return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from dtrain import doctor
+    from dtrain.comm import detect_launch
+
+    launch = detect_launch(os.environ)
+    checks = doctor.examine(launch, os.environ, parsed.run_dir)
+    if parsed.net:
+        checks += doctor.examine_network(launch, checks)
+    if launch.rank != 0:
+        return 0
+    if parsed.json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        _console().print(doctor.checks_table(checks))
+    return doctor.exit_code(checks)
+
+
+def _cluster_run(parsed: argparse.Namespace) -> int:
+    try:
+        from dtrain import cluster
+    except ModuleNotFoundError as error:
+        raise ValueError(f"a cluster needs {error.name}: pip install 'dtrain[cluster]'") from None
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # while nodes are made, as Ctrl-C does
+    outcome = cluster.run_cluster(
+        parsed.command,
+        num_nodes=parsed.nodes,
+        rate=None if parsed.rate is None else cluster.parse_rate(parsed.rate),
+        output=sys.stderr if parsed.json else sys.stdout,
+    )
+    if parsed.json:
+        _print_json(outcome.as_json())
+    else:
+        _console().print(cluster.outcome_table(outcome))
+    return outcome.exit_code
 
 
 def _console() -> Console:

@@ -30,7 +30,7 @@ class Backend:
     """What carries the collectives."""
 
     name: str
-    timeout_seconds: float = 600.0
+    timeout_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         _require(self.name in BACKENDS, f"backend={self.name} does not exist: choose one of {', '.join(BACKENDS)}")

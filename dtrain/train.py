@@ -21,12 +21,22 @@ from omegaconf.errors import OmegaConfBaseException
 from dtrain import data, models
 from dtrain.build import Parts, build, optimizer
 from dtrain.checkpoint import read_manifest, save_model
-from dtrain.comm import Communicator, Launch, all_gather, broadcast, detect_launch
-from dtrain.comm.torch_dist import open_default
+from dtrain.comm import (
+    QUIET_SECONDS,
+    CollectiveError,
+    Communicator,
+    Launch,
+    all_gather,
+    broadcast,
+    detect_launch,
+    fail_together,
+    open_communicator,
+)
 from dtrain.config import TrainConfig, from_data
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
 from dtrain.meter.nic import isolated_interface, read_counters
+from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.observe import run_directory
 from dtrain.observe.jsonl import LedgerFile, MetricsFile
 from dtrain.observe.progress import ShowProgress
@@ -39,7 +49,11 @@ from dtrain.task import Observer, Task
 from dtrain.trainer import Trainer
 
 USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
+RUN_ERRORS = (NonFiniteGradientError, CollectiveError)
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+
+START_SECONDS = 600.0
+"""How long ranks wait for each other to start: one may have data to fetch first."""
 
 
 def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
@@ -58,8 +72,15 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
         ledger = Ledger()
         if config.observe.meter:
             stack.enter_context(c10d.installed(ledger))
-        communicator = open_default(config.backend.name, launch, timeout_seconds=config.backend.timeout_seconds)
-        stack.callback(communicator.close)
+        stack.enter_context(_naming_the_missing(launch))
+        communicator = stack.enter_context(
+            open_communicator(
+                config.backend.name,
+                launch,
+                ledger if config.observe.meter else None,
+                timeout_seconds=config.backend.timeout_seconds,
+            )
+        )
         device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
         run_dir = _share_path(run_dir, communicator, ledger, device)
         if launch.rank == 0:
@@ -129,6 +150,26 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
         stopped = "" if complete else f"stopped after step {trainer.step}, marked incomplete: "
         print(f"{stopped}results in {run_dir}", flush=True)
     return 0 if complete else INTERRUPTED
+
+
+@contextmanager
+def _naming_the_missing(launch: Launch) -> Iterator[None]:
+    """Where torchrun's store is at hand, a collective that fails inside says which rank is missing."""
+    store = job_store(os.environ) if launch.launcher == "torchrun" else None
+    if store is None:
+        yield
+        return
+    roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle)
+    try:
+        roll_call.await_all(START_SECONDS)
+        yield
+    except CollectiveError as error:
+        missing = roll_call.call()
+        if not (missing and roll_call.is_first_of_host()):
+            time.sleep(QUIET_SECONDS)  # the one that speaks may wait for what is under way before it ends
+        raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
+    finally:
+        roll_call.leave()
 
 
 def _check_resume(resume: str | None, run_dir: Path) -> None:
@@ -239,14 +280,16 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
 
 
 def _fail(error: Exception, launch: Launch) -> int:
-    """One line on rank 0. The launcher ends the other ranks; one that is still there later has a fault of its own."""
+    """One line for each fault, whichever ranks it is of."""
     message = " ".join(str(error).partition("Config search path")[0].split())
     message = message.replace("To append to your config use", "Settings: `dtrain train --cfg job`. A new one:")
-    if launch.rank != 0:
-        time.sleep(10.0)  # for slow machines: the launcher ends this rank meanwhile
-        message = f"rank {launch.rank}: {message}"
-    print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
-    return FAILED if isinstance(error, NonFiniteGradientError) else MISTAKE
+    # where torchrun's store is at hand, one rank of each host has been chosen to say which collective failed
+    speaks = launch.rank == 0 or (isinstance(error, CollectiveError) and launch.launcher == "torchrun")
+    if speaks:
+        print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
+    if fail_together(launch, message, has_spoken=speaks) and not speaks:
+        print(f"dtrain: error: rank {launch.rank}: {message}", file=sys.stderr, flush=True)
+    return FAILED if isinstance(error, RUN_ERRORS) else MISTAKE
 
 
 def main() -> int:
@@ -263,10 +306,7 @@ def main() -> int:
         try:
             settings = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
             outcomes.append(train(from_data(settings), launch, composed))
-        except (
-            *USER_ERRORS,
-            NonFiniteGradientError,
-        ) as error:  # kept from Hydra, which would announce it in a line of its own
+        except (*USER_ERRORS, *RUN_ERRORS) as error:  # kept from Hydra, which would announce it in a line of its own
             outcomes.append(error)
 
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
+from dtrain.comm import CollectiveError
 from dtrain.exchange import Op, Request
 
 if TYPE_CHECKING:
@@ -22,15 +26,27 @@ if TYPE_CHECKING:
 class _Work:
     """A torch collective under way, with the tensor that will hold its answer."""
 
-    __slots__ = ("_answer", "_work")
+    __slots__ = ("_answer", "_op", "_work")
 
-    def __init__(self, work: dist.Work | None, answer: Tensor) -> None:
-        self._work, self._answer = work, answer
+    def __init__(self, op: Op, work: dist.Work | None, answer: Tensor) -> None:
+        self._op, self._work, self._answer = op, work, answer
 
     def wait(self) -> Tensor:
         if self._work is not None:
-            self._work.wait()
+            with _failing(self._op):
+                self._work.wait()
         return self._answer
+
+
+@contextmanager
+def _failing(op: Op) -> Iterator[None]:
+    """The first sentence of what torch says, without the place in its source."""
+    try:
+        yield
+    except RuntimeError as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = re.sub(r"^\[[^]]*] ", "", lines[0]).partition(". ")[0]
+        raise CollectiveError(f"{op} failed: {reason}") from error
 
 
 class TorchCommunicator:
@@ -51,19 +67,24 @@ class TorchCommunicator:
 
     def start(self, request: Request) -> Handle:
         """Start a collective; the payload must be contiguous and on a device that the backend serves."""
-        payload, group = request.payload, self._group
-        match request.op:
+        group = self._group
+        with _failing(request.op):
+            work, answer = self._start(request.op, request.payload, group)
+        return _Work(request.op, work, answer)
+
+    def _start(self, op: Op, payload: Tensor, group: dist.ProcessGroup) -> tuple[dist.Work | None, Tensor]:
+        match op:
             case Op.ALL_REDUCE:
-                return _Work(dist.all_reduce(payload, group=group, async_op=True), payload)
+                return dist.all_reduce(payload, group=group, async_op=True), payload
             case Op.ALL_GATHER:
                 answer = payload.new_empty((self.world_size, *payload.shape))
-                return _Work(_all_gather(answer, payload, group), answer)
+                return _all_gather(answer, payload, group), answer
             case Op.ALL_TO_ALL:
                 answer = torch.empty_like(payload)
-                return _Work(dist.all_to_all_single(answer, payload, group=group, async_op=True), answer)
+                return dist.all_to_all_single(answer, payload, group=group, async_op=True), answer
             case Op.BROADCAST:
-                return _Work(dist.broadcast(payload, group_src=0, group=group, async_op=True), payload)
-        raise ValueError(f"a communicator does not perform {request.op}: use all_reduce, all_gather or all_to_all")
+                return dist.broadcast(payload, group_src=0, group=group, async_op=True), payload
+        raise ValueError(f"a communicator does not perform {op}: use all_reduce, all_gather or all_to_all")
 
     def duplicate(self) -> TorchCommunicator:
         """The same workers on a process group of their own, which waits for a missing rank as long as this one does."""
@@ -83,7 +104,12 @@ def _all_gather(answer: Tensor, payload: Tensor, group: dist.ProcessGroup) -> di
     return work
 
 
-def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 600.0) -> TorchCommunicator:
+def is_built(backend: str) -> bool:
+    """Whether this torch has the backend, gloo or nccl, in it."""
+    return dist.is_available() and (dist.is_gloo_available() if backend == "gloo" else dist.is_nccl_available())
+
+
+def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 60.0) -> TorchCommunicator:
     """Join the default process group, by the launcher's rendezvous or, with no launcher, alone.
 
     Raises ValueError for a backend that cannot run here, naming the cure.
@@ -91,8 +117,10 @@ def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 600.0
     if backend == "nccl" and not (torch.cuda.is_available() and dist.is_nccl_available()):
         raise ValueError("backend=nccl needs a CUDA device and a torch built with NCCL: use backend=gloo")
     if launch.launcher not in ("torchrun", "none"):
+        cure = f", or add backend={'mpi' if launch.launcher == 'mpirun' else 'horovod'}"
         raise ValueError(
-            f"{launch.launcher} started these workers, and backend={backend} cannot join them: start them with torchrun"
+            f"{launch.launcher} started these workers, and backend={backend} cannot join them: start them with "
+            f"torchrun{cure}"
         )
     timeout = timedelta(seconds=timeout_seconds)
     device = torch.device("cuda", launch.local_rank) if backend == "nccl" else None

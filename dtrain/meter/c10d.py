@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dtrain.exchange import Op
 from dtrain.meter.clock import clock_for
-from dtrain.meter.ledger import Ledger, Pending, Purpose
+from dtrain.meter.ledger import Group, Ledger, Pending, Purpose
 from dtrain.meter.wire import wire_bytes
 
 
@@ -32,7 +32,7 @@ def _first(tensors: Any) -> Tensor:
 
 def _num_bytes(tensors: Any) -> int:
     if isinstance(tensors, Tensor):
-        return tensors.numel() * tensors.element_size()
+        return tensors.nbytes
     return sum(_num_bytes(t) for t in tensors)
 
 
@@ -93,9 +93,21 @@ def _sent_to_others(name: str, args: tuple[Any, ...], rank: int) -> float | None
     return None
 
 
+def _note_group(ledger: Ledger, group: dist.ProcessGroup, name: str) -> None:
+    try:
+        ranks = tuple(dist.get_process_group_ranks(group))
+    except KeyError:  # a group that torch is still making
+        return
+    description = group.group_desc
+    ledger.groups[name] = Group(name if description == "undefined" else description, ranks)
+
+
 def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pending:
     group = dist.ProcessGroup.unbox(args[call.group])
-    rank, world_size = group.rank(), group.size()
+    rank, world_size, group_name = group.rank(), group.size(), group.group_name
+    known = ledger.groups.get(group_name)
+    if known is None or len(known.ranks) != world_size:  # names start anew when the default group does
+        _note_group(ledger, group, group_name)
     tensor = _first(args[call.device])
     device = tensor.device
     is_root = call.root is not None and args[call.root] == rank
@@ -111,7 +123,7 @@ def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pe
         payload,
         wire,
         world_size=world_size,
-        group=group.group_name,
+        group=group_name,
         purpose=Purpose.GRADIENT if is_gradient else Purpose.OTHER,
         clock=clock_for(device),
     )
@@ -131,6 +143,17 @@ class _OnCompletion:
 
 
 _under_way: weakref.WeakSet[_OnCompletion] = weakref.WeakSet()
+
+
+def is_idle() -> bool | None:
+    """Whether no collective of this process is under way; None where that cannot be told.
+
+    A program that sends point to point may be in a receive: that has no future, and is not seen to be under way.
+    """
+    ledger = installed_ledger()
+    if ledger is None or any(key.op in (Op.SEND, Op.RECV) for key in list(ledger.totals)):
+        return None
+    return not len(_under_way)
 
 
 @atexit.register

@@ -79,6 +79,13 @@ class StepRecord:
         return {"step": self.step, "times": times, "entries": [asdict(entry) for entry in self.entries]}
 
 
+class Group(NamedTuple):
+    """Who communicates in a process group: its description, or name where it has none, and its ranks in the job."""
+
+    name: str
+    ranks: tuple[int, ...]
+
+
 class Key(NamedTuple):
     """What the totals are split by."""
 
@@ -120,20 +127,34 @@ class Pending:
 Sink = Callable[[StepRecord], None]
 
 
+class _OfThread(threading.local):
+    """What each thread has for itself; a default of the class is found faster than an attribute that is missing."""
+
+    purpose: Purpose | None = None
+
+
 class Ledger:
     """Counts every collective of one rank. Recording is thread-safe; closing belongs to the training thread.
 
     The phase holds for the whole process, since threads of autograd and of the exchange belong to the same phase; the
     purpose holds for the thread that opened the scope.
+
+    What was recorded is kept until it is closed. `close_every` is for programs that never close: whenever so many
+    collectives are waiting for it, the older half is closed, in the thread that recorded the last. The newer half
+    stays, since it may be under way and has its times only once it is done.
     """
 
-    def __init__(self, *sinks: Sink) -> None:
+    def __init__(self, *sinks: Sink, close_every: int | None = None) -> None:
         self.sinks = list(sinks)
         self.phase = Phase.INIT
         self.totals: dict[Key, Total] = {}
+        self.groups: dict[str, Group] = {}
+        """The groups of torch.distributed that were seen, by the name that entries have."""
+        self._close_every = close_every
         self._pending: list[Pending] = []
         self._lock = threading.Lock()
-        self._thread = threading.local()
+        self._closing = threading.Lock()
+        self._thread = _OfThread()
 
     @contextmanager
     def scope(self, *, phase: Phase | None = None, purpose: Purpose | None = None) -> Iterator[None]:
@@ -152,7 +173,7 @@ class Ledger:
     @property
     def purpose(self) -> Purpose | None:
         """The purpose that this thread's scope states, or None outside any."""
-        return getattr(self._thread, "purpose", None)
+        return self._thread.purpose
 
     @purpose.setter
     def purpose(self, purpose: Purpose | None) -> None:
@@ -174,16 +195,30 @@ class Ledger:
         pending = Pending((op, phase, purpose, payload_bytes, wire_bytes, world_size, group), clock)
         with self._lock:
             self._pending.append(pending)
-            total = self.totals.setdefault(Key(op, phase, purpose), Total())
+            key = Key(op, phase, purpose)
+            total = self.totals.get(key)
+            if total is None:
+                total = self.totals[key] = Total()
             total.count += 1
             total.payload_bytes += payload_bytes
             total.wire_bytes += wire_bytes
+            num_pending = len(self._pending)
+        if self._close_every is not None and num_pending >= self._close_every and self._closing.acquire(blocking=False):
+            try:
+                self._close(num_pending // 2, None, None)
+            finally:
+                self._closing.release()
         return pending
 
     def close(self, step: int | None = None, times: Times | None = None) -> StepRecord:
         """Close what was recorded since the last closing into one immutable record, and hand it to every sink."""
+        with self._closing:
+            return self._close(None, step, times)
+
+    def _close(self, count: int | None, step: int | None, times: Times | None) -> StepRecord:
         with self._lock:
-            pending, self._pending = self._pending, []
+            pending = self._pending[:count]
+            del self._pending[:count]
         record = StepRecord(step, tuple(p.entry() for p in pending), times)
         for sink in self.sinks:
             sink(record)

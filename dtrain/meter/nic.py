@@ -6,10 +6,13 @@ mounted in.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 LOOPBACK = "lo"
+CLUSTER_INTERFACE = "DTRAIN_CLUSTER_INTERFACE"
+"""The environment variable by which `dtrain cluster` tells a node's programs which interface is theirs alone."""
 
 
 class Counters(NamedTuple):
@@ -36,9 +39,12 @@ def read_counters(path: str = "/proc/self/net/dev") -> dict[str, Counters]:
 def isolated_interface(world_size: int, local_world_size: int) -> str | None:
     """The interface that carries this job's traffic and nothing else, if the namespace shows which one that is.
 
-    With all ranks on one host and no interface but loopback (a fresh network namespace), that is loopback. Anywhere
-    else only a person can know: None.
+    In a node of `dtrain cluster` it is the node's. With all ranks on one host and no interface but loopback (a fresh
+    network namespace) it is loopback. Anywhere else only a person can know: None.
     """
+    interface = os.environ.get(CLUSTER_INTERFACE)
+    if interface in read_counters():
+        return interface
     if world_size == local_world_size and set(read_counters()) == {LOOPBACK}:
         return LOOPBACK
     return None

@@ -81,7 +81,7 @@ def wire_bytes(backend: str, op: Op, payload_bytes: float, world_size: int, *, i
     """Bytes that one rank sends for a collective.
 
     Args:
-        backend: "gloo" for what gloo does; any other name gives the nominal ring.
+        backend: "gloo" for what gloo does; any other name ("nccl", "mpi", "horovod") gives the nominal ring.
         payload_bytes: what this rank hands over: its input. A broadcast's or scatter's belongs to the root alone and
             is 0 elsewhere; a scatter's is the whole list.
         world_size: ranks in the group that communicates, not in the job.
@@ -90,3 +90,17 @@ def wire_bytes(backend: str, op: Op, payload_bytes: float, world_size: int, *, i
     if world_size == 1:
         return 0.0
     return TABLES.get(backend, NOMINAL)[op](payload_bytes, world_size, is_root)
+
+
+_NCCL_TESTS: Mapping[Op, Cost] = MappingProxyType(
+    {**NOMINAL, Op.BROADCAST: _all, Op.REDUCE: _all, Op.GATHER: _to_every_other}
+)
+
+
+def bus_bytes(op: Op, payload_bytes: float, world_size: int) -> float:
+    """What nccl-tests divide by the seconds of a collective for its bus bandwidth (their PERFORMANCE.md).
+
+    It makes operations comparable with each other and with the speed of a link, whatever algorithm ran. 0 where this
+    rank hands nothing over: such a rank cannot tell.
+    """
+    return _NCCL_TESTS[op](payload_bytes, world_size, True)

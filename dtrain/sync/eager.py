@@ -219,6 +219,8 @@ class EagerSynchronizer:
         def on_gradient(parameter: Tensor) -> None:
             if self._accumulating:
                 return
+            if index not in slot.missing:
+                raise RuntimeError("a second backward pass before the step: run all but the last inside no_sync()")
             slot.fill(index)
             while self._next < len(self._slots) and not self._slots[self._next].missing:
                 self._submit(self._slots[self._next])

@@ -1,5 +1,7 @@
 """Facts that need real processes: `@on_ranks(2, 3)` above a test runs its body on every rank of a gloo group.
 
+With `launcher="mpiexec"` or "horovodrun" the ranks are those of that launcher, and there is no gloo group.
+
 Starting a process costs seconds (importing torch), so all tests of a world size share one start: `launch` starts the
 ranks, each runs the selected tests one after the other, every one on a fresh process group, and writes down what came
 of it. A test fails with what any rank says; ranks that never got to it fail with their output.
@@ -54,17 +56,19 @@ class Fact(NamedTuple):
 FACTS: dict[str, Fact] = {}
 
 
-def on_ranks(*world_sizes: int, joined: bool = True) -> Callable[[Callable[[Here], None]], Callable[..., None]]:
+def on_ranks(
+    *world_sizes: int, joined: bool = True, launcher: str | None = None
+) -> Callable[[Callable[[Here], None]], Callable[..., None]]:
     """Make a test of a body that runs on every rank, once per world size."""
 
     def decorate(body: Callable[[Here], None]) -> Callable[..., None]:
         key = f"{body.__module__}:{body.__name__}"
-        FACTS[key] = Fact(body, joined)
+        FACTS[key] = Fact(body, joined and launcher is None)
 
-        @pytest.mark.ranks(key)
+        @pytest.mark.ranks(key, launcher)
         @pytest.mark.parametrize("world_size", world_sizes)
-        def test(launched: Callable[[int], Outcome], world_size: int) -> None:
-            launched(world_size).check(key)
+        def test(launched: Callable[[int, str | None], Outcome], world_size: int) -> None:
+            launched(world_size, launcher).check(key)
 
         test.__name__, test.__module__, test.__doc__ = body.__name__, body.__module__, body.__doc__
         return test
@@ -75,9 +79,9 @@ def on_ranks(*world_sizes: int, joined: bool = True) -> Callable[[Callable[[Here
 class Outcome:
     """What the ranks of one launch said."""
 
-    def __init__(self, folder: Path, world_size: int, ended: str) -> None:
+    def __init__(self, folder: Path, world_size: int, ended: str, outputs: Sequence[Path]) -> None:
         self._ended = ended
-        self._output = [(folder / f"output{rank}.txt").read_text(errors="replace") for rank in range(world_size)]
+        self._output = [path.read_text(errors="replace") for path in outputs]
         self._errors: list[dict[str, str | None]] = [{} for _ in range(world_size)]
         for rank in range(world_size):
             results = folder / f"results{rank}.jsonl"
@@ -97,22 +101,29 @@ class Outcome:
             pytest.fail("\n".join(problems), pytrace=False)
 
 
-def launch(world_size: int, keys: Sequence[str], folder: Path) -> Outcome:
+def launch(world_size: int, keys: Sequence[str], folder: Path, launcher: str | None = None) -> Outcome:
     """Run these tests on `world_size` processes, and end them all, come what may."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_SHOW_CPP_STACKTRACES": "0", "GLOO_SOCKET_IFNAME": "lo"}
     environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), str(FOLDER.parent), *sys.path])
-    processes = []
+    program, arguments = [sys.executable, "-W", "ignore", __file__, str(folder)], [str(world_size), *keys]
+    commands = [[*program, str(rank), *arguments] for rank in range(world_size)]
+    if launcher == "mpiexec":
+        mpiexec = str(Path(sys.executable).with_name("mpiexec"))
+        commands = [[mpiexec, "-n", str(world_size), *program, "PMI_RANK", *arguments]]
+    if launcher == "horovodrun":
+        horovodrun = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "--network-interfaces", "lo"]
+        commands = [[*horovodrun, "-np", str(world_size), *program, "HOROVOD_RANK", *arguments]]
+    processes, outputs = [], [folder / f"output{i}.txt" for i in range(len(commands))]
     try:
-        for rank in range(world_size):
-            command = [sys.executable, "-W", "ignore", __file__, str(folder), str(rank), str(world_size), *keys]
-            with (folder / f"output{rank}.txt").open("w") as output:
+        for command, path in zip(commands, outputs, strict=True):
+            with path.open("w") as output:
                 processes.append(subprocess.Popen(command, env=environ, stdout=output, stderr=subprocess.STDOUT))
         ended = _wait(processes)
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    return Outcome(folder, world_size, ended)
+    return Outcome(folder, world_size, ended, outputs if launcher is None else outputs * world_size)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> str:
@@ -167,4 +178,5 @@ def _leave() -> None:
 
 
 if __name__ == "__main__":
-    _run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    own_rank = os.environ.get(sys.argv[2], sys.argv[2])  # a number, or the variable that holds it
+    _run(Path(sys.argv[1]), int(own_rank), int(sys.argv[3]), sys.argv[4:])

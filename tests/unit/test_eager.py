@@ -67,6 +67,16 @@ def test_with_one_worker_the_gradients_are_those_of_autograd(overlap: bool) -> N
     synchronizer.close()
 
 
+def test_a_second_backward_pass_before_the_step_is_an_error() -> None:
+    """Its bucket is on the way already: the sum would be lost."""
+    model = make_model()
+    synchronizer = synchronize(model)
+    backward(model, 0)
+    with pytest.raises(RuntimeError, match=r"second backward pass .*no_sync"):
+        backward(model, 1)
+    synchronizer.close()
+
+
 @overlapped_or_not
 def test_no_sync_accumulates_and_the_next_backward_exchanges_the_sum(overlap: bool) -> None:
     model, recorded = make_model(), Recording()

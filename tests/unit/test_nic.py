@@ -59,3 +59,11 @@ def test_only_loopback_alone_with_all_ranks_on_this_host_is_isolated(
 ) -> None:
     monkeypatch.setattr(nic, "read_counters", lambda: dict.fromkeys(interfaces, Counters(0, 0)))
     assert isolated_interface(world_size, local_world_size) == expected
+
+
+def test_a_node_of_a_cluster_is_told_which_interface_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nic, "read_counters", lambda: dict.fromkeys(["lo", "eth0"], Counters(0, 0)))
+    monkeypatch.setenv(nic.CLUSTER_INTERFACE, "eth0")
+    assert isolated_interface(4, 1) == "eth0"
+    monkeypatch.setenv(nic.CLUSTER_INTERFACE, "eth9")  # inherited by something that runs elsewhere
+    assert isolated_interface(4, 1) is None

@@ -31,6 +31,11 @@ ONLY_ROOT_HANDS_OVER = (Op.BROADCAST, Op.SCATTER)
         ("gloo", Op.SEND, 4, False, 1200.0),
         ("gloo", Op.RECV, 4, False, 0.0),
         ("gloo", Op.BARRIER, 4, False, 0.0),
+        ("mpi", Op.ALL_REDUCE, 4, False, 1800.0),
+        ("mpi", Op.ALL_GATHER, 4, False, 3600.0),
+        ("mpi", Op.ALL_TO_ALL, 4, False, 900.0),
+        ("mpi", Op.BROADCAST, 4, True, 3600.0),
+        ("mpi", Op.BROADCAST, 4, False, 0.0),
     ],
 )
 def test_table(backend: str, op: Op, world_size: int, root: bool, sent: float) -> None:

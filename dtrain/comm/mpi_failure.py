@@ -1,0 +1,82 @@
+"""What ranks tell each other over MPI when a run fails: who is missing, and what went wrong.
+
+Single messages beside the collectives, sent only where a run is about to fail. They use no collective, since in one all
+ranks would have to take part.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dtrain.comm.polled import RollCall
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+_WAITING_TAG, _FAILURE_TAG = 1, 2
+_POLL_SECONDS = 0.01
+
+
+class MpiRollCall(RollCall):
+    """Who else waits. A rank that has waited half its time says so to all, so that who gives up can name the others."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm, self._others = comm, _others(comm)
+        self._waiting: dict[int, bool] = {}
+        self._sent: list[MPI.Request] = []
+
+    def tell(self, *, waiting: bool) -> None:
+        """Tell the others that this rank waits, or that it goes on after all."""
+        self._sent += _send(self._comm, bytes([waiting]), _WAITING_TAG)
+
+    def missing(self) -> str:
+        """Who has not said that it waits."""
+        for rank in self._others:
+            while (word := _receive(self._comm, rank, _WAITING_TAG)) is not None:
+                self._waiting[rank] = bool(word[0])
+        return _describe([rank for rank in self._others if not self._waiting.get(rank)])
+
+
+def _describe(missing: Sequence[int]) -> str:
+    if not missing:
+        return "all ranks wait, for different collectives"
+    if len(missing) == 1:
+        return f"rank {missing[0]} is missing or stuck"
+    return f"ranks {', '.join(map(str, missing))} are missing or stuck"
+
+
+def exchange_failures(comm: MPI.Intracomm, failure: str, patience_seconds: float) -> dict[int, str]:
+    """Tell all others why this rank fails. Returns what those that fail as well said, by rank, within the time."""
+    sent = _send(comm, failure.encode(), _FAILURE_TAG)
+    said: dict[int, str] = {}
+    deadline = time.monotonic() + patience_seconds
+    while len(said) < len(sent) and time.monotonic() < deadline:
+        for rank in _others(comm):
+            word = _receive(comm, rank, _FAILURE_TAG)
+            if word is not None:
+                said[rank] = word.decode(errors="replace")
+        time.sleep(_POLL_SECONDS)
+    return said
+
+
+def _others(comm: MPI.Intracomm) -> list[int]:
+    return [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
+
+
+def _send(comm: MPI.Intracomm, word: bytes, tag: int) -> list[MPI.Request]:
+    return [comm.Isend(word, dest=rank, tag=tag) for rank in _others(comm)]
+
+
+def _receive(comm: MPI.Intracomm, rank: int, tag: int) -> bytes | None:
+    """The next message of a rank, if one has come."""
+    from mpi4py import MPI
+
+    status = MPI.Status()
+    message = comm.Improbe(source=rank, tag=tag, status=status)
+    if message is None:
+        return None
+    word = bytearray(status.Get_count(MPI.BYTE))
+    message.Recv(word)
+    return bytes(word)

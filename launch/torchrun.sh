@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Train with torchrun, over gloo or NCCL: on this host, or as one host of several.
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+Usage: launch/torchrun.sh [-n RANKS] [--nodes N --node-rank R --master HOST[:PORT]] [--interface NAME] [--dry-run]
+                          [SETTING...]
+
+Runs `python -m dtrain.train SETTING...` on RANKS workers of this host (2 unless given), for example
+  launch/torchrun.sh -n 4 model=squeezenet1_1 data=digits compressor=top_k
+With several hosts, run it on each of them:
+  launch/torchrun.sh -n 4 --nodes 2 --node-rank 0 --master node0 model=squeezenet1_1     # on node0
+  launch/torchrun.sh -n 4 --nodes 2 --node-rank 1 --master node0 model=squeezenet1_1     # on the other
+
+  -n RANKS          how many workers on each host
+  --nodes N         how many hosts (1 unless given)
+  --node-rank R     which of them this is, from 0
+  --master HOST     host 0 as the others reach it; the port is 29500 unless given as HOST:PORT
+  --interface NAME  the network interface that carries the exchange (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)
+  --dry-run         print the command and do not run it
+  --help            print this
+
+$PYTHON is the interpreter (.venv/bin/python, else python3). Each worker has its share of the cores as threads, unless
+$OMP_NUM_THREADS is set.
+EOF
+}
+
+fail() {
+  echo "launch/torchrun.sh: $*" >&2
+  exit 2
+}
+
+ranks=2 nodes=1 node_rank='' master='' interface='' dry_run=''
+while [ "$#" -gt 0 ]; do
+  case $1 in
+    -n | --nodes | --node-rank | --master | --interface)
+      [ "$#" -gt 1 ] || fail "$1 needs a value: see --help"
+      case $1 in
+        -n) ranks=$2 ;;
+        --nodes) nodes=$2 ;;
+        --node-rank) node_rank=$2 ;;
+        --master) master=$2 ;;
+        --interface) interface=$2 ;;
+      esac
+      shift
+      ;;
+    --dry-run) dry_run=yes ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    -*) fail "there is no option $1: see --help" ;;
+    *) break ;;
+  esac
+  shift
+done
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "-n $ranks is not a number of workers"
+[[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes $nodes is not a number of hosts"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+[ -x "$python" ] || python=$(command -v "${PYTHON:-python3}") || fail "no python: run make install, or set PYTHON"
+
+command=("$python" -m torch.distributed.run "--nproc-per-node=$ranks")
+if [ "$nodes" = 1 ]; then
+  [ -z "$node_rank$master" ] || fail "--node-rank and --master are for several hosts: add --nodes N"
+  command+=(--standalone)
+else
+  [ -n "$node_rank" ] && [ -n "$master" ] || fail "--nodes $nodes needs --node-rank R and --master HOST"
+  [[ $node_rank =~ ^(0|[1-9][0-9]*)$ ]] && [ "$node_rank" -lt "$nodes" ] ||
+    fail "--node-rank $node_rank is not from 0 to $((nodes - 1))"
+  [[ $master =~ ^[^:]+(:[0-9]+)?$ ]] || fail "--master $master is not HOST or HOST:PORT"
+  port=29500
+  [[ $master != *:* ]] || port=${master##*:}
+  command+=("--nnodes=$nodes" "--node-rank=$node_rank" "--master-addr=${master%:*}" "--master-port=$port")
+fi
+command+=(-m dtrain.train "$@")
+
+threads=$(($(nproc) / ranks))
+variables=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}")
+if [ -n "$interface" ]; then
+  grep -q "^ *$interface:" /proc/net/dev || fail "--interface $interface does not exist here: see \`ip link\`"
+  variables+=("GLOO_SOCKET_IFNAME=$interface" "NCCL_SOCKET_IFNAME=$interface")
+fi
+
+if [ -n "$dry_run" ]; then
+  printf '%q ' "${variables[@]}" "${command[@]}"
+  echo
+else
+  export "${variables[@]}"
+  exec "${command[@]}"
+fi

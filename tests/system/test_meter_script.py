@@ -1,0 +1,262 @@
+"""`python -m dtrain.meter`: what it reports is what the kernel saw, and the program is none the wiser.
+
+The programs are in programs/ and know nothing of dtrain.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from bytes_on_lo import SET_UP
+from programs import Ended, environment, run
+
+METER = ["-m", "dtrain.meter"]
+PROGRAMS = Path(__file__).parent / "programs"
+NAMESPACES = pytest.mark.skipif(
+    os.geteuid() != 0 or any(shutil.which(tool) is None for tool in ("unshare", "ip")),
+    reason="network namespaces need root, util-linux and iproute2",
+)
+
+
+def torchrun(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+
+
+def results(ended: Ended) -> list[str]:
+    """What the ranks of a program print: its rank, and a digest of its results."""
+    return sorted(re.findall(r"^rank \d+ [0-9a-f]{64}$", ended.stdout, re.MULTILINE))
+
+
+def in_a_namespace(command: Sequence[str], folder: Path) -> tuple[Ended, int]:
+    """The command in a network namespace of its own, and the bytes that lo transmitted there."""
+    script = f'set -e\n{SET_UP}"$@"\ngrep lo: /proc/self/net/dev > lo.txt'
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", script, "sh", *command],
+        cwd=folder,
+        env=environment({"GLOO_SOCKET_IFNAME": "lo"}),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    ended = Ended(done.returncode, done.stdout, done.stderr).expect(0)
+    return ended, int((folder / "lo.txt").read_text().split()[9])
+
+
+STEPS = {"ddp": 20, "fsdp2": 20, "pipeline": 10, "subgroups": 10}
+"""Enough for what starting costs, and the roll call, to be little beside them."""
+
+
+@NAMESPACES
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("pipeline", 2), ("pipeline", 4), ("subgroups", 4)],
+)
+def test_the_report_is_what_the_kernel_saw_and_results_are_bitwise_the_same(
+    tmp_path: Path, name: str, ranks: int
+) -> None:
+    command = [str(PROGRAMS / f"{name}.py"), str(STEPS[name])]
+    without = run([*torchrun(ranks), *command], tmp_path, env=environment({"GLOO_SOCKET_IFNAME": "lo"})).expect(0)
+    metered = [*torchrun(ranks), *METER, "--json", "report.json", *command]
+    ended, observed = in_a_namespace(metered, tmp_path)
+    assert len(results(without)) == ranks
+    assert results(ended) == results(without)
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["command"] == command
+    assert figures["missing_ranks"] == []
+    counted = figures["total_wire_bytes_all_ranks"]
+    print(f"{name}, {ranks} ranks: counted {counted:,.0f}, observed {observed:,}: {observed / counted:.5f}")
+    assert counted > 1e6
+    assert observed / counted == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of subgroups.py on four ranks."""
+    folder = tmp_path_factory.mktemp("figures")
+    command = [*torchrun(4), *METER, "--json", "report.json", "--nic", "lo", str(PROGRAMS / "subgroups.py")]
+    ended = run(command, folder).expect(0)
+    return {**json.loads((folder / "report.json").read_text()), "stderr": ended.stderr, "stdout": ended.stdout}
+
+
+def test_every_breakdown_adds_up_to_the_same_bytes(figures: Any) -> None:
+    total = figures["total_wire_bytes_all_ranks"]
+    # all_reduces and an all_gather twice in each half, of two ranks; then all four
+    assert total == 4 * 4 * 380_000 + 4 * 4 * 100_000 + 4 * 4 * 60_000 + 3 * 4 * 100_000
+    for part in ("operations", "sizes", "groups", "purposes", "phases", "ranks"):
+        assert sum(row["wire_bytes"] for row in figures[part]) == pytest.approx(total)
+        assert sum(row["collectives"] for row in figures[part]) == figures["total_collectives_all_ranks"]
+
+
+def test_groups_have_their_names_and_ranks(figures: Any) -> None:
+    groups = {row["group"]: row["ranks"] for row in figures["groups"]}
+    assert groups == {"default_pg": [0, 1, 2, 3], "half0": [0, 1], "half1": [2, 3]}
+
+
+def test_sizes_are_powers_of_two_around_the_payload(figures: Any) -> None:
+    rows = {(row["op"], row["from_bytes"]): row for row in figures["sizes"]}
+    assert rows["all_to_all", 262_144]["payload_bytes"] == 4 * 320_000
+    assert rows["all_to_all", 262_144]["below_bytes"] == 524_288
+
+
+def test_times_and_bus_bandwidth_are_there(figures: Any) -> None:
+    rows = {row["op"]: row for row in figures["operations"]}
+    all_reduce = rows["all_reduce"]
+    assert all_reduce["timed"] == all_reduce["collectives"] == 16
+    assert all_reduce["bus_bytes_per_second"] == pytest.approx(all_reduce["wire_bytes"] / all_reduce["seconds"])
+    for row in figures["ranks"]:
+        assert 0 < row["under_way_seconds"] < row["program_seconds"]
+        assert row["seconds"] > 0
+
+
+def test_the_kernel_s_counters_stand_beside(figures: Any) -> None:
+    (row,) = figures["nic"]
+    assert row["interface"] == "lo"
+    assert row["transmitted_bytes"] > figures["total_wire_bytes_all_ranks"]  # start-up, headers, other programs
+
+
+def test_the_report_goes_to_standard_error_once(figures: Any) -> None:
+    assert figures["stderr"].count("4 ranks sent") == 1
+    assert "half1 (ranks 2, 3)" in figures["stderr"]
+    assert len(figures["stdout"].splitlines()) == 4
+
+
+# As python runs it
+
+PLACE = """
+import __main__, atexit, os, sys
+print(sys.argv, sys.path[0], __name__, __file__, __package__, __doc__, vars(__main__) is globals(), __spec__ is None)
+atexit.register(print, "at exit")
+def end():
+    how = sys.argv[1]
+    if how == "3":
+        sys.exit(3)
+    if how == "text":
+        sys.exit("gone wrong")
+    if how == "error":
+        raise KeyError("mine")
+    if how == "ctrl-c":
+        raise KeyboardInterrupt
+    if how == "_exit":
+        os._exit(5)
+    if how == "signal":
+        os.kill(os.getpid(), 15)
+    if how == "fork":
+        if os.fork() == 0:
+            sys.exit(0)
+        os.wait()
+end()
+"""
+
+
+def as_python_would(command: Sequence[str], folder: Path) -> None:
+    alone, metered = run([sys.executable, *command], folder), run([sys.executable, *METER, *command], folder)
+    assert metered.code == alone.code
+    assert metered.stdout == alone.stdout
+    own = re.sub(r'  File "<frozen runpy>".*\n', "", alone.stderr)
+    assert metered.stderr.removeprefix(own) in ("", "1 rank sent 0 B in 0 collectives\n"), metered.stderr
+    assert metered.stderr.startswith(own)
+
+
+@pytest.mark.parametrize("how", ["end", "3", "text", "error", "ctrl-c", "_exit", "signal", "fork"])
+def test_it_ends_as_it_would_alone(tmp_path: Path, how: str) -> None:
+    (tmp_path / "program.py").write_text(PLACE)
+    as_python_would(["program.py", how, "--json", "not ours"], tmp_path)
+
+
+@pytest.mark.parametrize("path", ["./folder/program.py", "link.py", "absolute"])
+def test_it_is_found_where_python_finds_it(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "program.py").write_text(f"import neighbour\n{PLACE}")
+    (tmp_path / "folder" / "neighbour.py").touch()
+    (tmp_path / "link.py").symlink_to("folder/program.py")
+    as_python_would([str(tmp_path / "folder" / "program.py") if path == "absolute" else path, "end"], tmp_path)
+
+
+def test_a_module_and_a_package_run_as_by_python_m(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    (tmp_path / "package" / "__main__.py").write_text(f"from package import other\n{PLACE}")
+    (tmp_path / "package" / "other.py").write_text(PLACE.replace("end()\n", ""))
+    as_python_would(["-m", "package", "3"], tmp_path)
+    as_python_would(["-m", "package.other", "-x"], tmp_path)
+    as_python_would(["-m", "package", "error"], tmp_path)
+
+
+def test_a_syntax_error_shows_as_by_python(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("print('first'\nx y")
+    as_python_would(["program.py"], tmp_path)
+
+
+def test_spawned_children_work_and_are_not_metered(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import multiprocessing as mp\n"
+        "def child(): print('child', __name__, flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    for method in ('spawn', 'fork'):\n"
+        "        process = mp.get_context(method).Process(target=child); process.start(); process.join()\n"
+        "        assert process.exitcode == 0\n"
+    )
+    as_python_would(["program.py"], tmp_path)
+
+
+def test_an_exception_of_one_rank_comes_out_with_its_own_traceback(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo'); dist.all_reduce(torch.ones(1))\n"
+        "if dist.get_rank() == 1: raise KeyError('mine')\n"
+    )
+    ended = run([*torchrun(2), *METER, "program.py"], tmp_path).expect(1)
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("[rank1]:")]
+    assert "KeyError: 'mine'" in lines[-1]
+    assert not [line for line in lines if "dtrain" in line or "runpy" in line]
+    assert "does not answer" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nowhere.py"], "can't open nowhere.py: No such file"),
+        (["-m", "nowhere.at.all"], "nowhere"),
+        (["--nic", "eth99", "program.py"], "--nic eth99 does not exist here: choose one of"),
+        (["--json", "no/such/folder.json", "program.py"], "no/such/folder.json"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_runs(tmp_path: Path, arguments: list[str], part: str) -> None:
+    (tmp_path / "program.py").write_text("print('ran')")
+    ended = run([sys.executable, *METER, *arguments], tmp_path).expect(2)
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("dtrain: error: ")
+    assert part in line
+    assert ended.stdout == ""
+
+
+def test_without_a_program_it_says_how(tmp_path: Path) -> None:
+    ended = run([sys.executable, *METER, "--json", "x"], tmp_path).expect(2)
+    assert "a script is missing, or -m and a module" in ended.stderr
+
+
+def test_the_figures_of_ranks_that_left_before_come_too_and_missing_ones_are_named(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import os, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo'); dist.all_reduce(torch.ones(250_000)); dist.barrier()\n"
+        "dist.destroy_process_group()\n"
+        "if os.environ['RANK'] == '2': os._exit(0)\n"
+    )
+    ended = run([*torchrun(3), *METER, "--json", "report.json", "program.py"], tmp_path).expect(0)
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["missing_ranks"] == [2]
+    assert "without rank 2: no figures came" in ended.stderr
+    assert [row["rank"] for row in figures["ranks"]] == [0, 1]
+    assert figures["total_wire_bytes_all_ranks"] == pytest.approx(2 * 4 / 3 * 1e6)

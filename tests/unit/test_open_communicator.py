@@ -1,0 +1,41 @@
+import sys
+
+import pytest
+
+from dtrain.comm import BACKENDS, Launch, open_communicator
+
+ALONE = Launch("none", 0, 0, 1, 1)
+
+
+def under(launcher: str) -> Launch:
+    return Launch(launcher, 1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("launcher", ["torchrun", "mpirun", "horovodrun"])
+def test_a_launcher_that_a_backend_cannot_join_is_refused_with_one_that_it_can(backend: str, launcher: str) -> None:
+    own = {"mpi": ["mpirun"], "horovod": ["horovodrun", "mpirun"]}.get(backend, ["torchrun"])
+    if launcher in own or backend == "nccl":  # nccl is refused before, where there is no CUDA device
+        pytest.skip("not a contradiction, or not told from one without a CUDA device")
+    with pytest.raises(
+        ValueError, match=rf"^{launcher} started these workers, and backend={backend} cannot join .*{own[0]}"
+    ):
+        open_communicator(backend, under(launcher), None).__enter__()
+
+
+@pytest.mark.parametrize(("launcher", "backend"), [("mpirun", "mpi"), ("horovodrun", "horovod")])
+def test_gloo_under_another_launcher_points_at_its_backend(launcher: str, backend: str) -> None:
+    with pytest.raises(ValueError, match=f"start them with torchrun, or add backend={backend}"):
+        open_communicator("gloo", under(launcher), None)
+
+
+def test_without_mpi4py_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ValueError, match=r"backend=mpi needs mpi4py .*pip install 'dtrain\[mpi\]'"):
+        open_communicator("mpi", ALONE, None).__enter__()
+
+
+def test_without_horovod_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "horovod.torch", None)
+    with pytest.raises(ValueError, match=r"backend=horovod needs Horovod .*: run make horovod"):
+        open_communicator("horovod", ALONE, None).__enter__()
