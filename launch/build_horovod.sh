@@ -39,7 +39,7 @@ built_for=$("$python" -c 'import sys, sysconfig, torch
 print(f"torch-{torch.__version__}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}")' 2>&1) ||
   fail "$python has no torch: run make install"
 
-bin=$(dirname "$python")
+bin=$(cd "$(dirname "$python")" && pwd) # absolute: CMake looks for mpicxx from a directory of its own
 if [ -x "$bin/mpicxx" ]; then mpi=mpich; else mpi=no-mpi; fi
 wheels=${XDG_CACHE_HOME:-$HOME/.cache}/dtrain/wheels/horovod-$version-$built_for-$mpi
 
