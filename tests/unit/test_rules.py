@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2] / "dtrain"
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "conf" not in path.relative_to(ROOT).parts)
 
@@ -134,9 +132,14 @@ def test_mpi4py_only_in_its_backend() -> None:
     assert not found("dtrain.comm.mpi", allowed_in=("comm", "doctor/backends.py"))
 
 
-@pytest.mark.parametrize("package", ["horovod", "prometheus_client"])
-def test_optional_packages_are_not_imported_yet(package: str) -> None:
-    assert not found(package)
+def test_horovod_only_in_its_backend() -> None:
+    assert found("horovod") != []
+    assert not found("horovod", allowed_in=("comm/horovod.py",))
+    assert not found("dtrain.comm.horovod", allowed_in=("comm", "sync/hvd.py", "doctor/backends.py"))
+
+
+def test_prometheus_client_is_not_imported_yet() -> None:
+    assert not found("prometheus_client")
 
 
 def test_pyroute2_is_imported_in_one_file() -> None:
