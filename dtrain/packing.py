@@ -71,7 +71,7 @@ def unpack_file(source: Path, target: Path) -> dict[str, Any]:
 def inspect_file(source: Path) -> dict[str, Any]:
     """Where the bytes of a packed model are. Raises ValueError or FileNotFoundError, naming the cure."""
     container, packed_bytes = _open(source)
-    tensors = []
+    tensors: list[dict[str, Any]] = []
     for name, node in container.tensors.items():
         sections = [
             {"part": "/".join(path), "codec": array.codec, "bytes": len(array.data)} for path, array in arrays(node)

@@ -23,8 +23,13 @@ def is_ascending(tensor: Tensor) -> bool:
 
 
 def code_ascending(coder: Coder, dtype: str, shape: tuple[int, ...], known: Tensor | None) -> Tensor:
-    """A vector of that type whose values ascend. A stream that no encoder wrote gives some vector, which may not."""
+    """A vector of that type whose values ascend. A stream that no encoder wrote gives some vector, which may not.
+
+    Raises ValueError for a type that has no codebooks.
+    """
     blank = Tensor(dtype, shape, np.zeros(num_bytes(dtype, shape), np.uint8)) if known is None else known
+    if len(blank.words) != blank.numel:
+        raise ValueError(f"a codebook of type {dtype}")
     differences = None
     if known is not None:
         differences = np.diff(ascending_keys(dtype, known.words), prepend=np.uint64(0))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.pack.stage import Parameters, Split
-from dtrain.pack.tensor import FLOATS, Tensor
+from dtrain.pack.tensor import FLOATS, Tensor, finite
 
 LEFT, RIGHT = "left", "right"
 _LARGEST = (1 << 15) - 1
@@ -40,9 +40,7 @@ class LowRank:
     def encode(self, name: str, tensor: Tensor) -> Split | None:
         if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or not tensor.numel:
             return None
-        matrix = tensor.floats.reshape(tensor.shape[0], -1).astype(np.float64)
-        if not np.isfinite(matrix).all():
-            raise ValueError(f"{name} has weights that are not finite: only the preset lossless packs those")
+        matrix = finite(name, tensor).reshape(tensor.shape[0], -1).astype(np.float64)
         u, s, vt = np.linalg.svd(matrix, full_matrices=False)
         kept = np.cumsum(s**2) / max(float((s**2).sum()), 1e-300)
         rank = int(np.searchsorted(kept, self.energy)) + 1

@@ -30,15 +30,16 @@ def read_safetensors(path: Path) -> Model:
     """Raises ValueError for a file that is not one."""
     data = path.read_bytes()
     try:
-        entries = deserialize(data)  # type: ignore[no-untyped-call]
+        entries = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     (header_bytes,) = struct.unpack_from("<Q", data)
-    metadata = json.loads(data[8 : 8 + header_bytes]).get("__metadata__", {})
-    tensors = {
-        name: Tensor(entry["dtype"], tuple(entry["shape"]), np.frombuffer(entry["data"], np.uint8))
-        for name, entry in entries
-    }
+    header = json.loads(data[8 : 8 + header_bytes])
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        entry = entries[name]
+        tensors[name] = Tensor(entry["dtype"], tuple(entry["shape"]), np.frombuffer(entry["data"], np.uint8))
     return Model(tensors, metadata)
 
 

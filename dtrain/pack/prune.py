@@ -13,7 +13,7 @@ import numpy as np
 
 from dtrain.pack.levels import are_levels
 from dtrain.pack.stage import Parameters, Split
-from dtrain.pack.tensor import FLOATS, Tensor
+from dtrain.pack.tensor import FLOATS, Tensor, finite
 
 KEPT = "kept"
 
@@ -39,7 +39,7 @@ class Prune:
         density = self.density.get(name, 1.0) if isinstance(self.density, Mapping) else self.density
         if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or density == 1.0 or not tensor.numel:
             return None
-        weights = tensor.floats.reshape(-1)
+        weights = finite(name, tensor).reshape(-1)
         kept = max(1, round(density * weights.size))
         order = np.argsort(-np.abs(weights), kind="stable")  # of equals, the first are kept
         pruned = np.zeros_like(weights)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dtrain.pack.levels import MAX_LEVEL, are_levels
 from dtrain.pack.stage import Parameters, Split
-from dtrain.pack.tensor import FLOATS, Tensor, ascending_keys, words_of_keys
+from dtrain.pack.tensor import FLOATS, Tensor, ascending_keys, finite, words_of_keys
 
 LEVELS, CODEBOOK = "levels", "codebook"
 _LEAST_NUMEL = 256
@@ -91,9 +91,9 @@ class KMeans:
             raise ValueError(f"unknown initialisation {self.initialisation!r}: choose of {', '.join(INITIALISATIONS)}")
 
     def encode(self, name: str, tensor: Tensor) -> Split | None:
-        if tensor.dtype not in FLOATS or len(tensor.shape) < 2:
+        if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or not tensor.numel:
             return None
-        weights = tensor.floats.reshape(-1)
+        weights = finite(name, tensor).reshape(-1)
         kept = weights[weights != 0].astype(np.float64)
         size = min((1 << self.num_bits) - (len(kept) < len(weights)), len(kept))
         if len(kept):

@@ -79,27 +79,36 @@ def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return bits // 8
 
 
+def finite(name: str, tensor: Tensor) -> NDArray[Any]:
+    """`tensor.floats`. Raises ValueError for infinities and nan."""
+    if not np.isfinite(tensor.floats).all():
+        raise ValueError(f"{name} has weights that are not finite: only the preset lossless packs those")
+    return tensor.floats
+
+
 def ascending_keys(dtype: str, words: NDArray[Any]) -> NDArray[np.uint64]:
     """Words of a type as unsigned integers in the order of the values that they stand for."""
-    top = _top_bit(words)
+    top, every = _bits(words)
     keys = words.astype(np.uint64)
     if dtype.startswith("I"):
         return keys ^ top
     if dtype.startswith(("F", "BF")):
-        return np.where(keys & top, ~keys & (2 * top - 1), keys | top)
+        return np.where(keys & top, keys ^ every, keys | top)
     return keys
 
 
 def words_of_keys(dtype: str, keys: NDArray[np.uint64], like: NDArray[Any]) -> NDArray[Any]:
     """The inverse of `ascending_keys`; the words are as wide as those of `like`."""
-    top = _top_bit(like)
+    top, every = _bits(like)
     words = keys
     if dtype.startswith("I"):
         words = keys ^ top
     elif dtype.startswith(("F", "BF")):
-        words = np.where(keys & top, keys ^ top, ~keys & (2 * top - 1))
+        words = np.where(keys & top, keys ^ top, keys ^ every)
     return words.astype(like.dtype)
 
 
-def _top_bit(words: NDArray[Any]) -> np.uint64:
-    return np.uint64(1 << (8 * words.dtype.itemsize - 1))
+def _bits(words: NDArray[Any]) -> tuple[np.uint64, np.uint64]:
+    """The top bit of such words, and all bits."""
+    bits = 8 * words.dtype.itemsize
+    return np.uint64(1 << (bits - 1)), np.uint64((1 << bits) - 1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dtrain.pack.levels import MAX_LEVEL
 from dtrain.pack.stage import Parameters, Split
-from dtrain.pack.tensor import FLOATS, Tensor
+from dtrain.pack.tensor import FLOATS, Tensor, finite
 
 LEVELS = "levels"
 
@@ -43,9 +43,7 @@ class Uniform:
     def encode(self, name: str, tensor: Tensor) -> Split | None:
         if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or not tensor.numel:
             return None
-        weights = tensor.floats.astype(np.float64)
-        if not np.isfinite(weights).all():
-            raise ValueError(f"{name} has weights that are not finite: only the preset lossless packs those")
+        weights = finite(name, tensor).astype(np.float64)
         largest = float(np.abs(weights).max())
         step = max(self.relative_step * float(np.sqrt((weights**2).mean())), largest / MAX_LEVEL) or 1.0
         levels = _quantize(weights / step, self.trade)
