@@ -29,7 +29,7 @@ from dtrain.pack.tensor import BITS, MAX_NDIM, num_bytes
 
 MAGIC = b"\x93DTZ"
 VERSION = 1
-MAX_RATIO = 1024
+MAX_RATIO = 256
 """Bytes that a file may unpack to, over all stages, for each of its own. What would be more is padded when written."""
 
 _PREFIX = struct.Struct("<4sBI32s")
@@ -37,6 +37,7 @@ _MAX_HEADER_BYTES = 1 << 24
 _MAX_TENSORS = 1 << 16
 _MAX_DEPTH = 8
 _MAX_DIMENSION = 1 << 40
+_LEAST_CHARGE = 1024  # bytes that a tensor counts for at least, since each takes some time
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _node(description: Any, sections: _Sections, depth: int) -> Node:
     dtype, shape = _get(description, "dtype", str), _shape(_get(description, "shape", list))
     if dtype not in BITS:
         raise ValueError(f"unknown type {dtype!r}")
-    sections.allow(num_bytes(dtype, shape))
+    sections.allow(max(_LEAST_CHARGE, num_bytes(dtype, shape)))
     if "codec" in description:
         codec = _get(description, "codec", str)
         if codec not in CODECS:
@@ -228,5 +229,5 @@ def _shape(sizes: list[Any]) -> tuple[int, ...]:
 
 
 def _unpacked_bytes(node: Node) -> int:
-    own = num_bytes(node.dtype, node.shape)
+    own = max(_LEAST_CHARGE, num_bytes(node.dtype, node.shape))
     return own + (sum(_unpacked_bytes(part) for part in node.parts.values()) if isinstance(node, Staged) else 0)

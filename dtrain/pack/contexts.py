@@ -21,7 +21,7 @@ Features = NDArray[np.float32]
 Places = NDArray[np.int64]
 
 FEATURE_UNIT, _FEATURE_MAX = 32, 255  # an integer that stands for 1.0, and the largest
-_MAX_TAPS = 64
+_LEAST_PASS = 128  # weights in a pass, at least, on average: bounds the time of a tensor
 _PRIOR = 4.0  # weights' worth of belief that a row or a column is like the others
 _PASS_SIZE = 1 << 19  # weights in a pass of a large tensor, about: bounds the memory
 
@@ -39,9 +39,10 @@ class Grid:
     def of(cls, shape: Sequence[int]) -> Grid:
         rows, columns, *kernel = (*shape, 1, 1)[: max(2, len(shape))]
         taps = math.prod(kernel)
-        if taps > _MAX_TAPS:
+        whole = cls(rows, columns, taps, kernel[-1] if kernel else 1)
+        if taps * whole.phases * _LEAST_PASS > whole.size:
             return cls(rows, columns * taps, 1, 1)
-        return cls(rows, columns, taps, kernel[-1] if kernel else 1)
+        return whole
 
     @property
     def size(self) -> int:
@@ -50,8 +51,8 @@ class Grid:
     @property
     def phases(self) -> int:
         """The P of this module's docstring."""
-        least = 8 if self.taps == 1 else 2 if self.taps <= 9 else 1
-        return max(least, self.rows * self.columns // _PASS_SIZE)
+        usual = 8 if self.taps == 1 else 2 if self.taps <= 9 else 1
+        return max(1, min(usual, self.size // _LEAST_PASS), self.rows * self.columns // _PASS_SIZE)
 
     @property
     def num_features(self) -> int:

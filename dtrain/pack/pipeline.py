@@ -12,10 +12,11 @@ from dtrain.pack.stage import Stage
 from dtrain.pack.tensor import Tensor
 
 
-def pack(model: Model, preset: str = "lossless") -> Container:
-    """Raises ValueError for an unknown preset, and for weights that it cannot pack."""
-    chosen = stages(preset)
-    return Container(preset, {name: _encode(name, t, chosen) for name, t in model.tensors.items()}, model.metadata)
+def pack(model: Model, preset: str | Sequence[Stage] = "lossless") -> Container:
+    """`preset`: a name in `PRESETS`, or stages. Raises ValueError for another name, and for weights it cannot pack."""
+    chosen = stages(preset) if isinstance(preset, str) else preset
+    label = preset if isinstance(preset, str) else "+".join(stage.name for stage in preset)
+    return Container(label, {name: _encode(name, t, chosen) for name, t in model.tensors.items()}, model.metadata)
 
 
 def unpack(container: Container) -> Model:

@@ -96,7 +96,7 @@ def test_an_unknown_preset_is_named_with_those_there_are() -> None:
 def test_a_tensor_of_one_value_is_padded_to_what_may_be_unpacked() -> None:
     zeros = Model({"zeros": Tensor.of(np.zeros((1000, 1000), "<f4"))}, {})
     data = to_bytes(pack(zeros))
-    assert len(data) < 10_000
+    assert len(data) < 40_000
     assert_equal_models(opened(data), zeros)
 
 
@@ -144,7 +144,7 @@ def tensor(header: dict[str, Any], name: str = "shared") -> dict[str, Any]:
         (lambda h: h.update(metadata={"a": 1}), "not one of this version"),
         (lambda h: h.update(tensors={str(k): {} for k in range((1 << 16) + 1)}), "not one of this version"),
         (lambda h: h["tensors"].update(shared=3), "not one of this version"),
-        (lambda h: tensor(h).update(shape=[1 << 39, 1 << 39]), "more than 1024 times"),
+        (lambda h: tensor(h).update(shape=[1 << 39, 1 << 39]), "more than 256 times"),
         (lambda h: tensor(h).update(shape=[1 << 41]), "a shape that no tensor has"),
         (lambda h: tensor(h).update(shape=[-1]), "a shape that no tensor has"),
         (lambda h: tensor(h).update(shape=[True]), "a shape that no tensor has"),
@@ -203,7 +203,7 @@ def test_a_small_file_that_claims_much_takes_little_memory() -> None:
     hostile = with_header(claim)
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="more than 1024 times its own size"):
+        with pytest.raises(ValueError, match="more than 256 times its own size"):
             opened(hostile)
         _, peak = tracemalloc.get_traced_memory()
     finally:
