@@ -87,7 +87,7 @@ def main() -> None:
         "--data", type=Path, default=Path("../shared/data"), help="folder of the published weights and images"
     )
     parser.add_argument("--images", type=int, default=1000, help="how many of the 1000")
-    parser.add_argument("--steps", type=float, nargs="+", default=[0.15, 0.2, 0.25, 0.3], help="relative steps")
+    parser.add_argument("--steps", type=float, nargs="+", default=[0.063, 0.12, 0.175, 0.23], help="relative steps")
     parser.add_argument("--hardware", help="name of the result file's hardware; without it, none is written")
     options = parser.parse_args()
     torch.set_num_threads(1)

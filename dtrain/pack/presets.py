@@ -24,7 +24,7 @@ PRESETS: Mapping[str, Sequence[Stage]] = MappingProxyType(
         "deep_compression_6bit": (Prune(0.33), KMeans(6), *_EXACT),
         "svd": (LowRank(0.95), *_EXACT),
         "pruned": (Prune(0.33), *_EXACT),
-        "smallest": (Uniform(0.3), *_EXACT),
+        "smallest": (Uniform(0.23), *_EXACT),
     }
 )
 """What `dtrain pack --preset` takes. All but lossless change the weights: measure what that costs."""

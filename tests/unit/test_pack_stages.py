@@ -86,9 +86,33 @@ def test_k_means_of_zeros_is_zeros() -> None:
 
 
 def test_uniform_without_a_trade_rounds_to_the_nearest() -> None:
-    stage = Uniform(0.25, trade=0.0)
-    step = 0.25 * np.sqrt((WEIGHTS.astype(float) ** 2).mean())
-    assert np.abs(through(stage, WEIGHTS) - WEIGHTS).max() <= step / 2 * (1 + 1e-5)
+    stage = Uniform(0.25, trade=0.0, cancel=False)
+    assert np.abs(through(stage, WEIGHTS) - WEIGHTS).max() <= step_of(stage) / 2 * (1 + 1e-5)
+
+
+def step_of(stage: Uniform) -> float:
+    split = stage.encode("w", Tensor.of(WEIGHTS))
+    assert split is not None
+    return float(split.parameters["step"])
+
+
+def test_errors_of_uniform_quantization_cancel_in_filters_and_nearly_in_kernels() -> None:
+    plain, cancelled = Uniform(0.5, trade=0.0, cancel=False), Uniform(0.5, trade=0.0)
+    step = step_of(plain)
+    for axes, most in (((1, 2, 3), 0.5), ((2, 3), 1.5)):
+        sums = np.abs((through(cancelled, WEIGHTS) - WEIGHTS).sum(axis=axes)) / step
+        assert sums.max() <= most + 1e-3
+        assert sums.mean() < 0.5 * np.abs((through(plain, WEIGHTS) - WEIGHTS).sum(axis=axes)).mean() / step
+    assert np.abs(through(cancelled, WEIGHTS) - WEIGHTS).max() < 1.5 * step
+
+
+def test_large_tensors_have_larger_steps() -> None:
+    steps = []
+    for copies in (1, 8):
+        split = Uniform(0.5).encode("w", Tensor.of(np.concatenate([WEIGHTS] * copies)))
+        assert split is not None
+        steps.append(split.parameters["step"])
+    assert steps[1] == pytest.approx(2 * steps[0])
 
 
 def test_uniform_trades_error_for_entropy() -> None:
@@ -96,8 +120,8 @@ def test_uniform_trades_error_for_entropy() -> None:
         _, counts = np.unique(weights, return_counts=True)
         return float((counts / counts.sum() * np.log2(counts.sum() / counts)).sum())
 
-    plain, traded = (through(Uniform(0.5, trade=trade), WEIGHTS) for trade in (0.0, 0.15))
-    finer = through(Uniform(0.42, trade=0.15), WEIGHTS)
+    plain, traded = (through(Uniform(0.5, trade=trade, cancel=False), WEIGHTS) for trade in (0.0, 0.15))
+    finer = through(Uniform(0.42, trade=0.15, cancel=False), WEIGHTS)
     assert entropy(traded) < entropy(plain)
     assert entropy(finer) < entropy(plain) or relative_error(finer) < relative_error(plain)
 
