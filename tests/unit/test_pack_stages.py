@@ -99,7 +99,7 @@ def step_of(stage: Uniform) -> float:
 def test_errors_of_uniform_quantization_cancel_in_filters_and_nearly_in_kernels() -> None:
     plain, cancelled = Uniform(0.5, trade=0.0, cancel=False), Uniform(0.5, trade=0.0)
     step = step_of(plain)
-    for axes, most in (((1, 2, 3), 0.5), ((2, 3), 1.5)):
+    for axes, most in (((1, 2, 3), 0.5), ((2, 3), 3)):
         sums = np.abs((through(cancelled, WEIGHTS) - WEIGHTS).sum(axis=axes)) / step
         assert sums.max() <= most + 1e-3
         assert sums.mean() < 0.5 * np.abs((through(plain, WEIGHTS) - WEIGHTS).sum(axis=axes)).mean() / step
