@@ -23,7 +23,7 @@ from dtrain.pack.tensor import FLOATS, Tensor, finite
 
 LEVELS = "levels"
 
-_NUMEL = 1 << 14
+_NUMEL, _MOST = 1 << 14, 1 << 19
 _LARGEST = MAX_LEVEL - 2  # a level may be moved up twice
 _LEAST_ERROR = 0.0  # of a weight that may be moved, in steps and in the direction in which it is moved
 
@@ -34,7 +34,7 @@ class Uniform:
 
     Args:
         relative_step: the step over the root mean square, for a tensor of 2**14 weights; for others it goes with the
-            third root of their number, since error is cheaper where it saves more bits.
+            third root of their number, up to 2**19, since error is cheaper where it saves more bits.
         trade: the squared error, in squared steps, that a bit saved is worth. 0 rounds to the nearest.
         cancel: whether the errors of kernels and filters cancel.
     """
@@ -55,7 +55,7 @@ class Uniform:
         if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or not tensor.numel:
             return None
         weights = finite(name, tensor).astype(np.float64)
-        step = self.relative_step * float(np.sqrt((weights**2).mean())) * (weights.size / _NUMEL) ** (1 / 3)
+        step = self.relative_step * float(np.sqrt((weights**2).mean())) * (min(weights.size, _MOST) / _NUMEL) ** (1 / 3)
         step = max(step, float(np.abs(weights).max()) / _LARGEST) or 1.0
         levels = _quantize(weights / step, self.trade)
         if self.cancel:
