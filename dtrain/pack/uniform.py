@@ -78,15 +78,19 @@ class Uniform:
 def _quantize(weights: NDArray[np.float64], trade: float) -> NDArray[np.int32]:
     """Of the nearest level and the two next towards zero, that of least error + trade x bits. Weights are in steps."""
     sizes = np.abs(weights)
-    nearest = np.rint(sizes).astype(np.int64)
+    nearest = np.rint(sizes).astype(np.int32)
     chosen = nearest
     for _ in range(3):  # bits depend on how often a level is chosen, which depends on the bits
         counts = np.bincount(chosen.reshape(-1), minlength=int(nearest.max()) + 1)
         bits = np.log2((counts.sum() + len(counts)) / (counts + 1.0))
         bits[1:] += 1  # the sign
-        candidates = np.stack([np.maximum(nearest - fewer, 0) for fewer in range(3)])
-        costs = (sizes - candidates) ** 2 + trade * bits[candidates]
-        chosen = np.take_along_axis(candidates, costs.argmin(axis=0)[None], axis=0)[0]
+        chosen = nearest
+        least = (sizes - nearest) ** 2 + trade * bits[nearest]
+        for fewer in (1, 2):
+            candidate = np.maximum(nearest - fewer, 0)
+            cost = (sizes - candidate) ** 2 + trade * bits[candidate]
+            chosen = np.where(cost < least, candidate, chosen)
+            least = np.minimum(cost, least)
     return (np.sign(weights) * chosen).astype(np.int32)
 
 
