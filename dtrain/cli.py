@@ -95,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     _json_option(doctor)
     doctor.set_defaults(run=_doctor)
 
-
     _pack_parsers(verbs)
 
     cluster = verbs.add_parser("cluster", help="a cluster on this machine, with links of a chosen speed (root)")
