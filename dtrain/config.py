@@ -98,8 +98,9 @@ class Observe:
 class Phase:
     """A part of a run: what it first makes of the model, and how long it trains what then is left.
 
-    `density` and `densities` (by parameter name, before `density`) prune, `bits` shares weights, of what pruning left
-    by k-means; both stay for the phases that follow. `learning_rate` is a factor of the optimizer's.
+    `density` prunes to that fraction of each weight tensor, `bits` shares what is left of it by k-means; what they did
+    holds for the phases that follow. `densities` and `bits_of` say it by parameter name and go before the one for all.
+    `learning_rate` is a factor of the optimizer's.
     """
 
     num_epochs: int | None = None
@@ -108,6 +109,7 @@ class Phase:
     density: float | None = None
     densities: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     bits: int | None = None
+    bits_of: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     initialisation: Literal["linear", "density", "random"] = "linear"
 
     def __post_init__(self) -> None:
@@ -120,12 +122,18 @@ class Phase:
             _require(
                 density is None or 0 < density <= 1, f"density={density} must be above 0 and at most 1: it is kept"
             )
-        _require(self.bits is None or 1 <= self.bits <= 12, f"bits={self.bits} must be from 1 to 12")
+        for bits in (self.bits, *self.bits_of.values()):
+            _require(bits is None or 1 <= bits <= 12, f"bits={bits} must be from 1 to 12")
 
     @property
     def prunes(self) -> bool:
         """Whether it removes weights."""
         return self.density is not None or bool(self.densities)
+
+    @property
+    def shares(self) -> bool:
+        """Whether it makes weights equal."""
+        return self.bits is not None or bool(self.bits_of)
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class TrainConfig:
         )
         _require(self.temperature > 0, "temperature must be more than 0")
         _require(
-            self.teacher != BEFORE or any(phase.prunes or phase.bits for phase in self.phases.values()),
+            self.teacher != BEFORE or any(phase.prunes or phase.shares for phase in self.phases.values()),
             f"teacher={BEFORE} is the model before a phase compresses it: give phases (experiment=deep_compression)",
         )
         for name in ("num_steps", "num_epochs", "threads"):

@@ -6,7 +6,7 @@ it lasts they are kept, since two centroids may meet by chance.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,21 +31,16 @@ centroid in its tensor, -1 for none. Parameters that are not named are free."""
 def compress(model: nn.Module, phase: Phase) -> None:
     """What the phase makes of the weights before it trains them: the same everywhere, from the same weights.
 
-    Raises ValueError for a density of a parameter that the model does not have.
+    Raises ValueError for the name of a weight that the model does not have.
     """
     weights = _weights(model)
-    unknown = sorted(set(phase.densities) - set(weights))
-    if unknown:
-        raise ValueError(f"densities name {unknown[0]!r}, which is no weight: choose of {', '.join(weights)}")
-    stages: list[Stage] = []
-    if phase.prunes:
-        rest = 1.0 if phase.density is None else phase.density
-        stages.append(Prune({name: phase.densities.get(name, rest) for name in weights}))
-    if phase.bits is not None:
-        stages.append(KMeans(phase.bits, phase.initialisation))
+    for setting, named in (("densities", phase.densities), ("bits_of", phase.bits_of)):
+        unknown = sorted(set(named) - set(weights))
+        if unknown:
+            raise ValueError(f"{setting} names {unknown[0]!r}, which is no weight: choose of {', '.join(weights)}")
     with torch.no_grad():
         for name, weight in weights.items():
-            for stage in stages:
+            for stage in _stages(phase, name):
                 weight.copy_(torch.from_numpy(_through(stage, name, _numpy(weight))))
 
 
@@ -54,8 +49,9 @@ def fixed(model: nn.Module, *, pruned: bool, shared: bool) -> dict[str, Tensor]:
     found = {}
     for name, weight in _weights(model).items():
         values = _numpy(weight)
-        if shared:
-            found[name] = torch.from_numpy(_numbers(values))
+        numbers = _numbers(values) if shared else None
+        if numbers is not None and 4 * (int(numbers.max()) + 1) <= numbers.size:  # as `pack.share.Distinct` has it
+            found[name] = torch.from_numpy(numbers)
         elif pruned and not values.all():
             found[name] = torch.from_numpy(values != 0)
     return found
@@ -65,8 +61,8 @@ def exchanged_as(compressor: Compressor, what: Fixed) -> Compressor:
     """`compressor` for what is not fixed."""
     if not what:
         return compressor
-    masks = all(tensor.dtype == torch.bool for tensor in what.values())
-    return Masked(compressor, what) if masks else Shared(compressor, what)
+    shared = any(tensor.dtype != torch.bool for tensor in what.values())
+    return Shared(compressor, what) if shared else Masked(compressor, what)
 
 
 def num_values(model: nn.Module, what: Fixed) -> int:
@@ -84,6 +80,15 @@ def num_values(model: nn.Module, what: Fixed) -> int:
 def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """What stages compress: parameters of two dimensions and more."""
     return {name: parameter for name, parameter in trainable(model) if parameter.dim() > 1}
+
+
+def _stages(phase: Phase, name: str) -> Iterator[Stage]:
+    """Of one weight."""
+    density, bits = phase.densities.get(name, phase.density), phase.bits_of.get(name, phase.bits)
+    if density is not None:
+        yield Prune(density)
+    if bits is not None:
+        yield KMeans(bits, phase.initialisation)
 
 
 def _numpy(weight: Tensor) -> NDArray[Any]:

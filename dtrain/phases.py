@@ -68,13 +68,13 @@ class Phases:
         self.close()
         config, spans = self._config, self._parts.spans
         so_far = [other.phase for other in spans[: spans.index(span) + 1]]
-        pruned, shared = any(phase.prunes for phase in so_far), any(phase.bits is not None for phase in so_far)
+        pruned, shared = any(phase.prunes for phase in so_far), any(phase.shares for phase in so_far)
         if resume_from is not None and (pruned or shared):
             self._fixed = checkpoint.load_tensors(resume_from / FIXED)
             if config.teacher == BEFORE:
                 self._teacher = self._read_teacher(str(resume_from / TEACHER))
         elif resume_from is None:
-            if config.teacher == BEFORE and (span.phase.prunes or span.phase.bits) and self._teacher is None:
+            if config.teacher == BEFORE and (span.phase.prunes or span.phase.shares) and self._teacher is None:
                 self._teacher = copy.deepcopy(self._model)
             compress(self._model, span.phase)
             self._fixed = fixed(self._model, pruned=pruned, shared=shared)

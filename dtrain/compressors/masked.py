@@ -45,14 +45,7 @@ class Masked:
         """And where the survivors are in the bucket."""
         key = (bucket.layout, bucket.value.device)
         if key not in self._known:
-            numbers = {name: _count(self.masks[name]) for name in bucket.layout.names if name in self.masks}
-            places = number(bucket.layout, numbers, bucket.value.device)
+            places = number(bucket.layout, self.masks, bucket.value.device)
             survivors = torch.nonzero(places.slots < places.layout.numel).view(-1).to(torch.int32)
             self._known[key] = places, survivors
         return self._known[key]
-
-
-def _count(mask: Tensor) -> Tensor:
-    """The survivors numbered from 0, the others -1."""
-    flat = mask.reshape(-1).to(torch.int32)
-    return (flat.cumsum(0, dtype=torch.int32) * flat - 1).view(mask.shape)

@@ -30,9 +30,10 @@ class Places:
 
 
 def number(layout: Layout, numbers: Mapping[str, Tensor], device: torch.device) -> Places:
-    """The places in a bucket of `layout` where `numbers` gives, for an element of a parameter, a number from 0 or -1.
+    """The places in a bucket of `layout`, where `numbers` gives the elements of a parameter numbers from 0, or -1: none.
 
-    Raises ValueError where the shape of a parameter is not that of its numbers.
+    Or a mask, bool, whose True are numbered one after the other. Raises ValueError where the shape of a parameter is
+    not that of its numbers.
     """
     shapes, slots, none = [], [], []
     start = 0
@@ -46,7 +47,8 @@ def number(layout: Layout, numbers: Mapping[str, Tensor], device: torch.device) 
             continue
         if tuple(own.shape) != shape:
             raise ValueError(f"parameter {name!r} has shape {shape}, what is known of its weights {tuple(own.shape)}")
-        flat = own.reshape(-1).to(device="cpu", dtype=torch.int32)
+        flat = own.reshape(-1).cpu()
+        flat = _count(flat) if flat.dtype == torch.bool else flat.to(torch.int32)
         count = int(flat.max()) + 1 if size else 0
         shapes.append((count,))
         slots.append(flat + start)
@@ -54,6 +56,11 @@ def number(layout: Layout, numbers: Mapping[str, Tensor], device: torch.device) 
         start += count
     every = torch.cat(slots).masked_fill_(torch.cat(none), start)
     return Places(Layout(layout.names, tuple(shapes)), every.to(device))
+
+
+def _count(mask: Tensor) -> Tensor:
+    chosen = mask.to(torch.int32)
+    return chosen.cumsum(0, dtype=torch.int32) * chosen - 1
 
 
 def exchange_short(

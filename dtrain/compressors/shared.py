@@ -29,7 +29,8 @@ class Shared:
     Args:
         inner: how the centroids' gradients are exchanged.
         codes: by parameter name, of its shape, the number of each weight's centroid from 0; -1 for a weight that has
-            none, whose mean is zero. Parameters without codes stay whole.
+            none, whose mean is zero. Or a mask of the weights that are left, for a parameter that shares none.
+            Parameters without either stay whole.
     """
 
     inner: Compressor

@@ -26,7 +26,7 @@ def model() -> nn.Sequential:
 def compressed(phase: Phase) -> tuple[nn.Sequential, dict[str, Tensor]]:
     made = model()
     compress(made, phase)
-    return made, fixed(made, pruned=phase.prunes, shared=phase.bits is not None)
+    return made, fixed(made, pruned=phase.prunes, shared=phase.shares)
 
 
 def prune(density: float, **options: object) -> Phase:
@@ -98,7 +98,7 @@ def test_densities_by_name_go_before_the_one_for_all() -> None:
 
 
 def test_a_density_of_no_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"densities name '5.bias', which is no weight: choose of 0.weight, 3.weight"):
+    with pytest.raises(ValueError, match=r"densities names '5.bias', which is no weight: choose of 0.weight, 3.weight"):
         compress(model(), prune(0.5, densities={"5.bias": 0.5}))
 
 
@@ -110,6 +110,13 @@ def test_sharing_leaves_so_many_values_and_what_was_pruned() -> None:
             assert torch.equal(codes[name] == -1, parameter == 0)
             for centroid in range(int(codes[name].max()) + 1):
                 assert len(parameter[codes[name] == centroid].unique()) == 1
+
+
+def test_bits_by_name_go_before_those_for_all() -> None:
+    made, codes = compressed(Phase(1, bits=3, bits_of={"0.weight": 2}))
+    assert [len(codes[name].unique()) for name in ("0.weight", "3.weight")] == [4, 8]
+    made, codes = compressed(Phase(1, bits_of={"0.weight": 2}))
+    assert [len(p.unique()) for name, p in made.named_parameters() if name in ("0.weight", "3.weight")] == [4, 32 * 40]
 
 
 def test_pruning_again_removes_more_of_the_same() -> None:
