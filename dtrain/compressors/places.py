@@ -30,10 +30,10 @@ class Places:
 
 
 def number(layout: Layout, numbers: Mapping[str, Tensor], device: torch.device) -> Places:
-    """The places in a bucket of `layout`, where `numbers` gives the elements of a parameter numbers from 0, or -1: none.
+    """The places in a bucket of `layout`.
 
-    Or a mask, bool, whose True are numbered one after the other. Raises ValueError where the shape of a parameter is
-    not that of its numbers.
+    `numbers` gives the elements of a parameter numbers from 0, or -1 for none. Or a mask, bool, whose True are numbered
+    one after the other. Raises ValueError where the shape of a parameter is not that of its numbers.
     """
     shapes, slots, none = [], [], []
     start = 0
