@@ -4,9 +4,9 @@
     python benchmarks/table2.py alexnet --root CIFAR
     python benchmarks/table2.py squeezenet alexnet --only-done --hardware cpu2     # the result file, of what is there
 
-Each row is a training run of its own that starts from an earlier row's weights; runs stay in --runs, and those that are
-there already are not run again. A dense run that was trained elsewhere counts if it lies, or is linked, in its place:
-RUNS/<network>/seed<s>/dense. Sizes are of packed files (model.dtz), accuracies of the test set with what they unpack to.
+Each row is a training run of its own that starts from an earlier row's weights; runs stay in --runs, and those that
+are there already are not run again. A dense run that was trained elsewhere counts if it lies, or is linked, in its
+place: RUNS/<network>/seed<s>/dense. Sizes are of packed files, accuracies of the test set with what they unpack to.
 """
 
 from __future__ import annotations

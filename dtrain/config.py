@@ -98,14 +98,16 @@ class Observe:
 class Phase:
     """A part of a run: what it first makes of the model, and how long it trains what then is left.
 
-    `density` prunes to that fraction of each weight tensor, `bits` shares what is left of it by k-means; what they did
-    holds for the phases that follow. `densities` and `bits_of` say it by parameter name and go before the one for all.
-    `learning_rate` is a factor of the optimizer's.
+    `energy` first puts two layers of low rank in the place of one, where they are smaller, that keep this fraction of
+    the sum of squares. `density` prunes to that fraction of each weight tensor, `bits` shares what is left of it by
+    k-means; what they did holds for the phases that follow. `densities` and `bits_of` say it by parameter name and go
+    before the one for all. `learning_rate` is a factor of the optimizer's.
     """
 
     num_epochs: int | None = None
     num_steps: int | None = None
     learning_rate: float = 1.0
+    energy: float | None = None
     density: float | None = None
     densities: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     bits: int | None = None
@@ -118,6 +120,9 @@ class Phase:
         )
         _require((self.num_epochs or 0) >= 0 and (self.num_steps or 0) >= 0, "a phase cannot be shorter than 0 steps")
         _require(self.learning_rate > 0, "a phase's learning_rate, a factor of the optimizer's, must be more than 0")
+        _require(
+            self.energy is None or 0 < self.energy < 1, f"energy={self.energy} must be between 0 and 1: it is kept"
+        )
         for density in (self.density, *self.densities.values()):
             _require(
                 density is None or 0 < density <= 1, f"density={density} must be above 0 and at most 1: it is kept"
@@ -134,6 +139,11 @@ class Phase:
     def shares(self) -> bool:
         """Whether it makes weights equal."""
         return self.bits is not None or bool(self.bits_of)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether it changes the model at all."""
+        return self.prunes or self.shares or self.energy is not None
 
 
 @dataclass(frozen=True)
@@ -189,7 +199,7 @@ class TrainConfig:
         )
         _require(self.temperature > 0, "temperature must be more than 0")
         _require(
-            self.teacher != BEFORE or any(phase.prunes or phase.shares for phase in self.phases.values()),
+            self.teacher != BEFORE or any(phase.compresses for phase in self.phases.values()),
             f"teacher={BEFORE} is the model before a phase compresses it: give phases (experiment=deep_compression)",
         )
         for name in ("num_steps", "num_epochs", "threads"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,15 +69,19 @@ class Phases:
         config, spans = self._config, self._parts.spans
         so_far = [other.phase for other in spans[: spans.index(span) + 1]]
         pruned, shared = any(phase.prunes for phase in so_far), any(phase.shares for phase in so_far)
-        if resume_from is not None and (pruned or shared):
-            self._fixed = checkpoint.load_tensors(resume_from / FIXED)
-            if config.teacher == BEFORE:
-                self._teacher = self._read_teacher(str(resume_from / TEACHER))
-        elif resume_from is None:
-            if config.teacher == BEFORE and (span.phase.prunes or span.phase.shares) and self._teacher is None:
+        if resume_from is None:
+            if config.teacher == BEFORE and span.phase.compresses and self._teacher is None:
                 self._teacher = copy.deepcopy(self._model)
+            if span.phase.energy is not None:
+                self._factorise(models.ranks_of(self._model, span.phase.energy))
             compress(self._model, span.phase)
             self._fixed = fixed(self._model, pruned=pruned, shared=shared)
+        elif any(phase.compresses for phase in so_far):
+            if config.teacher == BEFORE:
+                self._teacher = self._read_teacher(str(resume_from / TEACHER))
+            description = checkpoint.read_description(resume_from / "model.safetensors")
+            self._factorise(description["model"].get("ranks", {}), fill=False)
+            self._fixed = checkpoint.load_tensors(resume_from / FIXED)
         self._synchronizer = EagerSynchronizer(
             self._model,
             exchanged_as(self._parts.compressor, self._fixed),
@@ -108,13 +112,19 @@ class Phases:
             self._synchronizer.close()
             self._synchronizer = None
 
+    def _factorise(self, ranks: Mapping[str, int], *, fill: bool = True) -> None:
+        """And say so where the model is described."""
+        models.factorise(self._model, ranks, fill=fill)
+        if ranks:
+            self._parts.description["model"].setdefault("ranks", {}).update(ranks)
+
     def _schedule(self, span: Span) -> Schedule:
         """Of the phase: it begins anew."""
         return shifted(self._config.optimizer.factors(max(1, span.end - span.start)), span.start)
 
     def _read_teacher(self, path: str) -> nn.Module:
-        built = self._parts.description["model"]
-        teacher = models.build(built["name"], num_classes=built["num_classes"], **built["options"])
+        whole = {key: value for key, value in self._parts.description["model"].items() if key != "ranks"}
+        teacher = models.rebuild(whole)
         models.load_weights(teacher, path)
         return teacher.to(next(self._model.parameters()).device)
 
