@@ -36,7 +36,8 @@ class Row:
     """A run: `start` is the row whose weights it starts from, `settings` its overrides.
 
     Without settings there is no run: the weights of `start` are packed by `preset`. `paper`: the ratio and accuracies
-    (ImageNet, top-1 and top-5) that table 2 has, where it has the row.
+    (ImageNet, top-1 and top-5) that table 2 has, where it has the row. A row that is not `packed` counts with the bytes
+    of its fp32 tensors.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Row:
     settings: tuple[str, ...] = ()
     preset: str = "lossless"
     paper: str = ""
+    packed: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def phase(name: str, epochs: int, learning_rate: float, *settings: str) -> tuple
 SQUEEZENET = Network(
     settings=("model=squeezenet1_1", "data.image_size=32", "batch_size=32"),
     rows={
-        "dense": Row("SqueezeNet, fp32", settings=phase("dense", 8, 1), paper="50x, 57.5/80.3"),
+        "dense": Row("SqueezeNet, fp32", settings=phase("dense", 8, 1), paper="50x, 57.5/80.3", packed=False),
+        "longer": Row("fp32, trained on as long as pruned", "dense", phase("more", 4, 1), packed=False),
         "pruned": Row("pruned to 33%", "dense", phase("prune", 4, 1, "density:0.33")),
         "8bit": Row(
             "Deep Compression, 8 bits", "pruned", phase("share", 2, 0.1, "bits:8"), paper="363x, 57.5/80.3"
@@ -104,7 +107,8 @@ FULLY_CONNECTED_BITS = {"fc6": 5, "fc7": 5, "fc8": 5}
 ALEXNET = Network(
     settings=("model=alexnet", "data.image_size=40", "batch_size=64", "optimizer.learning_rate=0.005", "amp=true"),
     rows={
-        "dense": Row("AlexNet, fp32", settings=phase("dense", 6, 1), paper="1x, 57.2/80.3"),
+        "dense": Row("AlexNet, fp32", settings=phase("dense", 6, 1), paper="1x, 57.2/80.3", packed=False),
+        "longer": Row("fp32, trained on as long as pruned", "dense", phase("more", 3, 0.5), packed=False),
         "svd": Row("SVD, 95% of the energy, not retrained", "dense", preset="svd", paper="5x, 56.0/79.4"),
         "pruned": Row(
             "pruned to Han's densities", "dense", phase("prune", 3, 0.5, f"densities:{by_weight(HAN_DENSITIES)}"),
@@ -156,13 +160,13 @@ def measured(network: Network, row: Row, folder: Path, root: Path) -> dict[str, 
     own.mkdir(exist_ok=True)
     model = read_safetensors(source)
     size, scored_file = model.num_bytes, source
-    if row.start:
+    if row.packed:
         done = own / "model.dtz"  # which a run leaves
         packed = done.read_bytes() if done.is_file() else to_bytes(pack(model, row.preset))
         size, scored_file = len(packed), own / "unpacked.safetensors"
         write_safetensors(unpack(from_bytes(packed)), scored_file)
     scored = evaluate(scored_file, name=None, root=root, image_size=None, split="test", batch_size=100)
-    if row.start:
+    if row.packed:
         scored_file.unlink()
     figures = {"fp32_bytes": model.num_bytes, "bytes": size, "accuracy": scored["accuracy"]}
     if row.settings:

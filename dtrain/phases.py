@@ -130,7 +130,7 @@ class Phases:
 
     def _save(self, task: Task, step: int) -> None:
         folder = self._checkpoints / f"step-{step:06d}"
-        if self._communicator.rank == 0:
+        if self._config.phases and self._communicator.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.save_tensors(self._fixed, folder / FIXED)
             if self._config.teacher == BEFORE and self._teacher is not None:
