@@ -13,12 +13,9 @@ from torch import nn
 from dtrain import compressors, data, models
 from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
-from dtrain.config import TrainConfig
+from dtrain.config import Span, TrainConfig
 from dtrain.exchange import Compressor
 from dtrain.task import Plan
-
-DEFAULT_EPOCHS = 10
-"""Where neither num_steps nor num_epochs is set."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class Parts:
     loader: data.TrainLoader
     test_set: data.Dataset
     num_workers: int
+    spans: tuple[Span, ...]
     plan: Plan
 
 
@@ -56,7 +54,9 @@ def build(config: TrainConfig, launch: Launch) -> Parts:
     _check_momentum(config)
     if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
         check_summed(config.backend.name, torch.bfloat16)
-    return Parts(model, description, compressor, loader, test_set, num_workers, _plan(config, loader.steps_per_epoch))
+    spans = config.spans(loader.steps_per_epoch)
+    plan = _plan(config, spans[-1].end, loader.steps_per_epoch)
+    return Parts(model, description, compressor, loader, test_set, num_workers, spans, plan)
 
 
 def optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -118,9 +118,9 @@ def _check_image_size(model: nn.Module, image_size: int) -> None:
     model.train()
 
 
-def _plan(config: TrainConfig, steps_per_epoch: int) -> Plan:
+def _plan(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> Plan:
     return Plan(
-        num_steps=config.num_steps or (config.num_epochs or DEFAULT_EPOCHS) * steps_per_epoch,
+        num_steps=num_steps,
         log_every=config.log_every,
         eval_every=config.eval_every_epochs * steps_per_epoch,
         save_every=config.save_every,

@@ -5,6 +5,8 @@ manifest:
 
     model.safetensors      the model, as at the end of a run
     optimizer.safetensors  the optimizer's tensors by parameter name
+    fixed.safetensors      what pruning and weight sharing fixed in the model (`fixed.py`)
+    teacher.safetensors    the model as it was before, where it is the teacher
     rank<k>.safetensors    what rank k alone has: its compressor's state and its random generator's; written by rank k
     manifest.json          step, world size, format; written last
 """
@@ -56,6 +58,16 @@ def read_description(path: Path) -> dict[str, Any]:
 def load_model_state(model: nn.Module, path: Path) -> None:
     """Fill `model`, built by the file's description, with its tensors."""
     model.load_state_dict(_load(path))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_tensors` wrote. Raises ValueError or FileNotFoundError, naming the cure."""
+    return _load(path)
 
 
 MANIFEST = "manifest.json"

@@ -95,9 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     _json_option(doctor)
     doctor.set_defaults(run=_doctor)
 
+    _pack_parsers(verbs)
+
     cluster = verbs.add_parser("cluster", help="a cluster on this machine, with links of a chosen speed (root)")
     _cluster_parser(cluster.add_subparsers(required=True, metavar="VERB"))
     return parser
+
+
+def _pack_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    pack = verbs.add_parser("pack", help="a model in fewer bytes on disk")
+    pack.add_argument("model", type=Path, help=".safetensors, .npz, or Deep Compression's .net")
+    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.dtz")
+    pack.add_argument("--preset", default="lossless", help="what is done to weights (default: lossless, nothing)")
+    _json_option(pack)
+    pack.set_defaults(run=_pack)
+
+    unpack = verbs.add_parser("unpack", help="a packed model as safetensors")
+    unpack.add_argument("packed", type=Path, metavar="FILE.dtz")
+    unpack.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.safetensors")
+    _json_option(unpack)
+    unpack.set_defaults(run=_unpack)
+
+    inspect = verbs.add_parser("inspect", help="where the bytes of a packed model are")
+    inspect.add_argument("packed", type=Path, metavar="FILE.dtz")
+    _json_option(inspect)
+    inspect.set_defaults(run=_inspect)
 
 
 def _cluster_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -225,6 +247,42 @@ def _doctor(parsed: argparse.Namespace) -> int:
     else:
         _console().print(doctor.checks_table(checks))
     return doctor.exit_code(checks)
+
+
+def _pack(parsed: argparse.Namespace) -> int:
+    from dtrain.packing import pack_file
+
+    result = pack_file(parsed.model, parsed.output, preset=parsed.preset)
+    if parsed.json:
+        _print_json(result)
+    else:
+        print(
+            f"{parsed.output}: {result['packed_bytes']:,} bytes, {result['compression_ratio']:.2f}x fewer than the "
+            f"{result['tensor_bytes']:,} of its {result['num_tensors']} tensors ({result['preset']})"
+        )
+    return 0
+
+
+def _unpack(parsed: argparse.Namespace) -> int:
+    from dtrain.packing import unpack_file
+
+    result = unpack_file(parsed.packed, parsed.output)
+    if parsed.json:
+        _print_json(result)
+    else:
+        print(f"{parsed.output}: {result['num_tensors']} tensors, {result['tensor_bytes']:,} bytes")
+    return 0
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from dtrain.packing import inspect_file, inspect_table
+
+    inspected = inspect_file(parsed.packed)
+    if parsed.json:
+        _print_json(inspected)
+    else:
+        _console().print(inspect_table(inspected))
+    return 0
 
 
 def _cluster_run(parsed: argparse.Namespace) -> int:

@@ -14,6 +14,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from dtrain import schedule as schedules
 from dtrain.comm import BACKENDS
 
+DEFAULT_EPOCHS = 10
+"""Where neither num_steps nor num_epochs is set, nor phases."""
+
+BEFORE = "before"
+"""The teacher that is the model as it was before the first phase that compressed it."""
+
 ScheduleName = Literal["constant", "poly", "cosine", "step"]
 
 
@@ -89,6 +95,68 @@ class Observe:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of a run: what it first makes of the model, and how long it trains what then is left.
+
+    `energy` first puts two layers of low rank in the place of one, where they are smaller, that keep this fraction of
+    the sum of squares. `density` prunes to that fraction of each weight tensor, `bits` shares what is left of it by
+    k-means; what they did holds for the phases that follow. `densities` and `bits_of` say it by parameter name and go
+    before the one for all. `learning_rate` is a factor of the optimizer's.
+    """
+
+    num_epochs: int | None = None
+    num_steps: int | None = None
+    learning_rate: float = 1.0
+    energy: float | None = None
+    density: float | None = None
+    densities: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    bits: int | None = None
+    bits_of: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    initialisation: Literal["linear", "density", "random"] = "linear"
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.num_epochs is None) != (self.num_steps is None), "a phase needs num_epochs or num_steps, one of them"
+        )
+        _require((self.num_epochs or 0) >= 0 and (self.num_steps or 0) >= 0, "a phase cannot be shorter than 0 steps")
+        _require(self.learning_rate > 0, "a phase's learning_rate, a factor of the optimizer's, must be more than 0")
+        _require(
+            self.energy is None or 0 < self.energy < 1, f"energy={self.energy} must be between 0 and 1: it is kept"
+        )
+        for density in (self.density, *self.densities.values()):
+            _require(
+                density is None or 0 < density <= 1, f"density={density} must be above 0 and at most 1: it is kept"
+            )
+        for bits in (self.bits, *self.bits_of.values()):
+            _require(bits is None or 1 <= bits <= 12, f"bits={bits} must be from 1 to 12")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it removes weights."""
+        return self.density is not None or bool(self.densities)
+
+    @property
+    def shares(self) -> bool:
+        """Whether it makes weights equal."""
+        return self.bits is not None or bool(self.bits_of)
+
+    @property
+    def compresses(self) -> bool:
+        """Whether it changes the model at all."""
+        return self.prunes or self.shares or self.energy is not None
+
+
+@dataclass(frozen=True)
+class Span:
+    """A phase with its steps in the run: after `start` of them to `end`. A run without phases is one span, unnamed."""
+
+    name: str
+    phase: Phase
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that a training run depends on. Units: steps, bytes, images."""
 
@@ -100,6 +168,9 @@ class TrainConfig:
     observe: Observe
     num_steps: int | None = None
     num_epochs: int | None = None
+    phases: Mapping[str, Phase] = field(default_factory=lambda: MappingProxyType({}))
+    teacher: str | None = None
+    temperature: float = 2.0
     batch_size: int = 32
     micro_batches: int = 1
     amp: bool = False
@@ -122,6 +193,15 @@ class TrainConfig:
             self.num_steps is None or self.num_epochs is None,
             "num_steps and num_epochs are both set: set one to null (a recipe may have set it)",
         )
+        _require(
+            not self.phases or (self.num_steps is None and self.num_epochs is None),
+            "phases have their own num_epochs or num_steps: set the run's to null",
+        )
+        _require(self.temperature > 0, "temperature must be more than 0")
+        _require(
+            self.teacher != BEFORE or any(phase.compresses for phase in self.phases.values()),
+            f"teacher={BEFORE} is the model before a phase compresses it: give phases (experiment=deep_compression)",
+        )
         for name in ("num_steps", "num_epochs", "threads"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"{name}={value} must be at least 1")
@@ -130,6 +210,17 @@ class TrainConfig:
         for name in ("eval_every_epochs", "save_every"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 (never) or more")
         _require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2^63")
+
+    def spans(self, steps_per_epoch: int) -> tuple[Span, ...]:
+        """The phases of the run, one after the other."""
+        alone = Phase(self.num_epochs or DEFAULT_EPOCHS) if self.num_steps is None else Phase(num_steps=self.num_steps)
+        spans, start = [], 0
+        for name, phase in (self.phases or {"": alone}).items():
+            length = phase.num_steps if phase.num_steps is not None else (phase.num_epochs or 0) * steps_per_epoch
+            spans.append(Span(name, phase, start, start + length))
+            start += length
+        _require(start > 0, "no phase has a step: give one num_epochs or num_steps above 0")
+        return tuple(spans)
 
 
 def from_data(data: Mapping[str, Any]) -> TrainConfig:
@@ -181,6 +272,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if get_origin(hint) is Literal:
         _require(value in get_args(hint), f"{path}={value} does not exist: choose one of {', '.join(get_args(hint))}")
         return value
+    if get_origin(hint) is Mapping:
+        _require(isinstance(value, Mapping), f"{path}={value!r} must be a group of settings")
+        _, kind = get_args(hint)
+        return MappingProxyType({str(key): _convert(kind, item, f"{path}.{key}") for key, item in value.items()})
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint in (int, float, bool, str):

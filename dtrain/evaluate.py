@@ -23,7 +23,7 @@ def evaluate(
     """
     description = read_description(path)
     trained, built = description["data"], description["model"]
-    model = models.build(built["name"], num_classes=built["num_classes"], **built["options"])
+    model = models.rebuild(built)
     load_model_state(model, path)
     options = trained["options"] if name in (None, trained["name"]) else {}
     dataset = data.open_dataset(

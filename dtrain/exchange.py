@@ -89,7 +89,7 @@ class Bucket(NamedTuple):
     layout: Layout
 
 
-class Shared(Bucket):
+class Replicated(Bucket):
     """A vector of a compressor's state that is the same on every rank. Others are each rank's own."""
 
 
@@ -251,7 +251,7 @@ def share_out(template: State, saved: Sequence[Parts], rank: int, world_size: in
         return saved[rank]
     parts: dict[str, dict[str, Tensor]] = {}
     for path, bucket in _leaves(template):
-        sources = saved[:1] if isinstance(bucket, Shared) else saved[rank::world_size]
+        sources = saved[:1] if isinstance(bucket, Replicated) else saved[rank::world_size]
         for name in bucket.layout.names:
             found = [source[name][path] for source in sources if path in source.get(name, {})]
             if found:

@@ -29,6 +29,11 @@ def step_decay(step_size: int, gamma: float) -> Schedule:
     return lambda step: float(gamma ** (step // step_size))
 
 
+def shifted(schedule: Schedule, start: int) -> Schedule:
+    """`schedule` from step `start` on."""
+    return lambda step: schedule(step - start)
+
+
 def with_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:
     """A linear ramp over the first `warmup_steps` steps, times `schedule`."""
     if warmup_steps == 0:

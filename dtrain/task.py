@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.comm import Communicator
+from dtrain.loss import Loss, against_labels
 from dtrain.meter.ledger import Ledger
 from dtrain.meter.metrics import EvalMetrics, TrainMetrics
 from dtrain.schedule import Schedule
@@ -76,3 +77,4 @@ class Task:
     save: Callable[[int], None]
     observers: tuple[Observer, ...]
     device: torch.device
+    loss: Loss = against_labels

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dtrain import data, models
-from dtrain.build import Parts, build, optimizer
+from dtrain.build import Parts, build
 from dtrain.checkpoint import read_manifest, save_model
 from dtrain.comm import (
     QUIET_SECONDS,
@@ -32,7 +33,7 @@ from dtrain.comm import (
     fail_together,
     open_communicator,
 )
-from dtrain.config import TrainConfig, from_data
+from dtrain.config import Span, TrainConfig, from_data
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
 from dtrain.meter.nic import isolated_interface, read_counters
@@ -41,9 +42,9 @@ from dtrain.observe import run_directory
 from dtrain.observe.jsonl import LedgerFile, MetricsFile
 from dtrain.observe.progress import ShowProgress
 from dtrain.observe.summary import NicWindow, Summary
-from dtrain.resume import resume, save
+from dtrain.phases import Phases, pack_model
 from dtrain.sync.buckets import trainable
-from dtrain.sync.eager import EagerSynchronizer, NonFiniteGradientError
+from dtrain.sync.eager import NonFiniteGradientError
 from dtrain.sync.parameters import share_parameters
 from dtrain.task import Observer, Task
 from dtrain.trainer import Trainer
@@ -89,18 +90,6 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
         share_parameters(model, communicator, ledger)
         for_gradients = communicator.duplicate()
         stack.callback(for_gradients.close)
-        synchronizer = EagerSynchronizer(
-            model,
-            parts.compressor,
-            for_gradients,
-            ledger,
-            seed=config.seed,
-            first_bucket_bytes=config.first_bucket_bytes,
-            bucket_bytes=config.bucket_bytes,
-            overlap=config.overlap,
-            check_finite=config.on_nonfinite != "ignore",
-        )
-        stack.callback(synchronizer.close)
         ledger_file = LedgerFile(run_dir / "ledger" / f"rank{launch.rank}.jsonl")
         stack.callback(ledger_file.close)
         ledger.sinks.append(ledger_file)
@@ -115,12 +104,8 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
             observers = _observers(config, parts, run_dir, summary, stack)
             if config.observe.profile:
                 _profile(run_dir / "trace.json", ledger, stack)
-        task = Task(
-            model=model,
-            optimizer=optimizer(config, model),
-            schedule=config.optimizer.factors(parts.plan.num_steps),
-            base_learning_rate=config.optimizer.learning_rate,
-            synchronizer=synchronizer,
+        make_task = partial(
+            Task,
             communicator=communicator,
             ledger=ledger,
             loader=parts.loader,
@@ -131,22 +116,23 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
                 world_size=launch.world_size,
                 num_workers=parts.num_workers,
             ),
-            save=lambda step: save(task, parts.description, run_dir / "checkpoints" / f"step-{step:06d}", step),
             observers=tuple(observers),
             device=device,
         )
-        trainer = Trainer(task, parts.plan)
-        if config.resume is not None:
-            trainer.step = resume(task, Path(config.resume))
-        with _stopping(trainer):
-            complete = trainer.run()
+        phases = Phases(config, parts, model, for_gradients, ledger, make_task, run_dir / "checkpoints")
+        stack.callback(phases.close)
+        trainer, complete = _train(phases, config.resume, summary)
         total = _total_wire_bytes(communicator, ledger, device)
         if summary is not None:
             save_model(model, run_dir / "model.safetensors", {**parts.description, "step": trainer.step})
+            if config.phases:
+                summary.packed_bytes = pack_model(run_dir / "model.safetensors")
             summary.write(complete=complete, total_wire_bytes_all_ranks=total)
     if launch.rank == 0:
         for skipped in trainer.skipped:
             print(f"skipped a step: {skipped}", flush=True)
+        for line in summary.phase_lines() if summary is not None else ():
+            print(line, flush=True)
         stopped = "" if complete else f"stopped after step {trainer.step}, marked incomplete: "
         print(f"{stopped}results in {run_dir}", flush=True)
     return 0 if complete else INTERRUPTED
@@ -170,6 +156,29 @@ def _naming_the_missing(launch: Launch) -> Iterator[None]:
         raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
     finally:
         roll_call.leave()
+
+
+def _train(phases: Phases, resume_from: str | None, summary: Summary | None) -> tuple[Trainer, bool]:
+    """One phase after the other. Returns the trainer, and whether it reached the end of the last one."""
+    folder = None if resume_from is None else Path(resume_from)
+    step = 0 if folder is None else read_manifest(folder)[0]
+    first, *others = phases.after(step)
+    trainer = Trainer(*phases.begin(first, folder))
+    trainer.step = step
+    with _stopping(trainer):
+        complete = _run_phase(trainer, first, phases, summary)
+        for span in others:
+            if not complete:
+                break
+            trainer.task, trainer.plan = phases.begin(span)
+            complete = _run_phase(trainer, span, phases, summary)
+    return trainer, complete
+
+
+def _run_phase(trainer: Trainer, span: Span, phases: Phases, summary: Summary | None) -> bool:
+    if summary is not None and span.name:
+        summary.begin_phase(span.name, phases.num_values)
+    return trainer.run()
 
 
 def _check_resume(resume: str | None, run_dir: Path) -> None:

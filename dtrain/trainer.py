@@ -45,7 +45,10 @@ class _Interval:
 
 
 class Trainer:
-    """Trains by a plan. `stop_requested` may be set at any time; all ranks then stop together at a logging point."""
+    """Trains by a plan; when it is done, another task and plan may follow.
+
+    `stop_requested` may be set at any time; all ranks then stop together at a logging point.
+    """
 
     def __init__(self, task: Task, plan: Plan) -> None:
         self.task, self.plan = task, plan
@@ -71,7 +74,7 @@ class Trainer:
                     self.evaluate(epoch)
                     interval.start = time.perf_counter()
         if not stopped:
-            self.evaluate((self.step - 1) // task.loader.steps_per_epoch)
+            self.evaluate(max(0, self.step - 1) // task.loader.steps_per_epoch)
         return not stopped
 
     def evaluate(self, epoch: int) -> EvalMetrics:
@@ -128,7 +131,7 @@ class Trainer:
         task = self.task
         with torch.autocast(task.device.type, torch.bfloat16, enabled=self.plan.amp):
             logits = task.model(images)
-        loss = cross_entropy(logits.float(), labels, reduction="sum")
+        loss = task.loss(images, logits.float(), labels)
         (loss * (task.communicator.world_size / global_size)).backward()
         interval.add(loss, logits, labels)
 

@@ -44,7 +44,7 @@ class Only:
             key, active = ("chosen", self.inner) if rest.layout.numel == 0 else ("others", self.others)
             out = yield from active.exchange(bucket, _inner(state, key), context)
             return Exchanged(out.mean, {**state, key: out.state})
-        first, second = _context_for(chosen, context, "chosen"), _context_for(rest, context, "others")
+        first, second = context_for(chosen, context, "chosen"), context_for(rest, context, "others")
         one, two = yield from together(
             self.inner.exchange(chosen, _inner(state, "chosen"), first),
             self.others.exchange(rest, _inner(state, "others"), second),
@@ -76,7 +76,7 @@ class Only:
         return torch.cat([next(chosen_parts if yes else rest_parts) for yes in mask])
 
 
-def _context_for(part: Bucket, context: Context, name: str) -> Context:
+def context_for(part: Bucket, context: Context, name: str) -> Context:
     """With buffers of its own and, where somebody asks for the remainder, one of its own that starts from zero."""
     remainder = None if context.remainder is None else torch.zeros_like(part.value, dtype=torch.float32)
     return replace(context, remainder=remainder, scratch=context.scratch.inner(name))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dtrain.compressors.error_feedback import ErrorFeedback
 from dtrain.compressors.matrices import Matrices, orthonormal
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op, Request, Shared, State
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op, Replicated, Request, State
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PowerSgd:
         for name, piece in layout.pieces(q):
             seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
             piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(seed)))
-        return {"q": Shared(q, layout)}
+        return {"q": Replicated(q, layout)}
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
         """Two rounds, or one."""

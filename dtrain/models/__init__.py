@@ -4,8 +4,9 @@
 """
 
 from dtrain.models.alexnet import AlexNet
+from dtrain.models.factors import factorise, ranks_of
 from dtrain.models.load_weights import load_weights
-from dtrain.models.registry import MODELS, PUBLISHED, Option, build, complete_options, variant
+from dtrain.models.registry import MODELS, PUBLISHED, Option, build, complete_options, rebuild, variant
 from dtrain.models.squeezenet import SqueezeNet
 
 __all__ = [
@@ -16,6 +17,9 @@ __all__ = [
     "SqueezeNet",
     "build",
     "complete_options",
+    "factorise",
     "load_weights",
+    "ranks_of",
+    "rebuild",
     "variant",
 ]

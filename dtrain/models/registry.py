@@ -8,10 +8,12 @@ user wrote, so that a file still means the same model after a default has change
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
 from dtrain.models.alexnet import AlexNet, alexnet, alexnet_torchvision
+from dtrain.models.factors import factorise
 from dtrain.models.squeezenet import SqueezeNet, squeezenet1_0, squeezenet1_1
 
 Option = bool | int | float | str | tuple[int, ...]
@@ -64,6 +66,13 @@ def build(name: str, *, num_classes: int, **options: object) -> nn.Module:
     if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
         raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
     return MODELS[name](num_classes=num_classes, **complete)
+
+
+def rebuild(description: Mapping[str, Any]) -> nn.Module:
+    """The model that a saved file's description is of: `build`'s arguments, and the `ranks` of its factored layers."""
+    model = build(description["name"], num_classes=description["num_classes"], **description["options"])
+    factorise(model, description.get("ranks", {}), fill=False)
+    return model
 
 
 def complete_options(name: str, **options: object) -> dict[str, Option]:

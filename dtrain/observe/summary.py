@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,18 @@ class NicWindow:
     local_world_size: int
 
 
+@dataclass
+class _Phase:
+    """How things stood when it began, and the accuracy of its last evaluation."""
+
+    name: str
+    num_values: int
+    first_step: int
+    payload_bytes: int
+    wire_bytes: float
+    accuracy: float | None = None
+
+
 class Summary:
     """Collects rank 0's figures: a sink of its ledger and an observer of the trainer.
 
@@ -41,6 +54,9 @@ class Summary:
     def __init__(self, path: Path, facts: Mapping[str, Any], ledger: Ledger, nic: NicWindow | None) -> None:
         self._path, self._facts, self._ledger, self._nic = path, dict(facts), ledger, nic
         self._steps: list[StepRecord] = []
+        self._phases: list[_Phase] = []
+        self.packed_bytes: int | None = None
+        """Of the packed model beside the trained one, once there is one."""
         self._train: list[TrainMetrics] = []
         self._eval: EvalMetrics | None = None
         self._nic_start = self._nic_end = 0
@@ -54,6 +70,21 @@ class Summary:
         self._nic_start = self._nic_end = self._transmitted()
         self.write()
 
+    def begin_phase(self, name: str, num_values: int) -> None:
+        """A phase begins whose steps exchange so many numbers each, before compression."""
+        self._phases.append(_Phase(name, num_values, len(self._steps), *self._gradients()))
+
+    def phase_lines(self) -> list[str]:
+        """For people: what each phase exchanged."""
+        lines = []
+        for phase in self._phase_figures():
+            payload, wire = phase["payload_bytes_per_step"], phase["wire_bytes_per_step"]
+            sent = "" if wire is None else f", {payload:,.0f} B handed over and {wire:,.0f} B sent a step"
+            accuracy = "" if phase["accuracy"] is None else f", accuracy {phase['accuracy']:.2%}"
+            steps = f"{phase['steps']:,} steps, {phase['exchanged_values']:,} values"
+            lines.append(f"phase {phase['name']}: {steps}{sent}{accuracy}")
+        return lines
+
     def on_train(self, metrics: TrainMetrics) -> None:
         self._train.append(metrics)
         self._nic_end = self._transmitted()
@@ -62,6 +93,8 @@ class Summary:
 
     def on_eval(self, metrics: EvalMetrics) -> None:
         self._eval = metrics
+        if self._phases:
+            self._phases[-1].accuracy = metrics.accuracy
         self.write()
 
     def write(self, *, complete: bool = False, total_wire_bytes_all_ranks: float | None = None) -> dict[str, Any]:
@@ -114,8 +147,34 @@ class Summary:
                 for purpose in Purpose
                 if self._ledger.total(phase=phase, purpose=purpose).count
             },
+            "phases": self._phase_figures(),
+            "packed_bytes": self.packed_bytes,
             "complete": complete,
         }
+
+    def _gradients(self) -> tuple[int, float]:
+        """Payload and wire bytes so far."""
+        total = self._ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT)
+        return total.payload_bytes, total.wire_bytes
+
+    def _phase_figures(self) -> list[dict[str, Any]]:
+        end = _Phase("", 0, len(self._steps), *self._gradients())
+        metered = self._ledger.total().count > 0
+        figures = []
+        for phase, following in pairwise([*self._phases, end]):
+            steps = following.first_step - phase.first_step
+            payload, wire = following.payload_bytes - phase.payload_bytes, following.wire_bytes - phase.wire_bytes
+            figures.append(
+                {
+                    "name": phase.name,
+                    "steps": steps,
+                    "exchanged_values": phase.num_values,
+                    "payload_bytes_per_step": _exact(payload / steps) if steps and metered else None,
+                    "wire_bytes_per_step": _exact(wire / steps) if steps and metered else None,
+                    "accuracy": phase.accuracy,
+                }
+            )
+        return figures
 
     def _nic_bytes_per_step(self, num_steps: int) -> float | None:
         """Everything that the interface sent during training, metrics included, per rank of this host and step."""

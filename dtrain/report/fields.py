@@ -101,6 +101,15 @@ class Fields:
         """An object of short values, each as printable text; empty where the key is absent."""
         return {printable(name): printable(str(value)) for name, value in self._object(key).items()}
 
+    def objects(self, key: str) -> tuple[Fields, ...]:
+        """A list of objects; empty where the key is absent."""
+        value = self.values.get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self._wrong(key, "a list of objects")
+        return tuple(Fields(self.path, item) for item in value)
+
     def _object(self, key: str) -> Mapping[str, object]:
         value = self.values.get(key)
         if value is None:

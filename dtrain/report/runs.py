@@ -17,6 +17,18 @@ from dtrain.report.fields import SCHEMA, Fields, printable, read_object
 
 
 @dataclass(frozen=True)
+class TrainedPhase:
+    """A phase of a run that has phases. Bytes are per step, as in `Run`; `accuracy` is that of its last evaluation."""
+
+    name: str
+    steps: int
+    exchanged_values: int
+    payload_bytes_per_step: float | None
+    wire_bytes_per_step: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run. Field names are the keys of `summary.json`; bytes and seconds as there.
 
@@ -55,6 +67,8 @@ class Run:
     straggler_wait_seconds_median: float | None
     total_wire_bytes_all_ranks: float | None
     wire_bytes_by_phase_and_purpose: Mapping[str, float]
+    phases: tuple[TrainedPhase, ...]
+    packed_bytes: int | None
     seed: int
     versions: Mapping[str, str]
     complete: bool
@@ -137,11 +151,24 @@ def _read_run(directory: Path) -> Run:
         straggler_wait_seconds_median=summary.measured("straggler_wait_seconds_median", required=False),
         total_wire_bytes_all_ranks=summary.measured("total_wire_bytes_all_ranks"),
         wire_bytes_by_phase_and_purpose=summary.table_of_bytes("wire_bytes_by_phase_and_purpose"),
+        phases=tuple(_phase(fields) for fields in summary.objects("phases")),
+        packed_bytes=summary.optional_count("packed_bytes"),
         seed=summary.count("seed"),
         versions=summary.table_of_text("versions"),
         complete=summary.flag("complete"),
         training=training,
         evaluation=evaluation,
+    )
+
+
+def _phase(fields: Fields) -> TrainedPhase:
+    return TrainedPhase(
+        name=fields.text("name"),
+        steps=fields.count("steps"),
+        exchanged_values=fields.count("exchanged_values"),
+        payload_bytes_per_step=fields.measured("payload_bytes_per_step"),
+        wire_bytes_per_step=fields.measured("wire_bytes_per_step"),
+        accuracy=fields.measured("accuracy"),
     )
 
 

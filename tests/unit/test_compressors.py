@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dtrain.comm.lockstep import lockstep
-from dtrain.compressors import COMPRESSORS, Cast, ErrorFeedback, NoCompression, Only, Warmup, build
+from dtrain.compressors import COMPRESSORS, Cast, ErrorFeedback, Masked, NoCompression, Only, Shared, Warmup, build
 from dtrain.compressors.only import at_least
 from dtrain.exchange import (
     Bucket,
@@ -101,6 +101,55 @@ def low_rank(rank: int) -> Callable[[Layout, int, int], Traffic]:
     return traffic
 
 
+class OfLayout:
+    """A compressor that is made for the shapes of a bucket's parameters."""
+
+    def __init__(self, make: Callable[[Layout], Compressor]) -> None:
+        self._make, self._made = make, dict[Layout, Compressor]()
+
+    def _of(self, bucket: Bucket) -> Compressor:
+        if bucket.layout not in self._made:
+            self._made[bucket.layout] = self._make(bucket.layout)
+        return self._made[bucket.layout]
+
+    def init(self, bucket: Bucket) -> State:
+        return self._of(bucket).init(bucket)
+
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+        return self._of(bucket).exchange(bucket, state, context)
+
+
+def masks(layout: Layout) -> dict[str, Tensor]:
+    """Every third weight of what has dimensions, the first one left."""
+    named = zip(layout.names, layout.shapes, layout.sizes, strict=True)
+    return {name: (torch.arange(size) % 3 != 1).view(shape) for name, shape, size in named if len(shape) > 1}
+
+
+def codes(layout: Layout) -> dict[str, Tensor]:
+    """At most five centroids for what has dimensions; every fourth weight has none."""
+    named = zip(layout.names, layout.shapes, layout.sizes, strict=True)
+    every = {name: torch.arange(size).view(shape) for name, shape, size in named if len(shape) > 1}
+    return {name: torch.where(places % 4 == 1, -1, places % 5) for name, places in every.items()}
+
+
+def left(layout: Layout, numbers: Callable[[Layout], dict[str, Tensor]]) -> Layout:
+    """What is exchanged of a bucket: survivors, or centroids."""
+    shapes = []
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        own = numbers(layout).get(name)
+        count = 0 if own is None else int(own.sum() if own.dtype == torch.bool else own.max() + 1)
+        shapes.append(shape if own is None else (count,))
+    return Layout(layout.names, tuple(shapes))
+
+
+def masked(inner: Callable[[], Compressor]) -> Callable[[], Compressor]:
+    return lambda: OfLayout(lambda layout: Masked(inner(), masks(layout)))
+
+
+def shared(inner: Callable[[], Compressor]) -> Callable[[], Compressor]:
+    return lambda: OfLayout(lambda layout: Shared(inner(), codes(layout)))
+
+
 class Case(NamedTuple):
     """A compressor and what its contract needs to know.
 
@@ -168,11 +217,33 @@ CASES = {
             dense(4)(layout, n, step) if step == 0 else late_one_bit(layout, n)
         ), largest=3e37, exact=False,
     ),
+    "masked": Case(
+        masked(lambda: build("none")), lambda layout, n, step: dense(4)(left(layout, masks), n, step), exact=False
+    ),
+    "masked, error feedback around": Case(
+        lambda: ErrorFeedback(masked(lambda: build("none"))()),
+        lambda layout, n, step: dense(4)(left(layout, masks), n, step), exact=False,
+    ),
+    "shared": Case(
+        shared(lambda: build("none")), lambda layout, n, step: dense(4)(left(layout, codes), n, step), exact=False
+    ),
+    "shared, error feedback around": Case(
+        lambda: ErrorFeedback(shared(lambda: build("none"))()),
+        lambda layout, n, step: dense(4)(left(layout, codes), n, step), exact=False,
+    ),
     "cast of none": Case(lambda: Cast(NoCompression(), BF16), dense(2), 2**-8),
     "error feedback of only of casts": Case(
         lambda: ErrorFeedback(Only(build("fp16"), at_least(4), build("fp16"))), apart(2, 2, threshold=4), 2**-11, 6e4
     ),
 }  # fmt: skip
+for name in COMPRESSORS:
+    inner = CASES[name]
+    for outer, wrap, numbers in (("masked", masked, masks), ("shared", shared, codes)):
+        CASES[f"{outer} {name}"] = Case(
+            wrap(inner.make),
+            lambda layout, n, step, numbers=numbers, inner=inner: inner.traffic(left(layout, numbers), n, step),
+            inner.rounding, inner.largest, exact=False,
+        )  # fmt: skip
 
 
 def late_one_bit(layout: Layout, world_size: int) -> Traffic:

@@ -128,6 +128,61 @@ def test_steps_and_epochs_together_are_refused() -> None:
         configured("num_steps=5", "num_epochs=1")
 
 
+PRUNE = "+phases.prune={density:0.5,num_epochs:1}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((PRUNE, "num_epochs=3"), "phases have their own num_epochs or num_steps"),
+        ((PRUNE, "phases.prune.density=1.5"), "density=1.5 must be above 0 and at most 1"),
+        ((PRUNE, "+phases.prune.densities={a.weight:0}"), "density=0.0 must be above 0 and at most 1"),
+        ((PRUNE, "+phases.prune.densities={a.weight:much}"), "phases.prune.densities.a.weight='much' must be a number"),
+        ((PRUNE, "+phases.prune.densities=3"), "phases.prune.densities=3 must be a group of settings"),
+        ((PRUNE, "+phases.prune.bits=16"), "bits=16 must be from 1 to 12"),
+        ((PRUNE, "+phases.prune.bits_of={a.weight:0}"), "bits=0 must be from 1 to 12"),
+        ((PRUNE, "+phases.prune.initialisation=best"), "phases.prune.initialisation=best does not exist"),
+        ((PRUNE, "+phases.prune.energy=1"), "energy=1.0 must be between 0 and 1"),
+        ((PRUNE, "+phases.prune.num_steps=1"), "a phase needs num_epochs or num_steps, one of them"),
+        (("+phases.prune={density:0.5}",), "a phase needs num_epochs or num_steps, one of them"),
+        (("+phases.prune={density:0.5,num_epochs:-1}",), "a phase cannot be shorter than 0 steps"),
+        ((PRUNE, "+phases.prune.learning_rate=0"), "a phase's learning_rate"),
+        (
+            (PRUNE, "+phases.prune.desnity=1"),
+            "phases.prune.desnity is not a setting; there are: phases.prune.num_epochs",
+        ),
+        (("+phases.prune=3",), "phases.prune=3 must be a group of settings"),
+        (("phases=3",), "phases=3 must be a group of settings"),
+        (("teacher=before",), "teacher=before is the model before a phase compresses it"),
+        (("temperature=0",), "temperature must be more than 0"),
+    ],
+)
+def test_a_wrong_phase_is_refused_with_the_cure(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        configured(*overrides)
+    assert message in str(refused.value)
+
+
+def test_phases_follow_one_another_in_their_order() -> None:
+    config = configured("+phases.one={num_steps:5}", "+phases.two={num_epochs:0}", "+phases.three={num_epochs:2}")
+    assert [(span.name, span.start, span.end) for span in config.spans(10)] == [
+        ("one", 0, 5),
+        ("two", 5, 5),
+        ("three", 5, 25),
+    ]
+
+
+def test_a_run_without_phases_is_one() -> None:
+    assert [(s.name, s.end) for s in configured().spans(7)] == [("", 70)]
+    assert [(s.name, s.end) for s in configured("num_epochs=3").spans(7)] == [("", 21)]
+    assert [(s.name, s.end) for s in configured("num_steps=3").spans(7)] == [("", 3)]
+
+
+def test_phases_without_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="no phase has a step"):
+        configured("+phases.one={num_epochs:0}").spans(10)
+
+
 def test_nesterov_without_momentum_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer\.nesterov=true needs optimizer\.momentum above 0"):
         configured("optimizer.nesterov=true", "optimizer.momentum=0")

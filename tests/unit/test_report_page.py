@@ -244,3 +244,16 @@ def test_template_and_style_are_in_the_package() -> None:
 def test_reading_and_comparing_do_not_import_matplotlib() -> None:
     code = "import sys, dtrain.report; sys.exit('matplotlib' in sys.modules or 'jinja2' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_phases_of_a_run_are_in_its_details(tmp_path: Path) -> None:
+    figures = {"steps": 90, "payload_bytes_per_step": 968384, "wire_bytes_per_step": 968384.5, "accuracy": 0.5}
+    phases = [
+        {"name": "prune", "exchanged_values": 242096, **figures},
+        {"name": EVIL, "exchanged_values": 3564, **dict.fromkeys(figures), "steps": 0},
+    ]
+    page = Page(html_of(tmp_path, write_run(tmp_path / "run", phases=phases, packed_bytes=231903)))
+    text = " ".join(" ".join(page.text).split())
+    assert "prune 90 242,096 968,384 B 968,384.5 B 50.00%" in text
+    assert EVIL in text
+    assert "231,903 B" in text

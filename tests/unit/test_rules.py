@@ -146,6 +146,17 @@ def test_pyroute2_is_imported_in_one_file() -> None:
     assert not found("pyroute2", allowed_in=("cluster/network.py",))
 
 
+def test_constriction_is_imported_in_one_file() -> None:
+    assert found("constriction") != []
+    assert not found("constriction", allowed_in=("pack/coder.py",))
+
+
+def test_unpacking_needs_no_torch() -> None:
+    code = "import sys, dtrain.pack; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_no_utils_and_no_helpers() -> None:
     assert not [p for p in SOURCES if p.stem in ("utils", "util", "helpers", "common", "misc")]
 

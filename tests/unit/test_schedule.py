@@ -1,6 +1,6 @@
 import pytest
 
-from dtrain.schedule import constant, cosine, poly, step_decay, with_warmup
+from dtrain.schedule import constant, cosine, poly, shifted, step_decay, with_warmup
 
 
 def test_constant_is_one() -> None:
@@ -40,3 +40,7 @@ def test_warm_up_ramps_to_the_schedule_and_never_starts_at_zero() -> None:
 def test_no_warm_up_is_the_schedule_itself() -> None:
     schedule = cosine(5)
     assert with_warmup(schedule, 0) is schedule
+
+
+def test_a_shifted_schedule_begins_later() -> None:
+    assert [shifted(poly(4, 1.0), 10)(step) for step in (10, 11, 14)] == [1.0, 0.75, 0.0]

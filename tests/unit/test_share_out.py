@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dtrain.exchange import Bucket, Layout, Shared, State, put_together, share_out, take_apart
+from dtrain.exchange import Bucket, Layout, Replicated, State, put_together, share_out, take_apart
 
 LAYOUT = Layout(("weight", "bias"), ((3, 2), (2,)))
 
@@ -15,7 +15,7 @@ def state_of(rank: int) -> State:
     own = torch.randn(LAYOUT.numel, generator=generator, dtype=torch.float64)
     return {
         "inner": {"residual": Bucket(own, LAYOUT)},
-        "q": Shared(torch.arange(3.0), Layout(("weight",), ((1, 3),))),
+        "q": Replicated(torch.arange(3.0), Layout(("weight",), ((1, 3),))),
     }
 
 
@@ -23,13 +23,13 @@ def resumed(old: int, new: int) -> list[State]:
     saved = [take_apart(state_of(rank)) for rank in range(old)]
     fresh: State = {
         "inner": {"residual": Bucket(torch.zeros(LAYOUT.numel, dtype=torch.float64), LAYOUT)},
-        "q": Shared(torch.zeros(3), Layout(("weight",), ((1, 3),))),
+        "q": Replicated(torch.zeros(3), Layout(("weight",), ((1, 3),))),
     }
     states = []
     for rank in range(new):
         template = {
             "inner": {"residual": Bucket(torch.zeros(LAYOUT.numel, dtype=torch.float64), LAYOUT)},
-            "q": Shared(torch.zeros(3), Layout(("weight",), ((1, 3),))),
+            "q": Replicated(torch.zeros(3), Layout(("weight",), ((1, 3),))),
         }
         states.append(put_together(template, share_out(fresh, saved, rank, new)))
     return states

@@ -231,3 +231,37 @@ def test_metrics_file_tells_training_from_evaluation_line_by_line(tmp_path: Path
     train, evaluation = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (train["kind"], train["step"], train["loss"]) == ("train", 10, 0.5)
     assert (evaluation["kind"], evaluation["step"], evaluation["accuracy"]) == ("eval", 10, 0.75)
+
+
+def test_each_phase_has_its_own_steps_and_bytes(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for name, size, steps in (("dense", 4, 3), ("nothing", 4, 0), ("prune", 1, 2)):
+        run.summary.begin_phase(name, size * PARAMETERS // 4)
+        for step in range(steps):
+            run.step(step, bytes_per_element=size)
+        run.record(999, Phase.EVAL, Purpose.METRICS)
+        run.summary.on_eval(eval_metrics(steps, steps / 4))
+    run.summary.write()
+    dense, nothing, prune = run.read()["phases"]
+    assert dense == {
+        "name": "dense",
+        "steps": 3,
+        "exchanged_values": PARAMETERS,
+        "payload_bytes_per_step": 4 * PARAMETERS,
+        "wire_bytes_per_step": DENSE_WIRE,
+        "accuracy": 0.75,
+    }
+    assert (nothing["steps"], nothing["payload_bytes_per_step"], nothing["accuracy"]) == (0, None, 0.0)
+    assert (prune["payload_bytes_per_step"], prune["wire_bytes_per_step"]) == (PARAMETERS, DENSE_WIRE / 4)
+    lines = run.summary.phase_lines()
+    assert (
+        lines[0] == "phase dense: 3 steps, 1,000 values, 4,000 B handed over and 6,000 B sent a step, accuracy 75.00%"
+    )
+    assert lines[1] == "phase nothing: 0 steps, 1,000 values, accuracy 0.00%"
+
+
+def test_a_run_without_phases_has_none(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.step(0)
+    run.summary.write()
+    assert (run.read()["phases"], run.read()["packed_bytes"], run.summary.phase_lines()) == ([], None, [])

@@ -1,0 +1,79 @@
+"""A bucket by way of a shorter vector: some elements have no place in it, and some share one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtrain.compressors.only import context_for
+from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Layout, State
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the elements of a bucket are in the shorter vector.
+
+    `layout` is the shorter vector's: (places,) for a parameter whose elements are numbered, the parameter's own shape
+    for the others. `slots` holds, for each element of the bucket, its place there, and `layout.numel` for none (int32).
+    """
+
+    layout: Layout
+    slots: Tensor
+
+    def spread(self, short: Tensor, out: Tensor) -> Tensor:
+        """Each element of `out`, of the bucket's length, becomes what is in its place; zero where it has none."""
+        padded = torch.cat([short, short.new_zeros(1)])
+        return torch.index_select(padded, 0, self.slots, out=out)
+
+
+def number(layout: Layout, numbers: Mapping[str, Tensor], device: torch.device) -> Places:
+    """The places in a bucket of `layout`.
+
+    `numbers` gives the elements of a parameter numbers from 0, or -1 for none. Or a mask, bool, whose True are numbered
+    one after the other. Raises ValueError where the shape of a parameter is not that of its numbers.
+    """
+    shapes, slots, none = [], [], []
+    start = 0
+    for name, shape, size in zip(layout.names, layout.shapes, layout.sizes, strict=True):
+        own = numbers.get(name)
+        if own is None:
+            shapes.append(shape)
+            slots.append(torch.arange(start, start + size, dtype=torch.int32))
+            none.append(torch.zeros(size, dtype=torch.bool))
+            start += size
+            continue
+        if tuple(own.shape) != shape:
+            raise ValueError(f"parameter {name!r} has shape {shape}, what is known of its weights {tuple(own.shape)}")
+        flat = own.reshape(-1).cpu()
+        flat = _count(flat) if flat.dtype == torch.bool else flat.to(torch.int32)
+        count = int(flat.max()) + 1 if size else 0
+        shapes.append((count,))
+        slots.append(flat + start)
+        none.append(flat < 0)
+        start += count
+    every = torch.cat(slots).masked_fill_(torch.cat(none), start)
+    return Places(Layout(layout.names, tuple(shapes)), every.to(device))
+
+
+def _count(mask: Tensor) -> Tensor:
+    chosen = mask.to(torch.int32)
+    return chosen.cumsum(0, dtype=torch.int32) * chosen - 1
+
+
+def exchange_short(
+    inner: Compressor, short: Tensor, places: Places, bucket: Bucket, state: State, context: Context
+) -> Exchange:
+    """The rounds of `inner` for the shorter vector; the mean, and what was sent, are spread over the bucket."""
+    mean = context.scratch.empty("spread", bucket.value)
+    if places.layout.numel == 0:
+        return Exchanged(mean.zero_(), state)
+    part = Bucket(short, places.layout)
+    own = context_for(part, context, "short")
+    out = yield from inner.exchange(part, state, own)
+    if context.remainder is not None:
+        assert own.remainder is not None
+        context.remainder.add_(places.spread(own.remainder, context.scratch.empty("sent", context.remainder)))
+    return Exchanged(places.spread(out.mean, mean), out.state)

@@ -1,0 +1,24 @@
+"""Models on disk in fewer bytes: stages that compose, entropy coding with contexts, and the .dtz container."""
+
+from dtrain.pack.container import Container, arrays, from_bytes, to_bytes
+from dtrain.pack.han import read_net
+from dtrain.pack.model_file import Model, read_npz, read_safetensors, write_safetensors
+from dtrain.pack.pipeline import pack, unpack
+from dtrain.pack.presets import PRESETS
+from dtrain.pack.tensor import Tensor
+
+__all__ = [
+    "PRESETS",
+    "Container",
+    "Model",
+    "Tensor",
+    "arrays",
+    "from_bytes",
+    "pack",
+    "read_net",
+    "read_npz",
+    "read_safetensors",
+    "to_bytes",
+    "unpack",
+    "write_safetensors",
+]

@@ -1,0 +1,114 @@
+"""A tensor as a file has it: a type, a shape and bytes. Any type of safetensors, also those that numpy lacks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+_BITS = {
+    64: ("I64", "U64", "F64", "C64"),
+    32: ("I32", "U32", "F32"),
+    16: ("I16", "U16", "F16", "BF16"),
+    8: ("BOOL", "I8", "U8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"),
+    6: ("F6_E2M3", "F6_E3M2"),
+    4: ("F4",),
+}
+BITS = {dtype: bits for bits, dtypes in _BITS.items() for dtype in dtypes}
+"""Bits of an element, by safetensors' name of the type."""
+
+FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+"""What numpy computes with, and its name for it."""
+
+MAX_NDIM = 16
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`data`: little-endian bytes, as many as `num_bytes(dtype, shape)`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Bytes
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> Tensor:
+        """From numpy; float16, float32, float64 or an integer."""
+        dtype = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}"
+        assert dtype in BITS, array.dtype
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        return cls(dtype, array.shape, little.reshape(-1).view(np.uint8))
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of an element, or of a half of a complex one, or of several small ones."""
+        return 4 if self.dtype == "C64" else max(1, BITS[self.dtype] // 8)
+
+    @property
+    def words(self) -> NDArray[Any]:
+        """Unsigned, flat."""
+        return self.data.view(f"<u{self.word_bytes}")
+
+    @property
+    def floats(self) -> NDArray[Any]:
+        """As numpy's floats, of the tensor's shape."""
+        floats: NDArray[Any] = self.data.view(FLOATS[self.dtype]).reshape(self.shape)
+        return floats
+
+    @property
+    def integers(self) -> NDArray[np.int32]:
+        """Of a tensor of type I32."""
+        assert self.dtype == "I32"
+        return self.data.view("<i4").reshape(self.shape).astype(np.int32, copy=False)
+
+
+def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Of a tensor's data. Raises ValueError where a type of less than a byte does not fill its last byte."""
+    bits = BITS[dtype] * math.prod(shape)
+    if bits % 8:
+        raise ValueError(f"{math.prod(shape)} elements of {dtype} are not a whole number of bytes")
+    return bits // 8
+
+
+def finite(name: str, tensor: Tensor) -> NDArray[Any]:
+    """`tensor.floats`. Raises ValueError for infinities and nan."""
+    if not np.isfinite(tensor.floats).all():
+        raise ValueError(f"{name} has weights that are not finite: only the preset lossless packs those")
+    return tensor.floats
+
+
+def ascending_keys(dtype: str, words: NDArray[Any]) -> NDArray[np.uint64]:
+    """Words of a type as unsigned integers in the order of the values that they stand for."""
+    top, every = _bits(words)
+    keys = words.astype(np.uint64)
+    if dtype.startswith("I"):
+        return keys ^ top
+    if dtype.startswith(("F", "BF")):
+        return np.where(keys & top, keys ^ every, keys | top)
+    return keys
+
+
+def words_of_keys(dtype: str, keys: NDArray[np.uint64], like: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `ascending_keys`; the words are as wide as those of `like`."""
+    top, every = _bits(like)
+    words = keys
+    if dtype.startswith("I"):
+        words = keys ^ top
+    elif dtype.startswith(("F", "BF")):
+        words = np.where(keys & top, keys ^ top, keys ^ every)
+    return words.astype(like.dtype)
+
+
+def _bits(words: NDArray[Any]) -> tuple[np.uint64, np.uint64]:
+    """The top bit of such words, and all bits."""
+    bits = 8 * words.dtype.itemsize
+    return np.uint64(1 << (bits - 1)), np.uint64((1 << bits) - 1)
