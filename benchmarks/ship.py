@@ -27,7 +27,7 @@ from harness import quartiles, write_result
 from dtrain import ship
 from dtrain.cluster import parse_rate
 from dtrain.meter.nic import read_counters
-from dtrain.pack import apply_difference, difference, from_bytes, pack, read_safetensors, to_bytes, unpack
+from dtrain.pack import apply_difference, from_bytes, make_difference, pack, read_safetensors, to_bytes, unpack
 
 SAVE_EVERY = 90  # an epoch
 PAIRS = {"early": (180, 270), "late": (1980, 2070)}  # steps of 2160
@@ -72,7 +72,7 @@ def prepare(run: Path, folder: Path) -> tuple[list[Case], list[str]]:
             times.append(time.process_time())
             unpack(from_bytes(packed[1]))
             times.append(time.process_time())
-            way = difference(*packed)
+            way = make_difference(*packed)
             times.append(time.process_time())
             apply_difference(packed[0], way)
             times.append(time.process_time())

@@ -39,7 +39,7 @@ VERSION = 1
 _PREFIX = struct.Struct("<4sBII32s32s")
 
 
-def difference(base: bytes, new: bytes) -> bytes:
+def make_difference(base: bytes, new: bytes) -> bytes:
     """What `apply_difference` makes the .dtz file `new` of, given the .dtz file `base`.
 
     Raises ValueError where either is not a packed model, or `new` is not as this version of dtrain packs.

@@ -1,8 +1,9 @@
 """Models from where they are made to where they are used: one publisher, any number of receivers, over HTTP.
 
 A version of a model is the SHA-256 of its file. A receiver says which version it holds, and fetches either the file of
-the newest or, if the publisher knows the version that it holds, the difference (`dtrain.pack.difference`). It replaces
-its file by the new one at once, and only when that is whole and verified. Needs no torch, unless a ledger is kept.
+the newest or, if the publisher knows the version that it holds, the difference (`dtrain.pack.make_difference`). It
+replaces its file by the new one at once, and only when that is whole and verified. Needs no torch, unless a ledger is
+kept.
 """
 
 from dtrain.ship.counted import open_ledger

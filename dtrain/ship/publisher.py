@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dtrain.pack import difference, from_bytes, read_safetensors
+from dtrain.pack import from_bytes, make_difference, read_safetensors
 from dtrain.ship.counted import PIECE_BYTES, counted
 from dtrain.ship.offer import FILES, HAVE, SUFFIXES, Blob, Offer, is_sha256
 
@@ -109,7 +109,7 @@ class Publisher:
 
     def _make_difference(self, have: str) -> tuple[Blob, bytes] | None:
         try:
-            way = difference(self._versions[have], self._versions[self._newest.sha256])
+            way = make_difference(self._versions[have], self._versions[self._newest.sha256])
         except ValueError as error:
             _warn(f"no difference from {have[:12]} can be made ({error}); sending the whole file")
             return None

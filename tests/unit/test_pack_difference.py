@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pack_container import small_model
 
-from dtrain.pack import PRESETS, Model, Tensor, apply_difference, difference, from_bytes, pack, to_bytes
+from dtrain.pack import PRESETS, Model, Tensor, apply_difference, from_bytes, make_difference, pack, to_bytes
 from dtrain.pack.container import Array, Container
 from dtrain.pack.tensor import BITS
 from dtrain.pack.uniform import Uniform
@@ -35,7 +35,7 @@ def trained(seed: int, moved: float) -> Model:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_difference_leads_to_the_file_bit_for_bit_in_fewer_bytes(preset: str) -> None:
     base, new = (to_bytes(pack(trained(1, moved), preset)) for moved in (0.0, 0.02))
-    way = difference(base, new)
+    way = make_difference(base, new)
     assert apply_difference(base, way) == new
     assert len(way) < MOST_OF_NEW.get(preset, 0.6) * len(new)
 
@@ -51,7 +51,7 @@ def test_a_fixed_mask_costs_nothing_again() -> None:
         to_bytes(pack(Model({n: Tensor.of((w * np.float32(s)).astype("<f4")) for n, w in masked.items()}, {})))
         for s in (1.0, 1.001)
     )
-    assert len(difference(base, new)) < 0.75 * len(new)
+    assert len(make_difference(base, new)) < 0.75 * len(new)
 
 
 def test_weights_that_did_not_move_cost_next_to_nothing() -> None:
@@ -59,14 +59,14 @@ def test_weights_that_did_not_move_cost_next_to_nothing() -> None:
     moved = trained(1, 0.0)
     bias = moved.tensors["fc.bias"].floats + np.float32(0.01)
     other = to_bytes(pack(Model({**moved.tensors, "fc.bias": Tensor.of(bias)}, {}), "smallest"))
-    assert len(difference(file, other)) < 0.06 * len(file)
+    assert len(make_difference(file, other)) < 0.06 * len(file)
 
 
 @pytest.mark.parametrize("preset", ["lossless", "smallest", "deep_compression_6bit"])
 def test_models_with_other_tensors_types_and_stages_have_a_difference_too(preset: str) -> None:
     base, new = to_bytes(pack(small_model(), preset)), to_bytes(pack(trained(1, 0.0), (Uniform(0.5),)))
-    assert apply_difference(base, difference(base, new)) == new
-    assert apply_difference(new, difference(new, base)) == base
+    assert apply_difference(base, make_difference(base, new)) == new
+    assert apply_difference(new, make_difference(new, base)) == base
 
 
 @settings(deadline=None, max_examples=60)
@@ -77,11 +77,11 @@ def test_any_bits_of_any_type_have_a_difference(dtype: str, before: bytes, after
         to_bytes(pack(Model({"x": Tensor(dtype, shape, np.frombuffer(data, np.uint8))}, {}), ()))
         for data in (before, after)
     )
-    assert apply_difference(base, difference(base, new)) == new
+    assert apply_difference(base, make_difference(base, new)) == new
 
 
 BASE, NEW = (to_bytes(pack(trained(1, moved), "smallest")) for moved in (0.0, 0.02))
-WAY = difference(BASE, NEW)
+WAY = make_difference(BASE, NEW)
 PREFIX_BYTES = 77
 
 
@@ -118,7 +118,7 @@ def test_bytes_that_are_none_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         apply_difference(BASE, WAY[:PREFIX_BYTES] + data)
     with contextlib.suppress(ValueError):
-        difference(BASE, data)
+        make_difference(BASE, data)
 
 
 def test_a_container_that_is_not_packed_as_here_has_no_difference() -> None:
@@ -131,7 +131,7 @@ def test_a_container_that_is_not_packed_as_here_has_no_difference() -> None:
     code_planes(encoder, "I32", levels.shape, levels)
     other = to_bytes(Container("lossless", {"x": Array("I32", levels.shape, "planes", encoder.finish())}, {}))
     with pytest.raises(ValueError, match="does not lead to the file"):
-        difference(BASE, other)
+        make_difference(BASE, other)
 
 
 def test_a_small_difference_that_claims_much_takes_little_memory() -> None:

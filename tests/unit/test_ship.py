@@ -20,7 +20,7 @@ from test_pack_difference import trained
 from dtrain import ship
 from dtrain.cli import main
 from dtrain.meter.ledger import Ledger, Phase, Purpose
-from dtrain.pack import difference, pack, to_bytes, write_safetensors
+from dtrain.pack import make_difference, pack, to_bytes, write_safetensors
 from dtrain.ship import receiver as receiving
 from dtrain.ship.offer import Blob, Offer
 
@@ -93,7 +93,7 @@ def test_a_file_comes_whole_and_then_as_a_difference_and_then_not_at_all(tmp_pat
         source.write_bytes(NEW)
         second = ship.receive(url, target)
         assert second.kind == "difference"
-        assert second.transferred_bytes == len(difference(OLD, NEW)) < 0.5 * len(NEW)
+        assert second.transferred_bytes == len(make_difference(OLD, NEW)) < 0.5 * len(NEW)
         assert second.sha256 == hashlib.sha256(NEW).hexdigest()
         assert target.read_bytes() == NEW
         third = ship.receive(url, target)
@@ -296,13 +296,13 @@ def test_the_publisher_goes_on_where_a_receiver_asks_it_to(tmp_path: Path, targe
 
 
 def test_a_difference_from_another_file_is_refused(target: Path) -> None:
-    way = difference(NEWER, NEW)
+    way = make_difference(NEWER, NEW)
     with lying(offering(NEW, lambda asked: whole(way), way)) as url:
         refused(url, target, "the publisher sent a difference from")
 
 
 def test_a_difference_to_another_file_is_refused(target: Path) -> None:
-    way = difference(OLD, NEWER)
+    way = make_difference(OLD, NEWER)
     with lying(offering(NEW, lambda asked: whole(way), way)) as url:
         refused(url, target, "leads to another file than it offered")
 
