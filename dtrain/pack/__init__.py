@@ -1,6 +1,7 @@
 """Models on disk in fewer bytes: stages that compose, entropy coding with contexts, and the .dtz container."""
 
 from dtrain.pack.container import Container, arrays, from_bytes, to_bytes
+from dtrain.pack.difference import apply_difference, make_difference
 from dtrain.pack.han import read_net
 from dtrain.pack.model_file import Model, read_npz, read_safetensors, write_safetensors
 from dtrain.pack.pipeline import pack, unpack
@@ -12,8 +13,10 @@ __all__ = [
     "Container",
     "Model",
     "Tensor",
+    "apply_difference",
     "arrays",
     "from_bytes",
+    "make_difference",
     "pack",
     "read_net",
     "read_npz",

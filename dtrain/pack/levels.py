@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from dtrain.pack.coder import Coder, Floats, Ints
+from dtrain.pack.coder import Coder, Decoder, Floats, Ints
 from dtrain.pack.contexts import FEATURE_UNIT, Features, Grid, Known, passes
 from dtrain.pack.tensor import Tensor
 
@@ -34,14 +34,14 @@ def are_levels(tensor: Tensor) -> bool:
     )
 
 
-def code_levels(coder: Coder, shape: Sequence[int], known: Ints | None) -> Ints:
-    """Integers from -MAX_LEVEL to MAX_LEVEL, of `shape`.
+def code_levels(coder: Coder, shape: Sequence[int], known: Ints | None, fit: Fit | None = None) -> Ints:
+    """Integers from -MAX_LEVEL to MAX_LEVEL, of `shape`. An encoder fits its questions to them unless given `fit`.
 
     Raises ValueError for a stream that no encoder writes.
     """
     grid = Grid.of(shape)
     levels = np.zeros(grid.size, np.int32) if known is None else known.reshape(grid.rows * grid.columns, -1).T.ravel()
-    model = _code_model(coder, grid, None if known is None else _fit(grid, levels))
+    model = code_fit(coder, shape, None if known is None else fit or _fit(grid, levels))
     if not model.edges:
         return levels.reshape(shape)
     counts = [np.ones((2, high - low), np.int64) for low, high in model.classes]
@@ -53,7 +53,7 @@ def code_levels(coder: Coder, shape: Sequence[int], known: Ints | None) -> Ints:
 
 
 @dataclass(frozen=True)
-class _Model:
+class Fit:
     """`edges`: ascending, from 1. `weights`: a row for "positive?", and for each k one for "reaches edge k?"."""
 
     edges: tuple[int, ...]
@@ -66,9 +66,7 @@ class _Model:
         return list(zip(self.edges, (*self.edges[1:], self.largest + 1), strict=True))
 
 
-def _code_pass(
-    coder: Coder, model: _Model, counts: list[NDArray[np.int64]], features: Known, known: Ints | None
-) -> Ints:
+def _code_pass(coder: Coder, model: Fit, counts: list[NDArray[np.int64]], features: Known, known: Ints | None) -> Ints:
     """The levels of one pass; `counts` learns from them."""
 
     def ask(features: Features, weights: Features, answers: NDArray[np.bool_] | None) -> Ints:
@@ -123,8 +121,8 @@ _TABLE = _logistic_table()
 # what the encoder fits
 
 
-def _code_model(coder: Coder, grid: Grid, fitted: _Model | None) -> _Model:
-    """The questions, through the stream."""
+def code_fit(coder: Coder, shape: Sequence[int], fitted: Fit | None) -> Fit:
+    """The questions for levels of `shape`, through the stream."""
     num_edges = coder.number(3, None if fitted is None else len(fitted.edges))
     if num_edges == 0:
         return _ZEROS
@@ -133,19 +131,24 @@ def _code_model(coder: Coder, grid: Grid, fitted: _Model | None) -> _Model:
     edges = [1, *edges]
     if any(low >= high for low, high in zip(edges, [*edges[1:], largest + 1], strict=True)):
         raise ValueError("edges of magnitudes that do not ascend")
-    shape = (num_edges + 1, grid.num_features)
+    matrix = (num_edges + 1, Grid.of(shape).num_features)
     symbols = None if fitted is None else fitted.weights.ravel().astype(np.int32) + _WEIGHT_MAX
-    symbols = coder.symbols(_WEIGHT_COUNTS, math.prod(shape), symbols)
-    return _Model(tuple(edges), largest, (symbols - _WEIGHT_MAX).astype(np.float32).reshape(shape))
+    symbols = coder.symbols(_WEIGHT_COUNTS, math.prod(matrix), symbols)
+    return Fit(tuple(edges), largest, (symbols - _WEIGHT_MAX).astype(np.float32).reshape(matrix))
 
 
-_ZEROS = _Model((), 0, np.zeros((0, 0), np.float32))
+def read_fit(shape: Sequence[int], data: bytes) -> Fit:
+    """The questions that levels of `shape` were coded with. Raises ValueError for a stream that no encoder writes."""
+    return code_fit(Decoder(data), shape, None)
+
+
+_ZEROS = Fit((), 0, np.zeros((0, 0), np.float32))
 
 
 _WEIGHT_COUNTS = (1 << 30) // (8 + np.abs(np.arange(-_WEIGHT_MAX, _WEIGHT_MAX + 1, dtype=np.int64))) ** 2
 
 
-def _fit(grid: Grid, levels: Ints) -> _Model:
+def _fit(grid: Grid, levels: Ints) -> Fit:
     """Edges that part the magnitudes evenly, and the weights that predict best."""
     if not levels.any():
         return _ZEROS
@@ -169,7 +172,7 @@ def _fit(grid: Grid, levels: Ints) -> _Model:
     for low, high in pairwise(edges):
         asked = magnitudes >= low
         weights.append(_regress(aligned[asked], magnitudes[asked] >= high))
-    return _Model(tuple(edges), largest, np.stack(weights))
+    return Fit(tuple(edges), largest, np.stack(weights))
 
 
 def _regress(features: Features, answers: NDArray[np.bool_]) -> Features:

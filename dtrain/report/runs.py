@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dtrain.report.curves import Curve, read_curves
 from dtrain.report.fields import SCHEMA, Fields, printable, read_object
+from dtrain.report.packed import Packed, read_packed
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Run:
     complete: bool
     training: Curve
     evaluation: Curve
+    packed: tuple[Packed, ...]
 
     @property
     def name(self) -> str:
@@ -158,6 +160,7 @@ def _read_run(directory: Path) -> Run:
         complete=summary.flag("complete"),
         training=training,
         evaluation=evaluation,
+        packed=read_packed(directory),
     )
 
 

@@ -1,7 +1,7 @@
 """The paper's claims, each with what these runs measured and a verdict.
 
 A claim is data: what is said, where, and a pure function from runs to a `Finding`. The claims themselves are in
-`paper.py`; adding one (Table 2, Table 3, the design space) is adding a function and an entry to its list.
+`paper.py` and those with a row for each figure in `tables.py`; adding one is adding a function and an entry to a list.
 """
 
 from __future__ import annotations
@@ -29,6 +29,18 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
+class Row:
+    """A figure of the paper beside ours, never blended. The verdict is about what both have."""
+
+    what: str
+    paper: str
+    ours: str
+    not_measured: str
+    verdict: Verdict
+    numbers: Mapping[str, float] = field(default_factory=dict)  # ours, for programs
+
+
+@dataclass(frozen=True)
 class Finding:
     """What was measured about one claim, or what is missing to measure it."""
 
@@ -36,6 +48,7 @@ class Finding:
     measured: str  # sentences, with numbers and units
     runs: tuple[Run, ...] = ()  # the runs it rests on
     numbers: Mapping[str, float] = field(default_factory=dict)  # the same numbers, for programs
+    rows: tuple[Row, ...] = ()  # of a claim that is a table
 
 
 @dataclass(frozen=True)
@@ -81,9 +94,20 @@ def _data(judged: JudgedClaim) -> dict[str, object]:
         "source": claim.source,
         "verdict": finding.verdict.value,
         "measured": finding.measured,
+        "rows": [_row_data(row) for row in finding.rows],
         "numbers": {key: value if math.isfinite(value) else None for key, value in finding.numbers.items()},
         "runs": [run.label for run in finding.runs],
         "incomplete_runs": [run.label for run in finding.runs if not run.complete],
+    }
+
+
+def _row_data(row: Row) -> dict[str, object]:
+    return {
+        "what": row.what,
+        "paper": row.paper,
+        "ours": row.ours,
+        "not_measured": row.not_measured,
+        "verdict": row.verdict.value,
     }
 
 
@@ -100,7 +124,7 @@ class ClaimsTable:
         for number, one in enumerate(self.judged):
             if number:
                 yield Text("")
-            yield _block(one)
+            yield _block(one, wide=options.max_width >= _WIDE)
 
 
 def claims_table(judged: Sequence[JudgedClaim]) -> ClaimsTable:
@@ -108,7 +132,10 @@ def claims_table(judged: Sequence[JudgedClaim]) -> ClaimsTable:
     return ClaimsTable(tuple(judged))
 
 
-def _block(judged: JudgedClaim) -> RenderableType:
+_WIDE = 110  # columns that a table of rows takes to be readable
+
+
+def _block(judged: JudgedClaim, *, wide: bool) -> RenderableType:
     verdict = judged.finding.verdict
     head = Text.assemble((verdict.value.upper(), _STYLES[verdict]), "  ", (judged.claim.title, "bold"))
     body = Table(box=box.SIMPLE, show_header=False, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -119,4 +146,30 @@ def _block(judged: JudgedClaim) -> RenderableType:
     body.add_row("measured", Text(judged.finding.measured))
     if judged.run_names:
         body.add_row("runs", Text(", ".join(judged.run_names)))
-    return Group(head, Padding(body, (0, 0, 0, 2)))
+    parts: list[RenderableType] = [head, Padding(body, (0, 0, 0, 2))]
+    if judged.finding.rows:
+        rows = _rows_table(judged.finding.rows) if wide else _rows_list(judged.finding.rows)
+        parts.append(Padding(rows, (1, 0, 0, 2)))
+    return Group(*parts)
+
+
+def _rows_table(rows: Sequence[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("", "the paper", "here", "not measured here", "verdict"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        verdict = Text(row.verdict.value, _STYLES[row.verdict])
+        table.add_row(Text(row.what), Text(row.paper), Text(row.ours), Text(row.not_measured), verdict)
+    return table
+
+
+def _rows_list(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(Text("row"), Text.assemble((row.what, "bold"), ": ", (row.verdict.value, _STYLES[row.verdict])))
+        table.add_row(Text("paper"), Text(row.paper))
+        table.add_row(Text("here"), Text(row.ours))
+        table.add_row(Text("missing"), Text(row.not_measured))
+    return table

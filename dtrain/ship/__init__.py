@@ -1,0 +1,23 @@
+"""Models from where they are made to where they are used: one publisher, any number of receivers, over HTTP.
+
+A version of a model is the SHA-256 of its file. A receiver says which version it holds, and fetches either the file of
+the newest or, if the publisher knows the version that it holds, the difference (`dtrain.pack.make_difference`). It
+replaces its file by the new one at once, and only when that is whole and verified. Needs no torch, unless a ledger is
+kept.
+"""
+
+from dtrain.ship.counted import open_ledger
+from dtrain.ship.publisher import Publisher, Sent, is_loopback, open_server
+from dtrain.ship.receiver import MAX_BYTES, Received, check_url, receive
+
+__all__ = [
+    "MAX_BYTES",
+    "Publisher",
+    "Received",
+    "Sent",
+    "check_url",
+    "is_loopback",
+    "open_ledger",
+    "open_server",
+    "receive",
+]

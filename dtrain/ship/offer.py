@@ -1,0 +1,78 @@
+"""What a publisher says of its newest version, as JSON: the words that both ends know.
+
+    {"schema": 1, "suffix": ".dtz", "sha256": "...", "num_bytes": 471261,
+     "difference": {"sha256": "...", "num_bytes": 53549}}
+
+`difference` leads there from the version that the receiver said it has; null if there is none, or none that is smaller.
+The bytes of both are at /files/<sha256>.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SCHEMA = 1
+SUFFIXES = (".dtz", ".safetensors")
+MAX_OFFER_BYTES = 4096
+FILES = "/files/"
+HAVE = "/?have="
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes by their digest, which is also their name."""
+
+    sha256: str
+    num_bytes: int
+
+    @classmethod
+    def of(cls, data: bytes) -> Blob:
+        return cls(hashlib.sha256(data).hexdigest(), len(data))
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The newest version, and the shorter way to it."""
+
+    suffix: str
+    file: Blob
+    difference: Blob | None
+
+    def to_json(self) -> bytes:
+        """As it is sent."""
+        difference = None if self.difference is None else asdict(self.difference)
+        offer = {"schema": SCHEMA, "suffix": self.suffix, **asdict(self.file), "difference": difference}
+        return json.dumps(offer).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Offer:
+        """Raises ValueError for anything that `to_json` does not write."""
+        try:
+            offer = json.loads(data)
+        except (ValueError, RecursionError):
+            offer = None
+        if not isinstance(offer, dict) or "schema" not in offer:
+            raise ValueError("what answers there is no `dtrain ship publish`")
+        if offer["schema"] != SCHEMA:
+            raise ValueError(f"the publisher speaks version {offer['schema']!r}, and this dtrain version {SCHEMA}")
+        if offer.get("suffix") not in SUFFIXES:
+            raise ValueError("the publisher's offer is of no kind of file that is known here")
+        difference = offer.get("difference")
+        return cls(offer["suffix"], _blob(offer), None if difference is None else _blob(difference))
+
+
+def is_sha256(text: Any) -> bool:
+    """Whether it is written as a digest is here."""
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _blob(fields: Any) -> Blob:
+    if not isinstance(fields, dict) or not is_sha256(fields.get("sha256")) or type(fields.get("num_bytes")) is not int:
+        raise ValueError("the publisher's offer has no digest and size")
+    if fields["num_bytes"] < 1:
+        raise ValueError("the publisher's offer is of an empty file")
+    return Blob(fields["sha256"], fields["num_bytes"])
