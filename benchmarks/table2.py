@@ -77,7 +77,6 @@ SQUEEZENET = Network(
     settings=("model=squeezenet1_1", "data.image_size=32", "batch_size=32"),
     rows={
         "dense": Row("SqueezeNet, fp32", settings=phase("dense", 8, 1), paper="50x, 57.5/80.3", packed=False),
-        "longer": Row("fp32, trained on as long as pruned", "dense", phase("more", 4, 1), packed=False),
         "pruned": Row("pruned to 33%", "dense", phase("prune", 4, 1, "density:0.33")),
         "8bit": Row(
             "Deep Compression, 8 bits", "pruned", phase("share", 2, 0.1, "bits:8"), paper="363x, 57.5/80.3"
@@ -85,6 +84,7 @@ SQUEEZENET = Network(
         "6bit": Row(
             "Deep Compression, 6 bits", "pruned", phase("share", 2, 0.1, "bits:6"), paper="510x, 57.5/80.3"
         ),
+        "longer": Row("fp32, trained on as long as pruned", "dense", phase("more", 4, 1), packed=False),
     },
 )  # fmt: skip
 
@@ -108,7 +108,6 @@ ALEXNET = Network(
     settings=("model=alexnet", "data.image_size=40", "batch_size=64", "optimizer.learning_rate=0.005", "amp=true"),
     rows={
         "dense": Row("AlexNet, fp32", settings=phase("dense", 6, 1), paper="1x, 57.2/80.3", packed=False),
-        "longer": Row("fp32, trained on as long as pruned", "dense", phase("more", 3, 0.5), packed=False),
         "svd": Row("SVD, 95% of the energy, not retrained", "dense", preset="svd", paper="5x, 56.0/79.4"),
         "pruned": Row(
             "pruned to Han's densities", "dense", phase("prune", 3, 0.5, f"densities:{by_weight(HAN_DENSITIES)}"),
@@ -118,6 +117,7 @@ ALEXNET = Network(
             "Deep Compression, 8 and 5 bits", "pruned",
             phase("share", 1, 0.1, "bits:8", f"bits_of:{by_weight(FULLY_CONNECTED_BITS)}"), paper="35x, 57.2/80.3",
         ),
+        "longer": Row("fp32, trained on as long as pruned", "dense", phase("more", 3, 0.5), packed=False),
     },
 )  # fmt: skip
 NETWORKS = {"alexnet": ALEXNET, "squeezenet": SQUEEZENET}
