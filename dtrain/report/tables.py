@@ -57,7 +57,7 @@ def table_2(runs: Sequence[Run]) -> Finding:
     )
     if missing:
         said += (
-            f" Missing: packed models of {', '.join(missing)}. Train with {CLASSES} classes, then `dtrain pack "
+            f" Missing: packed models of {'; '.join(missing)}. Train with {CLASSES} classes, then `dtrain pack "
             "RUN/model.safetensors -o RUN/model.dtz`."
         )
     return _of(rows, said, tuple(run for run in runs if run.packed and run.num_classes == CLASSES))
