@@ -47,7 +47,8 @@ def count(model: str, *, image_size: int = 224, **options: Option) -> Counted:
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal multiply_adds, activations
-        activations = max(activations, sum(one.numel() for one in inputs) + output.numel())
+        if not isinstance(layer, nn.ReLU | nn.Dropout | nn.Identity):  # which need no second place
+            activations = max(activations, sum(one.numel() for one in inputs) + output.numel())
         if isinstance(layer, nn.Conv2d | nn.Linear):
             multiply_adds += output.numel() * layer.weight[0].numel()
 

@@ -57,7 +57,7 @@ def table_2(runs: Sequence[Run]) -> Finding:
     )
     if missing:
         said += (
-            f" Missing: packed models of {', '.join(missing)}. Train with {CLASSES} classes, then `dtrain pack "
+            f" Missing: packed models of {'; '.join(missing)}. Train with {CLASSES} classes, then `dtrain pack "
             "RUN/model.safetensors -o RUN/model.dtz`."
         )
     return _of(rows, said, tuple(run for run in runs if run.packed and run.num_classes == CLASSES))
@@ -136,7 +136,7 @@ def design_space(runs: Sequence[Run]) -> Finding:
     """Sizes in the sweeps of squeeze ratio and share of 3x3 filters, with bytes per step where a run has them."""
     sent = {run.num_parameters: run for run in dense(runs) if is_squeezenet(run) and run.num_classes == CLASSES}
     rows = []
-    used = []
+    used: list[Run] = []
     for what, options, paper, printed in SPACE:
         counted = count("squeezenet", **options)
         ours, missing = _size(counted), [IMAGENET]
@@ -145,17 +145,17 @@ def design_space(runs: Sequence[Run]) -> Finding:
         if run is None or run.wire_bytes_per_step is None:
             missing.append("bytes per step")
         else:
-            used.append(run)
+            if run not in used:
+                used.append(run)
             ours += f"; a rank of {run.world_size} sends {units.exact_bytes(run.wire_bytes_per_step)} a step"
             numbers["wire_bytes_per_step"] = run.wire_bytes_per_step
-        holds = Verdict.NOT_MEASURED if printed is None else _verdict(_is_printed_so(counted.num_bytes, *printed))
+        holds = None if printed is None else _verdict(_is_printed_so(counted.num_bytes, *printed))
         rows.append(Row(what, paper or "not printed", ours, ", ".join(missing), holds, numbers))
-    judged = [row.verdict for row in rows if row.paper != "not printed"]
     said = (
         f"Counted from the networks; a size holds if it is what is printed, as MB or as MiB, within "
         f"{units.percent(PRINTING_TOLERANCE)}. The paper's accuracies, and their plateaus, are not measured here."
     )
-    return Finding(_conjunction(judged), said, _once(used), _numbers(rows), tuple(rows))
+    return _of(rows, said, tuple(used))
 
 
 def communication_is_a_line(runs: Sequence[Run]) -> Finding:
@@ -251,7 +251,7 @@ def _of(rows: Sequence[Row], said: str, runs: Sequence[Run]) -> Finding:
     return Finding(_conjunction([row.verdict for row in rows]), said, tuple(runs), _numbers(rows), tuple(rows))
 
 
-def _conjunction(verdicts: Sequence[Verdict]) -> Verdict:
+def _conjunction(verdicts: Sequence[Verdict | None]) -> Verdict:
     """A table holds if every row does."""
     for verdict in (Verdict.DOES_NOT_HOLD, Verdict.NOT_MEASURED):
         if verdict in verdicts:
@@ -261,10 +261,6 @@ def _conjunction(verdicts: Sequence[Verdict]) -> Verdict:
 
 def _numbers(rows: Sequence[Row]) -> dict[str, float]:
     return {f"{row.what} ({key})": float(value) for row in rows for key, value in row.numbers.items()}
-
-
-def _once(runs: Sequence[Run]) -> tuple[Run, ...]:
-    return tuple({run.label: run for run in runs}.values())
 
 
 def _size(counted: Counted) -> str:

@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dtrain.report import units
 from dtrain.report.runs import Run
 
 
@@ -30,13 +31,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of the paper beside ours, never blended. The verdict is about what both have."""
+    """A figure of the paper beside ours, never blended. The verdict is about what both have (None: nothing)."""
 
     what: str
     paper: str
     ours: str
     not_measured: str
-    verdict: Verdict
+    verdict: Verdict | None
     numbers: Mapping[str, float] = field(default_factory=dict)  # ours, for programs
 
 
@@ -107,7 +108,7 @@ def _row_data(row: Row) -> dict[str, object]:
         "paper": row.paper,
         "ours": row.ours,
         "not_measured": row.not_measured,
-        "verdict": row.verdict.value,
+        "verdict": row.verdict.value if row.verdict else None,
     }
 
 
@@ -158,9 +159,12 @@ def _rows_table(rows: Sequence[Row]) -> Table:
     for column in ("", "the paper", "here", "not measured here", "verdict"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        verdict = Text(row.verdict.value, _STYLES[row.verdict])
-        table.add_row(Text(row.what), Text(row.paper), Text(row.ours), Text(row.not_measured), verdict)
+        table.add_row(Text(row.what), Text(row.paper), Text(row.ours), Text(row.not_measured), _verdict(row))
     return table
+
+
+def _verdict(row: Row) -> Text:
+    return Text(row.verdict.value, _STYLES[row.verdict]) if row.verdict else Text(units.MISSING)
 
 
 def _rows_list(rows: Sequence[Row]) -> Table:
@@ -168,7 +172,7 @@ def _rows_list(rows: Sequence[Row]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(Text("row"), Text.assemble((row.what, "bold"), ": ", (row.verdict.value, _STYLES[row.verdict])))
+        table.add_row(Text("row"), Text.assemble((row.what, "bold"), ": ", _verdict(row)))
         table.add_row(Text("paper"), Text(row.paper))
         table.add_row(Text("here"), Text(row.ours))
         table.add_row(Text("missing"), Text(row.not_measured))
