@@ -176,12 +176,17 @@ def communication_is_a_line(runs: Sequence[Run]) -> Finding:
     off = max(each) / min(each) - 1
     said = (
         f"{len(points)} networks from {units.count(points[0][0])} to {units.count(points[-1][0])} parameters, "
-        f"{world_size} ranks, {backend}: each step a rank sends {min(each):.6g} to {max(each):.6g} B a parameter "
-        f"(relative difference {off:.2g}); from each network to the next larger one it sends {min(slopes):.6g} to "
-        f"{max(slopes):.6g} B more for each parameter more. Up to {LINE_TOLERANCE:g} counts as a line through zero."
+        f"{world_size} ranks, {backend}: each step a rank sends {_span(each)} B a parameter "
+        f"(relative difference {off:.2g}); from each network to the next larger one it sends "
+        f"{_span(slopes)} B more for each parameter more. Up to {LINE_TOLERANCE:g} counts as a line through zero."
     )
     numbers = {run.label: wire for run, (_, wire) in zip(dict(sorted(alike.items())).values(), points, strict=True)}
     return Finding(_verdict(off <= LINE_TOLERANCE), said, tuple(alike.values()), numbers)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.6g}", f"{max(values):.6g}"
+    return low if low == high else f"{low} to {high}"
 
 
 LINE_TOLERANCE = 1e-6

@@ -200,7 +200,7 @@ def test_bytes_over_many_networks_are_a_line_or_not(tmp_path: Path) -> None:
     found = finding("communication_is_a_line", *directories)
     assert found.verdict is Verdict.HOLDS
     assert "5 networks from 1,248,424 to 6,2" in found.measured
-    assert "4 to 4 B a parameter" in found.measured
+    assert "a rank sends 4 B a parameter" in found.measured
     assert len(found.numbers) == 5
     more = write_run(tmp_path / "more", model="alexnet", num_parameters=60_965_224, wire_bytes_per_step=4 * 60_965_900)
     assert finding("communication_is_a_line", *directories, more).verdict is Verdict.DOES_NOT_HOLD
