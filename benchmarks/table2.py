@@ -79,10 +79,10 @@ SQUEEZENET = Network(
         "dense": Row("SqueezeNet, fp32", settings=phase("dense", 8, 1), paper="50x, 57.5/80.3", packed=False),
         "pruned": Row("pruned to 33%", "dense", phase("prune", 4, 1, "density:0.33")),
         "8bit": Row(
-            "Deep Compression, 8 bits", "pruned", phase("share", 2, 0.1, "bits:8"), paper="363x, 57.5/80.3"
+            "Deep Compression, 8 bits", "pruned", phase("share", 1, 0.1, "bits:8"), paper="363x, 57.5/80.3"
         ),
         "6bit": Row(
-            "Deep Compression, 6 bits", "pruned", phase("share", 2, 0.1, "bits:6"), paper="510x, 57.5/80.3"
+            "Deep Compression, 6 bits", "pruned", phase("share", 1, 0.1, "bits:6"), paper="510x, 57.5/80.3"
         ),
         "longer": Row("fp32, trained on as long as pruned", "dense", phase("more", 4, 1), packed=False),
     },
