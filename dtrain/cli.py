@@ -108,6 +108,9 @@ def _pack_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     pack.add_argument("model", type=Path, help=".safetensors, .npz, or Deep Compression's .net")
     pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.dtz")
     pack.add_argument("--preset", default="lossless", help="what is done to weights (default: lossless, nothing)")
+    pack.add_argument(
+        "--coder", default="contexts", help="of small integers: contexts (default), or huffman as in Deep Compression"
+    )
     _json_option(pack)
     pack.set_defaults(run=_pack)
 
@@ -253,7 +256,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 def _pack(parsed: argparse.Namespace) -> int:
     from dtrain.packing import pack_file
 
-    result = pack_file(parsed.model, parsed.output, preset=parsed.preset)
+    result = pack_file(parsed.model, parsed.output, preset=parsed.preset, coder=parsed.coder)
     if parsed.json:
         _print_json(result)
     else:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SUFFIX = ".dtz"
 
 
-def pack_file(source: Path, target: Path, *, preset: str) -> dict[str, Any]:
+def pack_file(source: Path, target: Path, *, preset: str, coder: str) -> dict[str, Any]:
     """Pack the model in `source` into `target`, which appears whole or not at all; the sizes of both.
 
     `source`: .safetensors; .npz, whose arrays take the names of the network that has them if they are Caffe's; or .net,
@@ -40,7 +40,7 @@ def pack_file(source: Path, target: Path, *, preset: str) -> dict[str, Any]:
         raise ValueError(f"{target}: a packed model's name ends in {SUFFIX}")
     _check_folder(target)
     model = _read(source)
-    packed = to_bytes(pack(model, preset))
+    packed = to_bytes(pack(model, preset, coder=coder))
     partial = target.with_name(target.name + ".partial")
     partial.write_bytes(packed)
     partial.replace(target)
