@@ -95,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     _json_option(doctor)
     doctor.set_defaults(run=_doctor)
 
-
     _pack_parsers(verbs)
 
     cluster = verbs.add_parser("cluster", help="a cluster on this machine, with links of a chosen speed (root)")
@@ -110,6 +109,12 @@ def _pack_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     pack.add_argument("--preset", default="lossless", help="what is done to weights (default: lossless, nothing)")
     pack.add_argument(
         "--coder", default="contexts", help="of small integers: contexts (default), or huffman as in Deep Compression"
+    )
+    pack.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="of images such as the network is for, no labels needed: --preset smallest then harms outputs least",
     )
     _json_option(pack)
     pack.set_defaults(run=_pack)
@@ -256,7 +261,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 def _pack(parsed: argparse.Namespace) -> int:
     from dtrain.packing import pack_file
 
-    result = pack_file(parsed.model, parsed.output, preset=parsed.preset, coder=parsed.coder)
+    result = pack_file(parsed.model, parsed.output, preset=parsed.preset, coder=parsed.coder, images=parsed.calibrate)
     if parsed.json:
         _print_json(result)
     else:

@@ -1,4 +1,4 @@
-"""How far each layer can be pruned alone: the sensitivity scan from which densities are chosen (Han et al. 2015, figure 6).
+"""How far each layer can be pruned alone: the sensitivity scan for choosing densities (Han et al. 2015, figure 6).
 
 Layers differ: the first convolution bears little pruning, large layers bear much. A scan prunes one weight tensor at a
 time by magnitude and asks what the network is still worth. It knows nothing of what layers lose together, so its
