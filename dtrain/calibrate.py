@@ -8,7 +8,8 @@ All happens in one pass of the images through the network. Each goes through twi
 through the layers that are rounded already. A layer's weights are first fitted to give, of the inputs that the rounded
 layers before it leave, what it gave before; then they are rounded.
 
-Images make the errors small where images lie. Where there are none, `dead_leaves` stand in for them.
+Where there are no images, `dead_leaves` stand in for them, and what they show is mixed with what holds after any ReLU:
+inputs are not negative, so they have much in common, and those of a kernel's window have more.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dtrain.pack.uniform import MOST_LEVELS, step_size
 Floats = NDArray[np.float64]
 
 _DAMPING = 0.01  # of the mean second moment, added to each
+_STAND_IN_PRIOR = 0.3  # likewise, of what holds of any layer
 _BLOCK = 64
 _BIAS_STEP = 0.5  # over the step at which a bias would do as much harm as a weight
 
@@ -40,22 +42,26 @@ class Calibrated:
     steps: Mapping[str, float]
 
 
-def calibrate(network: nn.Module, images: Tensor, relative_step: float) -> Calibrated:
+def calibrate(network: nn.Module, images: Tensor, relative_step: float, *, stand_in: bool = False) -> Calibrated:
     """Rounded weights and biases of the convolutions and fully connected layers that the images reach.
 
     Args:
         network: in eval mode; unchanged when this returns.
         images: (N, ...), as the network takes them. Their activations are in memory at once, twice.
         relative_step: of weights, as in `dtrain.pack.Uniform`.
+        stand_in: whether the images are only `dead_leaves`. Of the inputs of deep layers they say too little to fit
+            weights to or to correct biases by, and of second moments only that much is taken from them.
     """
-    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    names: dict[nn.Module, str] = {
+        module: name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    }
     rounded: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
     values, steps = {}, {}
 
     def after(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         whole, behind = inputs[0].chunk(2)
         if module not in rounded:
-            fitted, found = _round_layer(module, whole, behind, relative_step)
+            fitted, found = _round_layer(module, whole, behind, relative_step, stand_in=stand_in)
             rounded[module] = fitted
             for kind, value, step in zip(("weight", "bias"), fitted, found, strict=True):
                 if value is not None:
@@ -97,14 +103,18 @@ def dead_leaves(count: int, size: int, seed: int = 0) -> NDArray[np.uint8]:
 
 def _forward(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if isinstance(layer, nn.Conv2d):
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise ValueError(f"cannot calibrate a convolution with padding {layer.padding_mode} {layer.padding!r}")
-        return conv2d(inputs, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return conv2d(inputs, weight, bias, layer.stride, _padding(layer), layer.dilation, layer.groups)
     return linear(inputs, weight, bias)
 
 
+def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise ValueError(f"cannot calibrate a convolution with padding {layer.padding_mode} {layer.padding!r}")
+    return layer.padding
+
+
 def _round_layer(
-    layer: nn.Module, whole: Tensor, behind: Tensor, relative_step: float
+    layer: nn.Module, whole: Tensor, behind: Tensor, relative_step: float, *, stand_in: bool
 ) -> tuple[tuple[Tensor, Tensor | None], tuple[float, float]]:
     """Weight and bias on their grids, and the steps of both. Groups of a convolution are layers of their own."""
     assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -113,26 +123,39 @@ def _round_layer(
     targets = weight.reshape(groups, len(weight) // groups, -1)
     columns = targets.shape[2]
     own, cross = _moments(layer, whole, behind, groups)
-    if layer.bias is None:
+    step = step_size(weight, relative_step)
+    bias = None if layer.bias is None else layer.bias.detach().double().numpy().reshape(groups, -1, 1)
+    if bias is None or stand_in:
         own, cross = own[:, :-1, :-1], cross[:, :-1, :-1]
     else:
-        biases = layer.bias.detach().double().numpy().reshape(groups, -1, 1)
-        targets = np.concatenate([targets, biases], axis=2)
+        targets = np.concatenate([targets, bias], axis=2)
     size = own.shape[1]
-    damping = _DAMPING * np.trace(own, axis1=1, axis2=2) / size
-    inverse = np.linalg.inv(own + damping[:, None, None] * np.eye(size))
-    targets = targets + targets @ (cross - own) @ inverse
+    scale = np.trace(own, axis1=1, axis2=2)[:, None, None] / size
+    added = _common(size, math.prod(layer.weight.shape[2:])) if stand_in else _DAMPING * np.eye(size)
+    inverse = np.linalg.inv(own + scale * added)
+    if not stand_in:
+        targets = targets + targets @ (cross - own) @ inverse
 
-    step = step_size(weight, relative_step)
-    harm = float(np.exp(-np.log(np.diagonal(inverse, axis1=1, axis2=2)[:, :columns]).mean()))
-    bias_step = max(_BIAS_STEP * step * math.sqrt(harm), float(np.abs(targets[:, :, -1]).max()) / MOST_LEVELS) or 1.0
+    bias_step = 1.0
+    if bias is not None:
+        harm = float(np.exp(-np.log(np.diagonal(inverse, axis1=1, axis2=2)[:, :columns]).mean()))
+        largest = max(float(np.abs(bias).max()), float(np.abs(targets[:, :, columns:]).max(initial=0)))
+        bias_step = max(_BIAS_STEP * step * math.sqrt(harm), largest / MOST_LEVELS) or 1.0
     steps = np.array([step] * columns + [bias_step] * (size - columns))
     values = np.concatenate(
         [_round(target, of_group, steps) for target, of_group in zip(targets, inverse, strict=True)]
     )
+    if bias is not None and size == columns:
+        values = np.concatenate([values, np.rint(bias.reshape(-1, 1) / bias_step) * bias_step], axis=1)
     rounded = torch.from_numpy(values.astype(np.float32))
-    bias = None if layer.bias is None else rounded[:, -1].contiguous()
-    return (rounded[:, :columns].reshape(weight.shape), bias), (step, bias_step)
+    biases = None if bias is None else rounded[:, -1].contiguous()
+    return (rounded[:, :columns].reshape(weight.shape), biases), (step, bias_step)
+
+
+def _common(size: int, taps: int) -> Floats:
+    """Second moments of inputs that have some of their sum in common, and more of it within a kernel's window."""
+    window = np.kron(np.eye(size // taps), np.ones((taps, taps)))
+    return _STAND_IN_PRIOR * (np.eye(size) + 1 + 3 * window * (taps > 1))
 
 
 def _moments(layer: nn.Module, whole: Tensor, behind: Tensor, groups: int) -> tuple[Floats, Floats]:
@@ -148,7 +171,7 @@ def _moments(layer: nn.Module, whole: Tensor, behind: Tensor, groups: int) -> tu
 def _columns(layer: nn.Module, inputs: Tensor, groups: int) -> Tensor:
     """What each output sees: (groups, inputs of it and a 1, positions)."""
     if isinstance(layer, nn.Conv2d):
-        seen = unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0]
+        seen = unfold(inputs, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)[0]
     else:
         seen = inputs.reshape(-1, inputs.shape[-1]).T
     seen = seen.reshape(groups, -1, seen.shape[-1])

@@ -114,7 +114,8 @@ def _pack_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--calibrate",
         type=Path,
         metavar="FOLDER",
-        help="of images such as the network is for, no labels needed: --preset smallest then harms outputs least",
+        help="of images such as the network is for, without labels; --preset smallest then harms outputs less "
+        "(dead-leaves: made ones, if there are none)",
     )
     _json_option(pack)
     pack.set_defaults(run=_pack)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 SUFFIX = ".dtz"
 CALIBRATED = "smallest"
 """The preset that images may calibrate."""
+STAND_IN = "dead-leaves"
+"""In place of a folder of images: made ones, which need no data."""
 
 
 def pack_file(
@@ -53,7 +57,7 @@ def pack_file(
         target: its name ends in .dtz.
         preset: of `dtrain.pack.PRESETS`.
         coder: of small integers, of `dtrain.pack.CODERS`.
-        images: a folder with images such as the network is for, to calibrate the preset smallest with.
+        images: a folder with images such as the network is for, or STAND_IN, to calibrate the preset smallest with.
 
     Raises ValueError or FileNotFoundError, naming the cure.
     """
@@ -221,10 +225,14 @@ class _Inputs:
 
 def _calibrated(source: Path, model: Model, folder: Path) -> tuple[Model, Sequence[Stage]]:
     """The model with values on grids, calibrated with the folder's images, and the stages that keep them there."""
-    from dtrain.calibrate import calibrate
+    from dtrain.calibrate import calibrate, dead_leaves
 
     network, inputs = _network(source, model)
-    found = calibrate(network, _images(folder, inputs), _STEP)
+    if str(folder) == STAND_IN:
+        images = _as_taken(dead_leaves(_NUM_IMAGES, inputs.image_size), inputs)
+    else:
+        images = _as_taken(_images(folder, inputs), inputs)
+    found = calibrate(network, images, _STEP, stand_in=str(folder) == STAND_IN)
     changed = {name: Tensor.of_floats(model.tensors[name].dtype, values) for name, values in found.values.items()}
     return Model({**model.tensors, **changed}, model.metadata), (OnGrid(found.steps), *PRESETS[CALIBRATED])
 
@@ -260,11 +268,8 @@ def _shapes(network: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def _images(folder: Path, inputs: _Inputs) -> torch.Tensor:
-    """Up to _NUM_IMAGES of the images below `folder`, evenly from their sorted paths, as the network takes them."""
-    import numpy as np
-    import torch
-
+def _images(folder: Path, inputs: _Inputs) -> NDArray[np.uint8]:
+    """Up to _NUM_IMAGES of the images below `folder`, evenly from their sorted paths."""
     from dtrain.data import IMAGE_SUFFIXES, read_image
 
     paths = sorted(
@@ -274,10 +279,17 @@ def _images(folder: Path, inputs: _Inputs) -> torch.Tensor:
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
     )
     if not paths:
-        raise FileNotFoundError(f"no images below {folder}: give a folder of images such as the network is for")
-    chosen = [paths[index * len(paths) // _NUM_IMAGES] for index in range(_NUM_IMAGES)]
-    chosen = sorted(set(chosen))
-    pixels = torch.from_numpy(np.stack([read_image(p, inputs.image_size, inputs.shorter_side) for p in chosen]))
-    scaled = pixels.flip(1).float() if inputs.blue_first else pixels.float()
+        raise FileNotFoundError(
+            f"no images below {folder}: give a folder of images such as the network is for, or {STAND_IN} for none"
+        )
+    chosen = sorted({paths[index * len(paths) // _NUM_IMAGES] for index in range(_NUM_IMAGES)})
+    return np.stack([read_image(path, inputs.image_size, inputs.shorter_side) for path in chosen])
+
+
+def _as_taken(images: NDArray[np.uint8], inputs: _Inputs) -> torch.Tensor:
+    """By the network."""
+    import torch
+
+    pixels = torch.from_numpy(images).float() / 255
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (inputs.mean, inputs.std))
-    return (scaled / 255 - mean) / std
+    return ((pixels.flip(1) if inputs.blue_first else pixels) - mean) / std

@@ -54,6 +54,15 @@ def test_outputs_err_less_than_with_every_weight_rounded_to_the_nearest() -> Non
     assert error(calibrated.values) < 0.6 * error(nearest(calibrated.steps))
 
 
+def test_dead_leaves_do_better_than_nothing_where_there_are_no_images() -> None:
+    leaves = torch.from_numpy(dead_leaves(40, 16)).float() / 100 - 1
+    calibrated = calibrate(network(), leaves, 1.0, stand_in=True)
+    assert error(calibrated.values) < 0.8 * error(nearest(calibrated.steps))
+    for name, step in calibrated.steps.items():
+        if "bias" in name:
+            assert np.abs(calibrated.values[name] - network().state_dict()[name].numpy()).max() <= 0.501 * step
+
+
 def test_every_value_is_on_the_grid_of_its_tensor_and_every_layer_has_one() -> None:
     calibrated = calibrate(network(), images(10, 0), 0.3)
     assert set(calibrated.values) == set(calibrated.steps) == set(network().state_dict())
