@@ -15,22 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import write_result
-from pack_curve import images, logits, network
-from torch import Tensor, nn
+from pack_curve import calibrated, images, logits, network
+from torch import Tensor
 
-from dtrain.calibrate import calibrate
-from dtrain.pack import PRESETS, Model, OnGrid, from_bytes, pack, read_npz, to_bytes, unpack
-from dtrain.pack import Tensor as Packed
+from dtrain.pack import from_bytes, read_npz, to_bytes, unpack
 
 RESAMPLES = 10_000
-
-
-def packed(model: nn.Module, names: dict[str, str], inputs: Tensor, relative_step: float) -> bytes:
-    """The file. `names`: of each tensor in the weights' file, that of the network."""
-    found = calibrate(model, inputs, relative_step)
-    tensors = {caffe: Packed.of(found.values[ours]) for caffe, ours in names.items()}
-    steps = {caffe: found.steps[ours] for caffe, ours in names.items()}
-    return to_bytes(pack(Model(tensors, {}), (OnGrid(steps), *PRESETS["lossless"])))
 
 
 def hits(scores: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
@@ -53,18 +43,13 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data"), help="folder of the published weights and images"
     )
-    parser.add_argument("--images", type=int, default=64, help="how many calibrate, of 500")
-    parser.add_argument("--steps", type=float, nargs="+", default=[0.22, 0.3], help="relative steps")
+    parser.add_argument("--images", type=int, default=128, help="how many calibrate, of 500")
+    parser.add_argument("--steps", type=float, nargs="+", default=[0.222, 0.31], help="relative steps")
     parser.add_argument("--hardware", help="name of the result file's hardware; without it, none is written")
     options = parser.parse_args()
     torch.set_num_threads(1)
     weights = read_npz(options.data / "squeezenet_v1.0_fp32.npz")
     whole = network(weights)
-    names = {
-        f"{caffe}|{kind[0]}": f"{ours}.{kind}"
-        for caffe, ours in whole.caffe_layers.items()  # type: ignore[union-attr,operator]
-        for kind in ("weight", "bias")
-    }
     everything = list(images(options.data / "imagenet1000_warp256_q95.npz", 1000))
     even, odd = (everything[start::2] for start in (0, 1))
     chosen = np.linspace(0, len(even), options.images, endpoint=False).astype(int)
@@ -76,7 +61,7 @@ def main() -> None:
     rows = [f"| fp32 | {weights.num_bytes:,} | {top_1} | | {top_5} | | | |"]
     for step in options.steps:
         start = time.process_time()
-        data = packed(whole, names, tuning, step)
+        data = to_bytes(calibrated(weights, tuning, step, stand_in=False))
         seconds = time.process_time() - start
         after = logits(network(unpack(from_bytes(data))), inputs)
         ours = hits(after, labels)

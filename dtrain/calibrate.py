@@ -28,7 +28,7 @@ from dtrain.pack.uniform import MOST_LEVELS, step_size
 
 Floats = NDArray[np.float64]
 
-_DAMPING = 0.01  # of the mean second moment, added to each
+_DAMPING = 0.05  # of the mean second moment, added to each
 _STAND_IN_PRIOR = 0.3  # likewise, of what holds of any layer
 _BLOCK = 64
 _BIAS_STEP = 0.5  # over the step at which a bias would do as much harm as a weight
