@@ -131,6 +131,7 @@ def _round_layer(
         targets = np.concatenate([targets, bias], axis=2)
     size = own.shape[1]
     scale = np.trace(own, axis1=1, axis2=2)[:, None, None] / size
+    scale[scale == 0] = 1  # inputs that are all zero
     added = _common(size, math.prod(layer.weight.shape[2:])) if stand_in else _DAMPING * np.eye(size)
     inverse = np.linalg.inv(own + scale * added)
     if not stand_in:

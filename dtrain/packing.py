@@ -32,7 +32,7 @@ from dtrain.pack import (
     unpack,
     write_safetensors,
 )
-from dtrain.pack.tensor import FLOATS
+from dtrain.pack.tensor import FLOATS, finite
 
 if TYPE_CHECKING:
     import torch
@@ -207,8 +207,8 @@ def _with_our_names(model: Model) -> Model:
 
 # calibration
 
-_STEP = 0.3
-_NUM_IMAGES = 64
+_STEP = 0.222
+_NUM_IMAGES = 128
 _CAFFE_MEAN = (104 / 255, 117 / 255, 123 / 255)  # blue, green, red
 
 
@@ -260,7 +260,8 @@ def _network(source: Path, model: Model) -> tuple[torch.nn.Module, _Inputs]:
     state = network.state_dict()
     if not all(name in model.tensors and model.tensors[name].dtype in FLOATS for name in state):
         raise ValueError(f"{source}: lacks weights of its network, or has them in a type that cannot be calibrated")
-    network.load_state_dict({name: torch.from_numpy(model.tensors[name].floats.astype("f4")) for name in state})
+    weights = {name: finite(name, model.tensors[name]).astype(np.float32) for name in state}
+    network.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
     return network.eval(), inputs
 
 

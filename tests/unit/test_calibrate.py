@@ -91,6 +91,8 @@ def test_inputs_that_are_always_zero_and_weights_that_are_all_zero_do_no_harm() 
         model[0].weight[:4] = 0
         model[0].bias[:4] = -1  # after the ReLU nothing is left of these channels
         model[4].weight.zero_()
+        model[2].weight.zero_()
+        model[2].bias.fill_(-1)  # nor anything of what the layer without biases takes
     values = calibrate(model, images(8, 0), 0.3).values
     assert all(np.isfinite(value).all() for value in values.values())
     assert not values["4.weight"].any()

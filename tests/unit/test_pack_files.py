@@ -128,7 +128,7 @@ def test_images_calibrate_the_model_of_a_run(tmp_path: Path, capsys: pytest.Capt
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index}.png")
     errors = []
     inputs = (torch.from_numpy(images[:, :, 4:36, 4:36].copy()).float() / 255 - 0.5) / 0.25
-    for options in ([], ["--calibrate", tmp_path / "images"]):
+    for options in ([], ["--calibrate", tmp_path / "images"], ["--calibrate", "dead-leaves"]):
         packed = dtrain(
             capsys, "pack", tmp_path / "m.safetensors", "-o", tmp_path / "m.dtz", "--preset", "smallest", *options
         )
