@@ -114,6 +114,16 @@ def _pack_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     pack.add_argument("model", type=Path, help=".safetensors, .npz, or Deep Compression's .net")
     pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.dtz")
     pack.add_argument("--preset", default="lossless", help="what is done to weights (default: lossless, nothing)")
+    pack.add_argument(
+        "--coder", default="contexts", help="of small integers: contexts (default), or huffman as in Deep Compression"
+    )
+    pack.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="of images such as the network is for, without labels; --preset smallest then harms outputs less "
+        "(dead-leaves: made ones, if there are none)",
+    )
     _json_option(pack)
     pack.set_defaults(run=_pack)
 
@@ -296,7 +306,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 def _pack(parsed: argparse.Namespace) -> int:
     from dtrain.packing import pack_file
 
-    result = pack_file(parsed.model, parsed.output, preset=parsed.preset)
+    result = pack_file(parsed.model, parsed.output, preset=parsed.preset, coder=parsed.coder, images=parsed.calibrate)
     if parsed.json:
         _print_json(result)
     else:

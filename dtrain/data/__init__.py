@@ -13,11 +13,24 @@ from types import MappingProxyType
 from dtrain.data.cifar10 import open_cifar10
 from dtrain.data.dataset import Dataset, Split
 from dtrain.data.digits import open_digits
+from dtrain.data.image import read_image
+from dtrain.data.image_folder import SUFFIXES as IMAGE_SUFFIXES
 from dtrain.data.image_folder import open_image_folder
 from dtrain.data.loader import Batch, TrainLoader, eval_batches, train_loader
 from dtrain.data.synthetic import open_synthetic
 
-__all__ = ["DATASETS", "Batch", "Dataset", "Split", "TrainLoader", "eval_batches", "open_dataset", "train_loader"]
+__all__ = [
+    "DATASETS",
+    "IMAGE_SUFFIXES",
+    "Batch",
+    "Dataset",
+    "Split",
+    "TrainLoader",
+    "eval_batches",
+    "open_dataset",
+    "read_image",
+    "train_loader",
+]
 
 DATASETS: MappingProxyType[str, Callable[..., Dataset]] = MappingProxyType(
     {

@@ -2,16 +2,22 @@
 
 from dtrain.pack.container import Container, arrays, from_bytes, to_bytes
 from dtrain.pack.difference import apply_difference, make_difference
+from dtrain.pack.entropy import CODERS
 from dtrain.pack.han import read_net
 from dtrain.pack.model_file import Model, read_npz, read_safetensors, write_safetensors
 from dtrain.pack.pipeline import pack, unpack
 from dtrain.pack.presets import PRESETS
+from dtrain.pack.stage import Stage
 from dtrain.pack.tensor import Tensor
+from dtrain.pack.uniform import OnGrid
 
 __all__ = [
+    "CODERS",
     "PRESETS",
     "Container",
     "Model",
+    "OnGrid",
+    "Stage",
     "Tensor",
     "apply_difference",
     "arrays",

@@ -33,7 +33,7 @@ MAX_RATIO = 256
 """Bytes that a file may unpack to, over all stages, for each of its own. What would be more is padded when written."""
 
 _PREFIX = struct.Struct("<4sBI32s")
-_MAX_HEADER_BYTES = 1 << 24
+_MAX_HEADER_BYTES, _FREE_HEADER_BYTES = 1 << 24, 1 << 18
 _MAX_TENSORS = 1 << 16
 _MAX_DEPTH = 8
 _MAX_DIMENSION = 1 << 40
@@ -96,7 +96,13 @@ def to_bytes(container: Container) -> bytes:
         "padding": padding,
         "tensors": {name: _describe(node) for name, node in container.tensors.items()},
     }
-    packed = bz2.compress(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    packed = bz2.compress(text)
+    if len(container.tensors) > _MAX_TENSORS or len(text) > _header_limit(packed):
+        raise ValueError(
+            f"{len(container.tensors):,} tensors and {len(text):,} bytes of names and metadata: more than a packed "
+            "model holds; leave out metadata, or pack parts of the model"
+        )
     sections += bytes(padding)
     return _prefix(packed, sections) + packed + sections
 
@@ -154,11 +160,16 @@ def _check_prefix(data: bytes) -> int:
     return int(header_bytes)
 
 
+def _header_limit(packed: bytes) -> int:
+    """Bytes that a header may have, of which a parsed one takes some twenty times as much memory."""
+    return min(_MAX_HEADER_BYTES, _FREE_HEADER_BYTES + MAX_RATIO * len(packed))
+
+
 def _header(packed: bytes) -> dict[str, Any]:
     decompressor = bz2.BZ2Decompressor()
     try:
-        text = decompressor.decompress(packed, _MAX_HEADER_BYTES)
-        if not decompressor.eof or decompressor.unused_data:
+        text = decompressor.decompress(packed, _header_limit(packed) + 1)
+        if len(text) > _header_limit(packed) or not decompressor.eof or decompressor.unused_data:
             raise ValueError("its header is too long, or does not end where it should")
         header = json.loads(text)
     except (OSError, EOFError, RecursionError, ValueError) as error:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dtrain.pack.ascending import code_ascending, is_ascending
 from dtrain.pack.coder import Decoder, Encoder
+from dtrain.pack.huffman import decode_levels, encode_levels
 from dtrain.pack.levels import are_levels, code_levels
 from dtrain.pack.planes import code_planes
 from dtrain.pack.tensor import Tensor
 
-CODECS = ("levels", "ascending", "planes")
+CODECS = ("levels", "huffman", "ascending", "planes")
+
+CODERS = ("contexts", "huffman")
+"""What small integers may be coded by."""
 
 
-def encode(tensor: Tensor) -> tuple[str, bytes]:
-    """The codec's name and the bytes."""
+def encode(tensor: Tensor, coder: str = "contexts") -> tuple[str, bytes]:
+    """The codec's name and the bytes. `coder`: one of CODERS."""
     encoder = Encoder()
+    if are_levels(tensor) and coder == "huffman":
+        return "huffman", encode_levels(tensor.integers)
     if are_levels(tensor):
         code_levels(encoder, tensor.shape, tensor.integers)
         return "levels", encoder.finish()
@@ -29,10 +35,12 @@ def decode(codec: str, dtype: str, shape: tuple[int, ...], data: bytes) -> Tenso
 
     Raises ValueError for bytes that no encoder writes.
     """
+    if codec in ("levels", "huffman") and dtype != "I32":
+        raise ValueError(f"levels of type {dtype}")
+    if codec == "huffman":
+        return Tensor.of(decode_levels(shape, data))
     decoder = Decoder(data)
     if codec == "levels":
-        if dtype != "I32":
-            raise ValueError(f"levels of type {dtype}")
         return Tensor.of(code_levels(decoder, shape, None))
     if codec == "ascending":
         return code_ascending(decoder, dtype, shape, None)

@@ -55,14 +55,15 @@ class LowRank:
         left, right, unit = parts[LEFT], parts[RIGHT], parameters.get("unit")
         if dtype not in FLOATS or len(shape) < 2 or (left.dtype, right.dtype) != ("I16", "I16"):
             raise ValueError("factors that do not fit their tensor")
-        rank = left.shape[-1] if len(left.shape) == 2 else -1
-        if left.shape != (shape[0], rank) or right.shape != (rank, math.prod(shape[1:])):
+        rank, columns = left.shape[-1] if len(left.shape) == 2 else -1, math.prod(shape[1:])
+        if left.shape != (shape[0], rank) or right.shape != (rank, columns):
             raise ValueError("factors that do not fit their tensor")
+        if rank * (shape[0] + columns) >= shape[0] * columns:  # bounds the time of the product
+            raise ValueError("factors that are not smaller than their tensor")
         if not isinstance(unit, float) or not 0 < unit < float("inf"):
             raise ValueError("a unit that is not a positive number")
         product = _matrix(left) @ _matrix(right)
-        with np.errstate(over="ignore"):
-            return Tensor.of((product * unit).astype(FLOATS[dtype]).reshape(shape))
+        return Tensor.of_floats(dtype, (product * unit).reshape(shape))
 
 
 def _integers(factor: NDArray[np.float64]) -> tuple[NDArray[np.int16], float]:

@@ -12,11 +12,21 @@ from dtrain.pack.stage import Stage
 from dtrain.pack.tensor import Tensor
 
 
-def pack(model: Model, preset: str | Sequence[Stage] = "lossless") -> Container:
-    """`preset`: a name in `PRESETS`, or stages. Raises ValueError for another name, and for weights it cannot pack."""
+def pack(model: Model, preset: str | Sequence[Stage] = "lossless", *, coder: str = "contexts") -> Container:
+    """A model's stages, and then its bytes.
+
+    Args:
+        preset: a name in `PRESETS`, or stages.
+        coder: of small integers, one of `CODERS`: "contexts", or "huffman" as Deep Compression has it.
+
+    Raises ValueError for another name, and for weights that the stages cannot take.
+    """
+    if coder not in entropy.CODERS:
+        raise ValueError(f"unknown coder {coder!r}: choose one of {', '.join(entropy.CODERS)}")
     chosen = stages(preset) if isinstance(preset, str) else preset
     label = preset if isinstance(preset, str) else "+".join(stage.name for stage in preset)
-    return Container(label, {name: _encode(name, t, chosen) for name, t in model.tensors.items()}, model.metadata)
+    nodes = {name: _encode(name, tensor, chosen, coder) for name, tensor in model.tensors.items()}
+    return Container(label, nodes, model.metadata)
 
 
 def unpack(container: Container) -> Model:
@@ -30,13 +40,14 @@ def unpack(container: Container) -> Model:
     return Model(tensors, container.metadata)
 
 
-def _encode(name: str, tensor: Tensor, remaining: Sequence[Stage]) -> Node:
+def _encode(name: str, tensor: Tensor, remaining: Sequence[Stage], coder: str) -> Node:
     for index, stage in enumerate(remaining):
         split = stage.encode(name, tensor)
         if split is not None:
-            parts = {part: _encode(name, value, remaining[index + 1 :]) for part, value in split.parts.items()}
+            after = remaining[index + 1 :]
+            parts = {part: _encode(name, value, after, coder) for part, value in split.parts.items()}
             return Staged(tensor.dtype, tensor.shape, stage.name, split.parameters, parts)
-    codec, data = entropy.encode(tensor)
+    codec, data = entropy.encode(tensor, coder)
     return Array(tensor.dtype, tensor.shape, codec, data)
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dtrain.pack.levels import are_levels
 from dtrain.pack.stage import Parameters, Split
@@ -39,12 +40,8 @@ class Prune:
         density = self.density.get(name, 1.0) if isinstance(self.density, Mapping) else self.density
         if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or density == 1.0 or not tensor.numel:
             return None
-        weights = finite(name, tensor).reshape(-1)
-        kept = max(1, round(density * weights.size))
-        order = np.argsort(-np.abs(weights), kind="stable")  # of equals, the first are kept
-        pruned = np.zeros_like(weights)
-        pruned[order[:kept]] = weights[order[:kept]]
-        return Split({KEPT: Tensor.of(pruned.reshape(tensor.shape))})
+        weights = finite(name, tensor)
+        return Split({KEPT: Tensor.of_floats(tensor.dtype, np.where(magnitude_mask(weights, density), weights, 0))})
 
     @staticmethod
     def decode(dtype: str, shape: tuple[int, ...], parameters: Parameters, parts: Mapping[str, Tensor]) -> Tensor:
@@ -52,6 +49,14 @@ class Prune:
         if (kept.dtype, kept.shape) != (dtype, shape):
             raise ValueError("kept weights that do not fit their tensor")
         return kept
+
+
+def magnitude_mask(weights: NDArray[Any], density: float) -> NDArray[np.bool_]:
+    """Where the greatest weights are, that fraction of all and one at least; of equals, the first."""
+    order = np.argsort(-np.abs(weights), axis=None, kind="stable")
+    mask = np.zeros(weights.size, np.bool_)
+    mask[order[: max(1, round(density * weights.size))]] = True
+    return mask.reshape(weights.shape)
 
 
 MASK, VALUES = "mask", "values"

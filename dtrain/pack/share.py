@@ -101,7 +101,7 @@ class KMeans:
             shared = np.where(weights != 0, centroids[_nearest(centroids, weights)], 0).astype(weights.dtype)
         else:
             shared = weights
-        return Distinct().encode(name, Tensor.of(shared.reshape(tensor.shape)))
+        return Distinct().encode(name, Tensor.of_floats(tensor.dtype, shared.reshape(tensor.shape)))
 
     @staticmethod
     def decode(dtype: str, shape: tuple[int, ...], parameters: Parameters, parts: Mapping[str, Tensor]) -> Tensor:

@@ -22,8 +22,8 @@ _BITS = {
 BITS = {dtype: bits for bits, dtypes in _BITS.items() for dtype in dtypes}
 """Bits of an element, by safetensors' name of the type."""
 
-FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-"""What numpy computes with, and its name for it."""
+FLOATS = {"F16": "<f2", "BF16": "<f4", "F32": "<f4", "F64": "<f8"}
+"""Types of weights that stages may change, and the numpy type that holds their values. Other types stay exact."""
 
 MAX_NDIM = 16
 
@@ -44,6 +44,17 @@ class Tensor:
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         return cls(dtype, array.shape, little.reshape(-1).view(np.uint8))
 
+    @classmethod
+    def of_floats(cls, dtype: str, values: NDArray[Any]) -> Tensor:
+        """Of a type in FLOATS: each value rounded to the nearest that the type has, of two the even one."""
+        with np.errstate(over="ignore"):
+            floats = values.astype(FLOATS[dtype])
+        if dtype != "BF16":
+            return cls.of(floats)
+        words = np.ascontiguousarray(floats).reshape(-1).view("<u4")
+        rounded = (words + np.uint32(0x7FFF) + (words >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+        return cls(dtype, values.shape, rounded.astype("<u2").view(np.uint8))
+
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
@@ -61,7 +72,10 @@ class Tensor:
     @property
     def floats(self) -> NDArray[Any]:
         """As numpy's floats, of the tensor's shape."""
-        floats: NDArray[Any] = self.data.view(FLOATS[self.dtype]).reshape(self.shape)
+        data = self.data
+        if self.dtype == "BF16":
+            data = (data.view("<u2").astype("<u4") << np.uint32(16)).view(np.uint8)
+        floats: NDArray[Any] = data.view(FLOATS[self.dtype]).reshape(self.shape)
         return floats
 
     @property

@@ -24,17 +24,20 @@ from dtrain.pack.tensor import FLOATS, Tensor, finite
 LEVELS = "levels"
 
 _NUMEL, _MOST = 1 << 14, 1 << 19
-_LARGEST = MAX_LEVEL - 2  # a level may be moved up twice
+MOST_LEVELS = MAX_LEVEL - 2  # on either side of zero; a level may be moved up twice
+_BIASES, _BIAS_STEP = ("bias", "|b"), 1 / 8
 _LEAST_ERROR = 0.0  # of a weight that may be moved, in steps and in the direction in which it is moved
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """For weight tensors.
+    """For weight tensors, and with a much finer step for biases: vectors whose name ends in "bias", or in Caffe's "|b".
+
+    Other vectors, such as the variances of batch normalisation, may not bear it and stay exact.
 
     Args:
-        relative_step: the step over the root mean square, for a tensor of 2**14 weights; for others it goes with the
-            third root of their number, up to 2**19, since error is cheaper where it saves more bits.
+        relative_step: of weights, the step over the root mean square, for a tensor of 2**14 weights; for others it goes
+            with the third root of their number, up to 2**19, since error is cheaper where it saves more bits.
         trade: the squared error, in squared steps, that a bit saved is worth. 0 rounds to the nearest.
         cancel: whether the errors of kernels and filters cancel.
     """
@@ -52,11 +55,15 @@ class Uniform:
             raise ValueError(f"trade={self.trade} must not be negative")
 
     def encode(self, name: str, tensor: Tensor) -> Split | None:
-        if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or not tensor.numel:
+        is_bias = len(tensor.shape) == 1 and name.endswith(_BIASES)
+        if tensor.dtype not in FLOATS or not tensor.numel or (len(tensor.shape) < 2 and not is_bias):
             return None
         weights = finite(name, tensor).astype(np.float64)
-        step = self.relative_step * float(np.sqrt((weights**2).mean())) * (min(weights.size, _MOST) / _NUMEL) ** (1 / 3)
-        step = max(step, float(np.abs(weights).max()) / _LARGEST) or 1.0
+        if is_bias:
+            step = self.relative_step * _BIAS_STEP * float(np.sqrt((weights**2).mean()))
+            step = max(step, float(np.abs(weights).max()) / MOST_LEVELS) or 1.0
+            return Split({LEVELS: Tensor.of(np.rint(weights / step).astype(np.int32))}, {"step": step})
+        step = step_size(weights, self.relative_step)
         levels = _quantize(weights / step, self.trade)
         if self.cancel:
             if weights.ndim > 2:
@@ -71,8 +78,37 @@ class Uniform:
             raise ValueError("levels that do not fit their tensor")
         if not isinstance(step, float) or not 0 < step < float("inf"):
             raise ValueError("a step that is not a positive number")
-        with np.errstate(over="ignore"):
-            return Tensor.of((levels.integers * step).astype(FLOATS[dtype]))
+        return Tensor.of_floats(dtype, levels.integers * step)
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """For tensors whose values are multiples of a step already, as `dtrain.calibrate` makes them.
+
+    Args:
+        steps: by tensor name.
+    """
+
+    steps: Mapping[str, float]
+    name: ClassVar[str] = Uniform.name
+    part_names: ClassVar[tuple[str, ...]] = Uniform.part_names
+
+    def encode(self, name: str, tensor: Tensor) -> Split | None:
+        if name not in self.steps:
+            return None
+        levels = np.rint(finite(name, tensor).astype(np.float64) / self.steps[name]).astype(np.int32)
+        return Split({LEVELS: Tensor.of(levels)}, {"step": self.steps[name]})
+
+    @staticmethod
+    def decode(dtype: str, shape: tuple[int, ...], parameters: Parameters, parts: Mapping[str, Tensor]) -> Tensor:
+        return Uniform.decode(dtype, shape, parameters, parts)
+
+
+def step_size(weights: NDArray[np.float64], relative_step: float) -> float:
+    """The step of a weight tensor (see `Uniform`), and no smaller than its largest weight has levels for."""
+    scale = (min(weights.size, _MOST) / _NUMEL) ** (1 / 3)
+    step = relative_step * float(np.sqrt((weights**2).mean())) * scale
+    return max(step, float(np.abs(weights).max()) / MOST_LEVELS) or 1.0
 
 
 def _quantize(weights: NDArray[np.float64], trade: float) -> NDArray[np.int32]:

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dtrain.calibrate import dead_leaves
+from dtrain.checkpoint import save_model
 from dtrain.cli import main
 from dtrain.models import PUBLISHED, build, load_weights
 
@@ -110,6 +113,50 @@ def test_a_run_s_model_keeps_its_description_and_every_type(tmp_path: Path, caps
     dtrain(capsys, "pack", tmp_path / "m.safetensors", "-o", tmp_path / "m.dtz")
     dtrain(capsys, "unpack", tmp_path / "m.dtz", "-o", tmp_path / "n.safetensors")
     assert (tmp_path / "n.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
+
+
+def test_images_calibrate_the_model_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    network = build("squeezenet1_1", num_classes=10)
+    data = {"image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+    description = {"model": {"name": "squeezenet1_1", "num_classes": 10, "options": {}}, "data": data}
+    save_model(network, tmp_path / "m.safetensors", description)
+    images = dead_leaves(40, 40)
+    for index, image in enumerate(images):
+        folder = tmp_path / "images" / str(index % 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index}.png")
+    errors = []
+    inputs = (torch.from_numpy(images[:, :, 4:36, 4:36].copy()).float() / 255 - 0.5) / 0.25
+    for options in ([], ["--calibrate", tmp_path / "images"], ["--calibrate", "dead-leaves"]):
+        packed = dtrain(
+            capsys, "pack", tmp_path / "m.safetensors", "-o", tmp_path / "m.dtz", "--preset", "smallest", *options
+        )
+        assert packed["compression_ratio"] > 8
+        dtrain(capsys, "unpack", tmp_path / "m.dtz", "-o", tmp_path / "n.safetensors")
+        unpacked = build("squeezenet1_1", num_classes=10)
+        load_weights(unpacked, tmp_path / "n.safetensors")
+        with torch.no_grad():
+            errors.append(float((unpacked.eval()(inputs) - network.eval()(inputs)).norm()))
+    assert errors[1] < errors[0]
+
+
+def test_calibration_without_its_images_or_its_network_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "m.safetensors", tmp_path / "m.dtz"
+    save_file({"a": torch.randn(40, 30)}, source)
+    images = ["-o", target, "--calibrate", tmp_path]
+    assert "calibrate the preset smallest" in the_line(capsys, "pack", source, *images)
+    smallest = [*images, "--preset", "smallest"]
+    assert "was not saved by dtrain" in the_line(capsys, "pack", source, *smallest)
+    np.savez(tmp_path / "m.npz", a=np.zeros((3, 4), np.float32))
+    assert "no published network" in the_line(capsys, "pack", tmp_path / "m.npz", *smallest)
+    data = {"image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+    description = {"model": {"name": "squeezenet1_1", "num_classes": 10, "options": {}}, "data": data}
+    save_model(build("squeezenet1_1", num_classes=10), source, description)
+    assert "no images below" in the_line(capsys, "pack", source, *smallest)
+    assert not target.exists()
 
 
 def test_inspect_accounts_for_every_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from dtrain.pack.low_rank import LowRank
 from dtrain.pack.prune import Prune, Sparse
@@ -106,6 +107,17 @@ def test_errors_of_uniform_quantization_cancel_in_filters_and_nearly_in_kernels(
     assert np.abs(through(cancelled, WEIGHTS) - WEIGHTS).max() < 1.5 * step
 
 
+@pytest.mark.parametrize("name", ["fc.bias", "conv1|b"])
+def test_biases_have_fine_steps_and_other_vectors_none(name: str) -> None:
+    biases = WEIGHTS[0].reshape(-1)
+    stage = Uniform(0.2)
+    split = stage.encode(name, Tensor.of(biases))
+    assert split is not None
+    decoded = stage.decode("F32", biases.shape, split.parameters, split.parts).floats
+    assert 0 < np.abs(decoded - biases).max() < 0.02 * np.sqrt((biases**2).mean())
+    assert stage.encode("norm.running_var", Tensor.of(biases)) is None
+
+
 def test_large_tensors_have_larger_steps() -> None:
     steps = []
     for copies in (1, 8):
@@ -143,6 +155,25 @@ def test_low_rank_leaves_matrices_of_full_rank_alone() -> None:
 def test_stages_that_lose_something_leave_vectors_and_integers_alone(stage: Stage) -> None:
     for array in (WEIGHTS.reshape(-1), np.arange(1000).reshape(10, 100), np.zeros((0, 4), "<f4")):
         assert stage.encode("w", Tensor.of(array)) is None
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F64"])
+@pytest.mark.parametrize("stage", [Prune(0.5), KMeans(4), Uniform(0.1), LowRank(0.9)], ids=lambda stage: stage.name)
+def test_stages_change_weights_of_every_type_alike(stage: Stage, dtype: str) -> None:
+    tensor = Tensor.of_floats(dtype, WEIGHTS)
+    split = stage.encode("w", tensor)
+    assert split is not None
+    decoded = stage.decode(dtype, tensor.shape, split.parameters, split.parts)
+    assert (decoded.dtype, decoded.shape, len(decoded.data)) == (dtype, tensor.shape, len(tensor.data))
+    assert relative_error(decoded.floats - through(stage, WEIGHTS) + WEIGHTS) < 0.05
+
+
+def test_bfloat16_is_rounded_to_the_nearest_as_torch_does() -> None:
+    values = np.concatenate([WEIGHTS.reshape(-1), np.array([0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3.4e38, 1e-40], "<f4")])
+    rounded = torch.from_numpy(values).to(torch.bfloat16)
+    tensor = Tensor.of_floats("BF16", values)
+    assert tensor.data.tobytes() == rounded.view(torch.int16).numpy().tobytes()
+    np.testing.assert_array_equal(tensor.floats, rounded.float().numpy())
 
 
 @pytest.mark.parametrize("stage", [Uniform(0.1), LowRank(0.9), KMeans(4)], ids=lambda stage: stage.name)
