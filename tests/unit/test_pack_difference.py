@@ -85,6 +85,14 @@ WAY = make_difference(BASE, NEW)
 PREFIX_BYTES = 77
 
 
+def test_taking_it_in_fits_nothing_which_could_differ_between_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(grid: object, levels: object) -> None:
+        raise AssertionError("fitted anew")
+
+    monkeypatch.setattr("dtrain.pack.levels._fit", fit)
+    assert apply_difference(BASE, WAY) == NEW
+
+
 def test_it_names_the_file_that_it_starts_from() -> None:
     with pytest.raises(ValueError, match=r"a difference from .*, and this file is"):
         apply_difference(NEW, WAY)
