@@ -10,6 +10,7 @@ fractions are out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import constriction
@@ -95,6 +96,39 @@ class Decoder:
         except AssertionError:
             raise ValueError("a section that no encoder wrote") from None
         return symbols
+
+
+class HuffmanEncoder:
+    """Symbols by the Huffman codes of their probabilities."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.symbol.QueueEncoder()
+
+    def symbols(self, probabilities: Floats, known: Sequence[int]) -> None:
+        tree = constriction.symbol.huffman.EncoderHuffmanTree(probabilities)
+        for symbol in known:
+            self._coder.encode_symbol(symbol, tree)
+
+    def finish(self) -> bytes:
+        """As `Encoder.finish`."""
+        words: NDArray[np.uint32] = self._coder.get_compressed()[0]
+        return words.astype(_WORD).tobytes()
+
+
+class HuffmanDecoder:
+    """The same symbols, or ValueError where there are not as many."""
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) % _WORD.itemsize:
+            raise ValueError("a section that is not whole words")
+        self._coder = constriction.symbol.QueueDecoder(np.frombuffer(data, _WORD).astype(np.uint32))
+
+    def symbols(self, probabilities: Floats, size: int) -> NDArray[np.int64]:
+        tree = constriction.symbol.huffman.DecoderHuffmanTree(probabilities)
+        try:
+            return np.fromiter((self._coder.decode_symbol(tree) for _ in range(size)), np.int64, size)
+        except ValueError:
+            raise ValueError("a section that no encoder wrote") from None
 
 
 def _flat(num_bits: int) -> NDArray[np.int64]:

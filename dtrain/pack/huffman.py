@@ -21,17 +21,15 @@ import struct
 from itertools import count
 from typing import Any
 
-import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from dtrain.pack.coder import Ints
+from dtrain.pack.coder import HuffmanDecoder, HuffmanEncoder, Ints
 
 _PREFIX = struct.Struct("<BhHI")
 _LARGEST_GAP = 15
 _MAX_BITS = 48
 _ALONE = 255
-_WORD = np.dtype("<u4")
 
 
 def encode_levels(levels: Ints) -> bytes:
@@ -44,14 +42,13 @@ def encode_levels(levels: Ints) -> bytes:
         sparse = [flat[places] - lowest, gaps]
     bits = [sum(_num_bits(stream) for stream in streams) for streams in (dense, sparse)]
     form = int(len(sparse) == 2 and len(sparse[0]) > 0 and bits[1] < bits[0])
-    tables, coder = b"", constriction.symbol.QueueEncoder()
+    tables, coder = b"", HuffmanEncoder()
     for stream, size in zip((dense, sparse)[form], (symbols, _LARGEST_GAP + 1), strict=False):
         lengths = _lengths(np.bincount(stream, minlength=size))
         tables += lengths.tobytes()
         _encode(coder, stream, lengths)
-    words: NDArray[np.uint32] = coder.get_compressed()[0]
     stored = len((dense, sparse)[form][0])
-    return _PREFIX.pack(form, lowest, symbols, stored) + tables + words.astype(_WORD).tobytes()
+    return _PREFIX.pack(form, lowest, symbols, stored) + tables + coder.finish()
 
 
 def decode_levels(shape: tuple[int, ...], data: bytes) -> Ints:
@@ -63,16 +60,13 @@ def decode_levels(shape: tuple[int, ...], data: bytes) -> Ints:
     tables_end = _PREFIX.size + symbols + (_LARGEST_GAP + 1) * form
     if form > 1 or not symbols or stored > numel or (form == 0 and stored != numel) or len(data) < tables_end:
         raise ValueError("a section that no encoder wrote")
-    if (len(data) - tables_end) % _WORD.itemsize:
-        raise ValueError("a section that is not whole words")
     lengths = np.frombuffer(data, np.uint8, tables_end - _PREFIX.size, _PREFIX.size)
-    words = np.frombuffer(data, _WORD, -1, tables_end).astype(np.uint32)
-    coder, num_bits = constriction.symbol.QueueDecoder(words), 0
+    coder, num_bits = HuffmanDecoder(data[tables_end:]), 0
     streams = []
     for table in np.split(lengths, [symbols])[: 1 + form]:
-        streams.append(_decode(coder, stored, table, 32 * len(words) - num_bits))
+        streams.append(_decode(coder, stored, table, 8 * (len(data) - tables_end) - num_bits))
         num_bits += int(_bits(table)[streams[-1]].sum())
-    if -(-num_bits // 32) != len(words):
+    if -(-num_bits // 32) * 4 != len(data) - tables_end:
         raise ValueError("codes that do not fill their section")
     values: Ints = (streams[0] + lowest).astype(np.int32)
     if form == 0:
@@ -127,15 +121,13 @@ def _probabilities(lengths: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.ldexp(1.0, -lengths[lengths > 0].astype(np.int32))
 
 
-def _encode(coder: Any, stream: NDArray[np.int64], lengths: NDArray[np.uint8]) -> None:
+def _encode(coder: HuffmanEncoder, stream: NDArray[np.int64], lengths: NDArray[np.uint8]) -> None:
     used = np.flatnonzero(lengths)
     if len(used) > 1:
-        tree = constriction.symbol.huffman.EncoderHuffmanTree(_probabilities(lengths))
-        for symbol in np.searchsorted(used, stream).tolist():
-            coder.encode_symbol(symbol, tree)
+        coder.symbols(_probabilities(lengths), np.searchsorted(used, stream).tolist())
 
 
-def _decode(coder: Any, size: int, lengths: NDArray[np.uint8], bits_left: int) -> NDArray[np.int64]:
+def _decode(coder: HuffmanDecoder, size: int, lengths: NDArray[np.uint8], bits_left: int) -> NDArray[np.int64]:
     used = np.flatnonzero(lengths)
     if len(used) == 1 and lengths[used[0]] == _ALONE:
         return np.full(size, used[0], np.int64)
@@ -145,9 +137,4 @@ def _decode(coder: Any, size: int, lengths: NDArray[np.uint8], bits_left: int) -
         raise ValueError("lengths of codes that no Huffman code has")
     if size > bits_left:
         raise ValueError("fewer codes than levels")
-    tree = constriction.symbol.huffman.DecoderHuffmanTree(_probabilities(lengths))
-    try:
-        symbols = np.fromiter((coder.decode_symbol(tree) for _ in range(size)), np.int64, size)
-    except ValueError:
-        raise ValueError("a section that no encoder wrote") from None
-    return used[symbols]
+    return used[coder.symbols(_probabilities(lengths), size)]

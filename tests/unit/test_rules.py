@@ -146,9 +146,9 @@ def test_pyroute2_is_imported_in_one_file() -> None:
     assert not found("pyroute2", allowed_in=("cluster/network.py",))
 
 
-def test_constriction_is_imported_by_the_two_coders_alone() -> None:
+def test_constriction_is_imported_in_one_file() -> None:
     assert found("constriction") != []
-    assert not found("constriction", allowed_in=("pack/coder.py", "pack/huffman.py"))
+    assert not found("constriction", allowed_in=("pack/coder.py",))
 
 
 def test_unpacking_needs_no_torch() -> None:
