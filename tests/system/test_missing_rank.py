@@ -18,6 +18,8 @@ from programs import Ended, environment, finish, start
 METER = ["-m", "dtrain.meter"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TIMEOUT_SECONDS = 6
+UNDER_WAY_SECONDS = 6
+PROGRAMS = Path(__file__).parent / "programs"
 PROGRAM = f"""
 import os, signal, sys, time
 from datetime import timedelta
@@ -108,9 +110,16 @@ two_hosts = pytest.mark.skipif(
 
 
 @two_hosts
-def test_a_rank_that_died_on_another_host_is_named_here(tmp_path: Path, program: str) -> None:
-    here, there = on_two_hosts(tmp_path, *METER, program, "1", "SIGKILL")
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "pipeline", "subgroups"])
+def test_a_rank_killed_on_another_host_is_named_here(tmp_path: Path, name: str) -> None:
+    program = tmp_path / "program.py"
+    shutil.copy(PROGRAMS / f"{name}.py", program)
+    here, there = on_two_hosts(tmp_path, *METER, str(program), "1000000")
+    killed = once_under_way(there, program, 1)
+    os.kill(killed, signal.SIGKILL)
+    begun = time.monotonic()
     ended = finish(here, 120)
+    assert time.monotonic() - begun < 60
     finish(there, 60).expect(1)
     assert ended.code != 0
     assert re.findall(r"^dtrain: rank 1 on host node1 does not answer .*on host node0\)$", ended.stderr, re.MULTILINE)
@@ -139,16 +148,30 @@ def rank_of(pid: str) -> str | None:
     return next((v.partition(b"=")[2].decode() for v in variables if v.startswith(b"RANK=")), None)
 
 
-def training_process(folder: Path, rank: int) -> int:
-    run_dir = f"run_dir={folder}/run".encode()
+def process_of(argument: str, rank: int) -> int | None:
+    """The rank's process, not torchrun's, that has this argument."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            mine = run_dir in (process / "cmdline").read_bytes().split(b"\0")
+            mine = argument.encode() in (process / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
         if mine and rank_of(process.name) == str(rank):
             return int(process.name)
-    raise AssertionError(f"no process of rank {rank}")
+    return None
+
+
+def once_under_way(agent: subprocess.Popen[str], program: Path, rank: int) -> int:
+    """The rank's process once it has computed for longer than its imports take."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert agent.poll() is None, agent.communicate()
+        process = process_of(str(program), rank)
+        if process is not None:
+            user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+            if int(user) + int(system) > UNDER_WAY_SECONDS * os.sysconf("SC_CLK_TCK"):
+                return process
+        time.sleep(0.2)
+    raise AssertionError("no progress")
 
 
 @two_hosts
@@ -163,7 +186,9 @@ def test_training_names_the_rank_in_one_line(tmp_path: Path, number: signal.Sign
             assert here.poll() is None, here.communicate()
             assert time.monotonic() < deadline, "no progress"
             time.sleep(0.1)
-        os.kill(training_process(tmp_path, 1), number)
+        training = process_of(f"run_dir={tmp_path}/run", 1)
+        assert training is not None
+        os.kill(training, number)
         begun = time.monotonic()
         ended = finish(here, 120).expect(1)
         assert time.monotonic() - begun < TIMEOUT_SECONDS + 30
