@@ -7,9 +7,7 @@ from ranks import Outcome, launch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "ranks(key, launcher): the body of this test runs on every rank of a process group"
-    )
+    config.addinivalue_line("markers", "ranks(key): the body of this test runs on every rank of a process group")
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +22,7 @@ def launched(
                 marker.args[0]
                 for item in request.session.items
                 if isinstance(item, pytest.Function) and (marker := item.get_closest_marker("ranks"))
-                if item.callspec.params["world_size"] == world_size and marker.args[1] == launcher
+                if item.callspec.params["world_size"] == world_size and item.callspec.params["launcher"] == launcher
             ]
             folder = tmp_path_factory.mktemp(f"{launcher or 'ranks'}{world_size}")
             outcomes[world_size, launcher] = launch(world_size, keys, folder, launcher)

@@ -1,6 +1,6 @@
 """Facts that need real processes: `@on_ranks(2, 3)` above a test runs its body on every rank of a gloo group.
 
-With `launcher="mpiexec"` or "horovodrun" the ranks are those of that launcher, and there is no gloo group.
+With `launcher="mpiexec"` or "horovodrun", or both, the ranks are those of that launcher, and there is no gloo group.
 
 Starting a process costs seconds (importing torch), so all tests of a world size share one start: `launch` starts the
 ranks, each runs the selected tests one after the other, every one on a fresh process group, and writes down what came
@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +33,21 @@ COLLECTIVE_TIMEOUT = timedelta(seconds=40)
 """A rank whose partner failed waits this long."""
 LAUNCH_TIMEOUT_SECONDS = 280.0
 
+RANK_VARIABLES = {"mpiexec": "PMI_RANK", "horovodrun": "HOROVOD_RANK"}
+NEEDS = {
+    "mpiexec": pytest.mark.skipif(
+        find_spec("mpi4py") is None, reason="mpi4py is not installed: pip install 'dtrain[mpi]'"
+    ),
+    "horovodrun": pytest.mark.skipif(find_spec("horovod") is None, reason="Horovod is not installed: make horovod"),
+}
+
 
 class Here(NamedTuple):
     """Where a body runs; `folder` is the same, and empty, for all ranks of one test."""
 
     rank: int
     world_size: int
+    launcher: str | None
     store: dist.Store
     folder: Path
 
@@ -57,17 +67,25 @@ FACTS: dict[str, Fact] = {}
 
 
 def on_ranks(
-    *world_sizes: int, joined: bool = True, launcher: str | None = None
+    *world_sizes: int, joined: bool = True, launcher: str | tuple[str, ...] | None = None
 ) -> Callable[[Callable[[Here], None]], Callable[..., None]]:
-    """Make a test of a body that runs on every rank, once per world size."""
+    """Make a test of a body that runs on every rank, once per world size and launcher."""
+    launchers = launcher if isinstance(launcher, tuple) else (launcher,)
+    cases = [
+        pytest.param(
+            size, one, id=f"{size}" if len(launchers) == 1 else f"{one}-{size}", marks=[NEEDS[one]] if one else []
+        )
+        for one in launchers
+        for size in world_sizes
+    ]
 
     def decorate(body: Callable[[Here], None]) -> Callable[..., None]:
         key = f"{body.__module__}:{body.__name__}"
         FACTS[key] = Fact(body, joined and launcher is None)
 
-        @pytest.mark.ranks(key, launcher)
-        @pytest.mark.parametrize("world_size", world_sizes)
-        def test(launched: Callable[[int, str | None], Outcome], world_size: int) -> None:
+        @pytest.mark.ranks(key)
+        @pytest.mark.parametrize(("world_size", "launcher"), cases)
+        def test(launched: Callable[[int, str | None], Outcome], world_size: int, launcher: str | None) -> None:
             launched(world_size, launcher).check(key)
 
         test.__name__, test.__module__, test.__doc__ = body.__name__, body.__module__, body.__doc__
@@ -109,10 +127,10 @@ def launch(world_size: int, keys: Sequence[str], folder: Path, launcher: str | N
     commands = [[*program, str(rank), *arguments] for rank in range(world_size)]
     if launcher == "mpiexec":
         mpiexec = str(Path(sys.executable).with_name("mpiexec"))
-        commands = [[mpiexec, "-n", str(world_size), *program, "PMI_RANK", *arguments]]
+        commands = [[mpiexec, "-n", str(world_size), *program, RANK_VARIABLES[launcher], *arguments]]
     if launcher == "horovodrun":
         horovodrun = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "--network-interfaces", "lo"]
-        commands = [[*horovodrun, "-np", str(world_size), *program, "HOROVOD_RANK", *arguments]]
+        commands = [[*horovodrun, "-np", str(world_size), *program, RANK_VARIABLES[launcher], *arguments]]
     processes, outputs = [], [folder / f"output{i}.txt" for i in range(len(commands))]
     try:
         for command, path in zip(commands, outputs, strict=True):
@@ -137,7 +155,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> str:
     return f"not done after {LAUNCH_TIMEOUT_SECONDS:.0f} s"
 
 
-def _run(folder: Path, rank: int, world_size: int, keys: Sequence[str]) -> None:
+def _run(folder: Path, rank: int, world_size: int, launcher: str | None, keys: Sequence[str]) -> None:
     """What one rank does."""
     for key in keys:
         importlib.import_module(key.partition(":")[0])
@@ -146,7 +164,7 @@ def _run(folder: Path, rank: int, world_size: int, keys: Sequence[str]) -> None:
     for number, key in enumerate(keys):
         own = folder / str(number)
         own.mkdir(exist_ok=True)
-        here = Here(rank, world_size, dist.PrefixStore(key, store), own)
+        here = Here(rank, world_size, launcher, dist.PrefixStore(key, store), own)
         start = time.monotonic()
         print(f"{key} ...", flush=True)
         error = _run_one(facts[key], here)
@@ -179,4 +197,5 @@ def _leave() -> None:
 
 if __name__ == "__main__":
     own_rank = os.environ.get(sys.argv[2], sys.argv[2])  # a number, or the variable that holds it
-    _run(Path(sys.argv[1]), int(own_rank), int(sys.argv[3]), sys.argv[4:])
+    own_launcher = {variable: name for name, variable in RANK_VARIABLES.items()}.get(sys.argv[2])
+    _run(Path(sys.argv[1]), int(own_rank), int(sys.argv[3]), own_launcher, sys.argv[4:])

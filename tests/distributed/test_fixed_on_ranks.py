@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
 from ranks import Here, on_ranks
+from test_polled import communicator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -115,13 +114,10 @@ def test_what_is_left_is_trained_as_if_everything_were_exchanged(here: Here) -> 
         check(communicator, gradients, ledger)
 
 
-@pytest.mark.skipif(find_spec("mpi4py") is None, reason="mpi4py is not installed: pip install 'dtrain[mpi]'")
 @on_ranks(2, launcher="mpiexec")
 def test_over_mpi_too(here: Here) -> None:
-    from test_mpi import communicator
-
     ledger = Ledger()
-    mpi = communicator(ledger)
+    mpi = communicator(here, ledger)
     gradients = mpi.duplicate()
     check(mpi, gradients, ledger)
     gradients.close()

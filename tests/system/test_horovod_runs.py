@@ -49,7 +49,7 @@ TWENTY_STEPS += ["observe.progress=false"]
 
 
 def test_20_steps_send_exactly_gloo_s_bytes_and_reach_its_loss(tmp_path: Path) -> None:
-    """With top_k; with every other compressor in distributed/test_twenty_steps.py."""
+    """With top_k; with every other compressor in distributed/test_polled.py."""
     settings = [*TWENTY_STEPS, "compressor=top_k"]
     over_gloo, over_horovod = tmp_path / "A", tmp_path / "B"  # paths of one length: they are broadcast, and counted
     run(train_command(*settings, f"run_dir={over_gloo}", ranks=2), tmp_path).expect(0)

@@ -33,7 +33,7 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def test_20_steps_send_exactly_gloo_s_bytes_and_reach_its_loss(tmp_path: Path) -> None:
-    """With top_k; with every other compressor in distributed/test_twenty_steps.py."""
+    """With top_k; with every other compressor in distributed/test_polled.py."""
     settings = ["model=squeezenet1_1", "data=digits", "compressor=top_k", "num_steps=20", "batch_size=8"]
     settings += ["log_every=5", "observe.progress=false"]
     over_gloo, over_mpi = tmp_path / "A", tmp_path / "B"  # paths of one length: they are broadcast, and counted
