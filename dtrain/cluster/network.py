@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,8 +126,13 @@ def _inside(namespace: int, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _on_a_thread(function: Callable[[], T]) -> T:
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(function).result()
+    """Call the function in a thread that then ends. Signals wait meanwhile: no lock inside may be left half-way."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            return thread.submit(function).result()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _make_bridge() -> None:
