@@ -1,9 +1,10 @@
-"""A bucket by way of a shorter vector: some elements have no place in it, and some share one."""
+"""A bucket by way of a shorter vector: some elements have no place in it, and some share one (`Masked`, `Shared`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +23,17 @@ class Places:
 
     layout: Layout
     slots: Tensor
+
+    @cached_property
+    def survivors(self) -> Tensor:
+        """Where in the bucket the elements are that have a place (int32)."""
+        return torch.nonzero(self.slots < self.layout.numel).view(-1).to(torch.int32)
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """1 / the number of elements that share each place, with one more for those that have none (float64)."""
+        sizes = torch.bincount(self.slots, minlength=self.layout.numel + 1)
+        return sizes.clamp_min(1).to(torch.float64).reciprocal()
 
     def spread(self, short: Tensor, out: Tensor) -> Tensor:
         """Each element of `out`, of the bucket's length, becomes what is in its place; zero where it has none."""
@@ -63,17 +75,48 @@ def _count(mask: Tensor) -> Tensor:
     return chosen.cumsum(0, dtype=torch.int32) * chosen - 1
 
 
-def exchange_short(
-    inner: Compressor, short: Tensor, places: Places, bucket: Bucket, state: State, context: Context
-) -> Exchange:
-    """The rounds of `inner` for the shorter vector; the mean, and what was sent, are spread over the bucket."""
-    mean = context.scratch.empty("spread", bucket.value)
-    if places.layout.numel == 0:
-        return Exchanged(mean.zero_(), state)
-    part = Bucket(short, places.layout)
-    own = context_for(part, context, "short")
-    out = yield from inner.exchange(part, state, own)
-    if context.remainder is not None:
-        assert own.remainder is not None
-        context.remainder.add_(places.spread(own.remainder, context.scratch.empty("sent", context.remainder)))
-    return Exchanged(places.spread(out.mean, mean), out.state)
+@dataclass(frozen=True)
+class Shortened:
+    """A compressor of a shorter vector in place of the bucket; how that is made of the bucket is `_shorten`.
+
+    What has no place in it, or what its place left out, is never sent; so error feedback belongs inside: around, it
+    would collect it.
+
+    Args:
+        inner: how the shorter vector is exchanged.
+        numbers: as `number` takes them.
+    """
+
+    inner: Compressor
+    numbers: Mapping[str, Tensor]
+    _known: dict[tuple[Layout, torch.device], Places] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def init(self, bucket: Bucket) -> State:
+        """The state of `inner`."""
+        places = self._places(bucket)
+        return self.inner.init(Bucket(bucket.value.new_empty(places.layout.numel), places.layout))
+
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+        """The rounds of `inner`, none where nothing is left; its mean and what it sent are spread over the bucket."""
+        places = self._places(bucket)
+        mean = context.scratch.empty("spread", bucket.value)
+        if places.layout.numel == 0:
+            return Exchanged(mean.zero_(), state)
+        short = Bucket(self._shorten(bucket.value, places), places.layout)
+        own = context_for(short, context, "short")
+        out = yield from self.inner.exchange(short, state, own)
+        if context.remainder is not None:
+            assert own.remainder is not None
+            context.remainder.add_(places.spread(own.remainder, context.scratch.empty("sent", context.remainder)))
+        return Exchanged(places.spread(out.mean, mean), out.state)
+
+    def _shorten(self, value: Tensor, places: Places) -> Tensor:
+        raise NotImplementedError
+
+    def _places(self, bucket: Bucket) -> Places:
+        key = (bucket.layout, bucket.value.device)
+        if key not in self._known:
+            self._known[key] = number(bucket.layout, self.numbers, bucket.value.device)
+        return self._known[key]
