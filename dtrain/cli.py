@@ -341,6 +341,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
 def _ship_publish(parsed: argparse.Namespace) -> int:
     from dtrain import ship
+    from dtrain.meter.nic import is_loopback
 
     def said(line: dict[str, Any], text: str) -> None:
         print(json.dumps(line) if parsed.json else text, flush=True)
@@ -363,7 +364,7 @@ def _ship_publish(parsed: argparse.Namespace) -> int:
             {"url": url, **asdict(newest)},
             f"{url} serves {parsed.model}, {newest.sha256[:12]}, {newest.num_bytes:,} bytes",
         )
-        if not ship.is_loopback(host):
+        if not is_loopback(host):
             print(
                 f"dtrain: warning: whoever reaches {host} can fetch the model, unencrypted", file=sys.stderr, flush=True
             )

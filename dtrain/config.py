@@ -85,9 +85,29 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Prometheus:
+    """Whether and where each rank shows its metrics: an endpoint at port + local_rank, and folders for its address
+    while it runs and for its last figures."""
+
+    enabled: bool = False
+    host: str = "127.0.0.1"
+    port: int = 9400
+    targets: str | None = None
+    textfile: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 < self.port < 2**16, f"observe.prometheus.port={self.port} must be from 1 to 65535")
+        _require(
+            self.enabled or self.targets is None,
+            "observe.prometheus.targets names where endpoints are: add observe.prometheus.enabled=true",
+        )
+
+
+@dataclass(frozen=True)
 class Observe:
     """What a run shows and measures beside its results."""
 
+    prometheus: Prometheus = field(default_factory=Prometheus)
     progress: bool = True
     nic_interface: str | None = None
     profile: bool = False

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtrain import data, models
-from dtrain.build import Parts, build
+from dtrain import data
+from dtrain.build import build
 from dtrain.checkpoint import read_manifest, save_model
 from dtrain.comm import (
     QUIET_SECONDS,
@@ -35,19 +35,18 @@ from dtrain.comm import (
 )
 from dtrain.config import Span, TrainConfig, from_data
 from dtrain.meter import c10d
-from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
-from dtrain.meter.nic import isolated_interface, read_counters
+from dtrain.meter.ledger import Ledger, Phase, Purpose
 from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.observe import run_directory
-from dtrain.observe.jsonl import LedgerFile, MetricsFile
-from dtrain.observe.progress import ShowProgress
-from dtrain.observe.summary import NicWindow, Summary
+from dtrain.observe.jsonl import LedgerFile
+from dtrain.observe.prometheus import RunMetrics
+from dtrain.observe.summary import Summary
 from dtrain.phases import Phases, pack_model
-from dtrain.sync.buckets import trainable
 from dtrain.sync.eager import NonFiniteGradientError
 from dtrain.sync.parameters import share_parameters
 from dtrain.task import Observer, Task
 from dtrain.trainer import Trainer
+from dtrain.watch import facts_of, nic_window, open_endpoint, open_observers, run_metrics
 
 USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError, HydraException, OmegaConfBaseException)
 RUN_ERRORS = (NonFiniteGradientError, CollectiveError)
@@ -63,13 +62,14 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
     Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
     """
     parts = build(config, launch)
-    nic = _nic_window(config, launch)
+    nic = nic_window(config, launch)
     run_dir = Path()
     if launch.rank == 0:
         name = f"{config.model.name}-{config.compressor.name}"
         run_dir = run_directory.choose(config.run_dir, name, overwrite=config.overwrite)
         _check_resume(config.resume, run_dir)
     with ExitStack() as stack:
+        endpoint = stack.enter_context(closing(open_endpoint(config.observe.prometheus, launch)))
         ledger = Ledger()
         if config.observe.meter:
             stack.enter_context(c10d.installed(ledger))
@@ -95,15 +95,16 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
         ledger.sinks.append(ledger_file)
         ledger.close()
         torch.manual_seed(config.seed * launch.world_size + launch.rank)  # dropout differs between ranks
+        facts = facts_of(config, launch, parts, run_dir)
+        metrics = run_metrics(facts, launch, ledger, nic)
+        endpoint.show(metrics)
         observers: list[Observer] = []
         summary: Summary | None = None
         if launch.rank == 0:
             OmegaConf.save(composed, run_dir / "config.yaml", resolve=True)
             run_directory.write_environment(run_dir, asdict(launch))
-            summary = Summary(run_dir / "summary.json", _facts(config, launch, parts, run_dir), ledger, nic)
-            observers = _observers(config, parts, run_dir, summary, stack)
-            if config.observe.profile:
-                _profile(run_dir / "trace.json", ledger, stack)
+            summary = Summary(run_dir / "summary.json", facts, ledger, nic)
+            observers = [*open_observers(config, parts, run_dir, summary, ledger, stack), metrics]
         make_task = partial(
             Task,
             communicator=communicator,
@@ -121,12 +122,13 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
         )
         phases = Phases(config, parts, model, for_gradients, ledger, make_task, run_dir / "checkpoints")
         stack.callback(phases.close)
-        trainer, complete = _train(phases, config.resume, summary)
+        trainer, complete = _train(phases, config.resume, metrics, summary)
         total = _total_wire_bytes(communicator, ledger, device)
         if summary is not None:
             save_model(model, run_dir / "model.safetensors", {**parts.description, "step": trainer.step})
             if config.phases:
                 summary.packed_bytes = pack_model(run_dir / "model.safetensors")
+                metrics.model_bytes["packed"] = summary.packed_bytes
             summary.write(complete=complete, total_wire_bytes_all_ranks=total)
     if launch.rank == 0:
         for skipped in trainer.skipped:
@@ -158,7 +160,9 @@ def _naming_the_missing(launch: Launch) -> Iterator[None]:
         roll_call.leave()
 
 
-def _train(phases: Phases, resume_from: str | None, summary: Summary | None) -> tuple[Trainer, bool]:
+def _train(
+    phases: Phases, resume_from: str | None, metrics: RunMetrics, summary: Summary | None
+) -> tuple[Trainer, bool]:
     """One phase after the other. Returns the trainer, and whether it reached the end of the last one."""
     folder = None if resume_from is None else Path(resume_from)
     step = 0 if folder is None else read_manifest(folder)[0]
@@ -166,16 +170,17 @@ def _train(phases: Phases, resume_from: str | None, summary: Summary | None) -> 
     trainer = Trainer(*phases.begin(first, folder))
     trainer.step = step
     with _stopping(trainer):
-        complete = _run_phase(trainer, first, phases, summary)
+        complete = _run_phase(trainer, first, phases, metrics, summary)
         for span in others:
             if not complete:
                 break
             trainer.task, trainer.plan = phases.begin(span)
-            complete = _run_phase(trainer, span, phases, summary)
+            complete = _run_phase(trainer, span, phases, metrics, summary)
     return trainer, complete
 
 
-def _run_phase(trainer: Trainer, span: Span, phases: Phases, summary: Summary | None) -> bool:
+def _run_phase(trainer: Trainer, span: Span, phases: Phases, metrics: RunMetrics, summary: Summary | None) -> bool:
+    metrics.model_bytes["exchanged"] = 4 * phases.num_values
     if summary is not None and span.name:
         summary.begin_phase(span.name, phases.num_values)
     return trainer.run()
@@ -190,17 +195,6 @@ def _check_resume(resume: str | None, run_dir: Path) -> None:
         raise ValueError(f"resume={resume} lies in run_dir={run_dir}, which would be replaced: choose another run_dir")
 
 
-def _nic_window(config: TrainConfig, launch: Launch) -> NicWindow | None:
-    interface = config.observe.nic_interface or isolated_interface(launch.world_size, launch.local_world_size)
-    if interface is None:
-        return None
-    if interface not in read_counters():
-        raise ValueError(
-            f"observe.nic_interface={interface} does not exist here: choose one of {', '.join(read_counters())}"
-        )
-    return NicWindow(interface, launch.local_world_size)
-
-
 def _share_path(path: Path, communicator: Communicator, ledger: Ledger, device: torch.device) -> Path:
     """Rank 0's path, on every rank."""
     with ledger.scope(purpose=Purpose.CONTROL):
@@ -209,55 +203,6 @@ def _share_path(path: Path, communicator: Communicator, ledger: Ledger, device: 
         if communicator.rank != 0:
             text = torch.empty(length, dtype=torch.uint8, device=device)
         return Path(os.fsdecode(bytes(broadcast(communicator, text).tolist())))
-
-
-def _facts(config: TrainConfig, launch: Launch, parts: Parts, run_dir: Path) -> dict[str, Any]:
-    num_parameters = sum(p.numel() for _, p in trainable(parts.model))
-    return {
-        "run": run_dir.name,
-        "model": config.model.name,
-        "variant": models.variant(parts.model),
-        "num_parameters": num_parameters,
-        "num_classes": parts.description["model"]["num_classes"],
-        "image_size": parts.description["data"]["image_size"],
-        "data": config.data.name,
-        "world_size": launch.world_size,
-        "backend": config.backend.name,
-        "compressor": config.compressor.name,
-        "batch_size_per_rank": config.batch_size,
-        "grad_bytes": 4 * num_parameters,
-        "seed": config.seed,
-        "versions": run_directory.versions(),
-    }
-
-
-def _observers(config: TrainConfig, parts: Parts, run_dir: Path, summary: Summary, stack: ExitStack) -> list[Observer]:
-    """Rank 0's observers."""
-    summary.start()
-    metrics_file = MetricsFile(run_dir / "metrics.jsonl")
-    stack.callback(metrics_file.close)
-    observers: list[Observer] = [metrics_file, summary]
-    if config.observe.progress:
-        progress = ShowProgress(parts.plan.num_steps)
-        stack.callback(progress.close)
-        observers.append(progress)
-    return observers
-
-
-def _profile(path: Path, ledger: Ledger, stack: ExitStack) -> None:
-    """Trace six of rank 0's first steps, for chrome://tracing or Perfetto."""
-    profiler = stack.enter_context(
-        torch.profiler.profile(
-            schedule=torch.profiler.schedule(wait=1, warmup=1, active=6, repeat=1),
-            on_trace_ready=lambda p: p.export_chrome_trace(str(path)),
-        )
-    )
-
-    def on_record(record: StepRecord) -> None:
-        if record.step is not None:
-            profiler.step()
-
-    ledger.sinks.append(on_record)
 
 
 def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: torch.device) -> float:

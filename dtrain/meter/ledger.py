@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -227,11 +228,14 @@ class Ledger:
     def total(self, *, phase: Phase | None = None, purpose: Purpose | None = None) -> Total:
         """The totals so far, of all operations, in one phase or purpose or in all."""
         result = Total()
-        with self._lock:
-            items = [(key, total.count, total.payload_bytes, total.wire_bytes) for key, total in self.totals.items()]
-        for key, count, payload, wire in items:
+        for key, total in self.split().items():
             if phase in (None, key.phase) and purpose in (None, key.purpose):
-                result.count += count
-                result.payload_bytes += payload
-                result.wire_bytes += wire
+                result.count += total.count
+                result.payload_bytes += total.payload_bytes
+                result.wire_bytes += total.wire_bytes
         return result
+
+    def split(self) -> dict[Key, Total]:
+        """The totals so far, each as it was at one moment; may be called from any thread."""
+        with self._lock:
+            return {key: copy(total) for key, total in self.totals.items()}

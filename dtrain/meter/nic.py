@@ -6,6 +6,7 @@ mounted in.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -48,3 +49,11 @@ def isolated_interface(world_size: int, local_world_size: int) -> str | None:
     if world_size == local_world_size and set(read_counters()) == {LOOPBACK}:
         return LOOPBACK
     return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody outside this machine reaches that address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

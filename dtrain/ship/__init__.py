@@ -7,7 +7,7 @@ kept.
 """
 
 from dtrain.ship.counted import open_ledger
-from dtrain.ship.publisher import Publisher, Sent, is_loopback, open_server
+from dtrain.ship.publisher import Publisher, Sent, open_server
 from dtrain.ship.receiver import MAX_BYTES, Received, check_url, receive
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Received",
     "Sent",
     "check_url",
-    "is_loopback",
     "open_ledger",
     "open_server",
     "receive",

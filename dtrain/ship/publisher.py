@@ -5,7 +5,6 @@ It reads the file again whenever that has changed. A file that is no whole model
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 import socketserver
@@ -235,11 +234,3 @@ def open_server(
         return _Server((host, port), Handler)
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {host}:{port} ({error}): give another --host or --port") from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody outside this machine reaches that address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dtrain.meter import nic
-from dtrain.meter.nic import Counters, isolated_interface, read_counters
+from dtrain.meter.nic import Counters, is_loopback, isolated_interface, read_counters
 
 PROC_NET_DEV = """\
 Inter-|   Receive                                              |  Transmit
@@ -67,3 +67,10 @@ def test_a_node_of_a_cluster_is_told_which_interface_is_its_own(monkeypatch: pyt
     assert isolated_interface(4, 1) == "eth0"
     monkeypatch.setenv(nic.CLUSTER_INTERFACE, "eth9")  # inherited by something that runs elsewhere
     assert isolated_interface(4, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
+)
+def test_what_listens_beyond_this_machine_is_told_apart(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback

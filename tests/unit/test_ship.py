@@ -377,13 +377,6 @@ def test_an_address_in_use_is_named(tmp_path: Path) -> None:
         ship.open_server(ship.Publisher(tmp_path / "m.dtz"), host="127.0.0.1", port=ship.check_url(url)[1])
 
 
-@pytest.mark.parametrize(
-    ("host", "loopback"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
-)
-def test_what_listens_beyond_this_machine_is_told_apart(host: str, loopback: bool) -> None:
-    assert ship.is_loopback(host) is loopback
-
-
 # the command
 
 

@@ -1,0 +1,213 @@
+"""A run as Prometheus metrics: read off the ledger when somebody asks, the same few series all along."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from dtrain.exchange import Op
+from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
+from dtrain.meter.metrics import EvalMetrics, TrainMetrics
+from dtrain.meter.nic import read_counters
+from dtrain.meter.wire import wire_bytes
+
+STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+COLLECTIVE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+Rows = Iterable[tuple[Sequence[str], float]]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is said of one rank's run beside what happens in it.
+
+    `facts` are those of summary.json (run, model, compressor, grad_bytes, world_size, ...). `interface` is one that
+    carries nothing but this job; the first rank of each host has it, so that a sum over ranks counts each once.
+    `restarts`: how often the launcher started this rank again.
+    """
+
+    facts: Mapping[str, Any]
+    rank: int
+    host: str
+    interface: str | None
+    restarts: int = 0
+
+
+class _Histogram:
+    """Counts by upper bound, the last without one."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        bounds = [str(bound) for bound in self.bounds] + ["+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class _Score(NamedTuple):
+    loss: float
+    accuracy: float
+
+
+class RunMetrics(Collector):
+    """One rank's metrics: a sink of its ledger and, on rank 0, an observer of the trainer. `collect` is thread-safe.
+
+    Every series has the labels `run` and `rank`. How many there are depends on which operations the run uses, never on
+    how long it is, how many buckets it has or how large the model is.
+    """
+
+    def __init__(self, watched: Watched, ledger: Ledger) -> None:
+        self._watched, self._ledger = watched, ledger
+        self._lock = threading.Lock()
+        self.run, self.rank = str(watched.facts["run"]), watched.rank
+        self._own = (self.run, str(self.rank))
+        self._step_seconds = _Histogram(STEP_SECONDS)
+        self._collective_seconds: dict[Op, _Histogram] = {}
+        self._codec_seconds = self._exposed_seconds = 0.0
+        self._last_step = 0.0
+        self._train: TrainMetrics | None = None
+        self._transfer_seconds = self._straggler_seconds = 0.0
+        self._scores: dict[str, _Score] = {}
+        self.model_bytes: dict[str, int] = {"fp32": int(watched.facts["grad_bytes"])}
+        """By form: fp32, and as the run goes on `exchanged` (4 for each number of a dense exchange) and `packed`."""
+
+    def on_record(self, record: StepRecord) -> None:
+        """Take in a record of the ledger."""
+        with self._lock:
+            for entry in record.entries:
+                if entry.seconds is not None:
+                    if entry.op not in self._collective_seconds:
+                        self._collective_seconds[entry.op] = _Histogram(COLLECTIVE_SECONDS)
+                    self._collective_seconds[entry.op].observe(entry.seconds)
+            if record.step is not None and record.times is not None:
+                self._step_seconds.observe(record.times.step)
+                self._codec_seconds += record.times.codec
+                self._exposed_seconds += record.times.exposed_comm
+                self._last_step = time.time()
+
+    def on_train(self, metrics: TrainMetrics) -> None:
+        with self._lock:
+            num_steps = metrics.step - (self._train.step if self._train else 0)
+            self._transfer_seconds += num_steps * (metrics.transfer_seconds or 0.0)
+            self._straggler_seconds += num_steps * (metrics.straggler_wait_seconds or 0.0)
+            self._train = metrics
+            self._scores["train"] = _Score(metrics.loss, metrics.accuracy)
+
+    def on_eval(self, metrics: EvalMetrics) -> None:
+        with self._lock:
+            self._scores["test"] = _Score(metrics.loss, metrics.accuracy)
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus asks for. Waits for nothing but a lock that the training thread holds for microseconds."""
+        with self._lock:
+            families = [*self._bytes(), *self._times(), *self._job(), *self._interface()]
+        yield from families
+
+    def _bytes(self) -> Iterator[Metric]:
+        compressor, totals = str(self._watched.facts["compressor"]), self._ledger.split()
+        split = ("op", "phase", "purpose", "compressor")
+        for name, of, text in (
+            ("payload_bytes", "payload_bytes", "Bytes that this rank handed to collectives"),
+            ("wire_bytes", "wire_bytes", "Bytes that this rank had to send for them, by the collective's algorithm"),
+            ("collectives", "count", "Collectives"),
+        ):
+            rows = [((*key, compressor), float(getattr(total, of))) for key, total in totals.items()]
+            yield self._counter(name, text, rows, split)
+        facts, steps = self._watched.facts, sum(self._step_seconds.counts)
+        dense = wire_bytes(facts["backend"], Op.ALL_REDUCE, facts["grad_bytes"], facts["world_size"])
+        key = (Op.ALL_REDUCE, Phase.TRAIN, Purpose.GRADIENT, compressor)
+        text = "Bytes that a dense fp32 all_reduce of the gradients would have sent in the steps so far"
+        yield self._counter("dense_bytes", text, [(key, dense * steps)] if totals else [], split)
+
+    def _times(self) -> Iterator[Metric]:
+        labels = ("run", "rank")
+        collectives = HistogramMetricFamily(
+            "dtrain_collective_seconds",
+            "How long this rank was in a collective, waiting for slower ranks included",
+            labels=(*labels, "op"),
+        )
+        for op, histogram in self._collective_seconds.items():
+            collectives.add_metric((*self._own, op), histogram.buckets(), histogram.sum)
+        yield collectives
+        steps = HistogramMetricFamily("dtrain_step_seconds", "A training step, from batch to weights", labels=labels)
+        steps.add_metric(self._own, self._step_seconds.buckets(), self._step_seconds.sum)
+        yield steps
+        yield self._counter("steps", "Training steps", [((), sum(self._step_seconds.counts))])
+        yield self._counter("codec_seconds", "Time in the compressor", [((), self._codec_seconds)])
+        text = "Time that steps really waited for their exchange, after backward"
+        yield self._counter("exposed_comm_seconds", text, [((), self._exposed_seconds)])
+        if self._last_step:
+            yield self._gauge("last_step_timestamp_seconds", "When the last step ended", [((), self._last_step)])
+
+    def _job(self) -> Iterator[Metric]:
+        """What each rank says of itself; then what rank 0 says of all."""
+        facts = self._watched.facts
+        info = InfoMetricFamily("dtrain_run", "What runs here", labels=("run", "rank"))
+        names = ("model", "data", "backend", "compressor", "world_size", "batch_size_per_rank")
+        described = {name: str(facts[name]) for name in names}
+        versions = {f"{name}_version": facts["versions"][name] for name in ("dtrain", "torch")}
+        info.add_metric(self._own, {**described, **versions, "host": self._watched.host})
+        yield info
+        yield self._gauge("world_size", "Ranks that the job started with", [((), facts["world_size"])])
+        yield self._counter(
+            "restarts", "Times that the launcher started this rank again", [((), self._watched.restarts)]
+        )
+        if self._watched.rank != 0:
+            return
+        yield self._gauge("model_parameters", "Trainable parameters", [((), facts["num_parameters"])])
+        text = "The model: fp32 is 4 bytes a parameter, exchanged what is left of it in this phase, packed a .dtz file"
+        yield self._gauge("model_bytes", text, [((form,), size) for form, size in self.model_bytes.items()], ("form",))
+        scores = self._scores.items()
+        yield self._gauge("loss", "Mean loss, of the last logging point or test", _of(scores, "loss"), ("split",))
+        yield self._gauge("accuracy_ratio", "Top-1 accuracy, likewise", _of(scores, "accuracy"), ("split",))
+        if self._train is not None:
+            text = "Images of all ranks, at the last logging point"
+            yield self._gauge("images_per_second", text, [((), self._train.images_per_second)])
+        text = "Time in gradient collectives on the rank that came last"
+        yield self._counter("transfer_seconds", text, [((), self._transfer_seconds)])
+        text = "Time that ranks waited in them for the one that came last, on average"
+        yield self._counter("straggler_wait_seconds", text, [((), self._straggler_seconds)])
+
+    def _interface(self) -> Iterator[Metric]:
+        """Of an interface that carries only this job; elsewhere the kernel's counters say nothing of it."""
+        device = self._watched.interface
+        counters = read_counters().get(device) if device is not None else None
+        if device is not None and counters is not None:
+            text = "Bytes that the kernel saw leave on the job's interface"
+            yield self._counter("nic_transmit_bytes", text, [((device,), counters.transmitted_bytes)], ("device",))
+            text = "Bytes that the kernel saw arrive there"
+            yield self._counter("nic_receive_bytes", text, [((device,), counters.received_bytes)], ("device",))
+
+    def _counter(self, name: str, text: str, rows: Rows, labels: Sequence[str] = ()) -> Metric:
+        family = CounterMetricFamily(f"dtrain_{name}", text, labels=("run", "rank", *labels))
+        for values, value in rows:
+            family.add_metric((*self._own, *values), value)
+        return family
+
+    def _gauge(self, name: str, text: str, rows: Rows, labels: Sequence[str] = ()) -> Metric:
+        family = GaugeMetricFamily(f"dtrain_{name}", text, labels=("run", "rank", *labels))
+        for values, value in rows:
+            family.add_metric((*self._own, *values), value)
+        return family
+
+
+def _of(scores: Iterable[tuple[str, _Score]], field: str) -> Rows:
+    return [((split,), getattr(score, field)) for split, score in scores]
