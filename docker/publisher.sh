@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Pack the model that the run leaves, whenever it leaves one, and serve it to the edge.
+set -euo pipefail
+model=/runs/demo/model.safetensors packed=/models/model.dtz
+
+pack_what_is_new() {
+  [ ! -e "$model" ] || [ ! "$model" -nt "$packed" ] || dtrain pack "$model" -o "$packed"
+}
+
+until [ -e "$packed" ]; do
+  pack_what_is_new
+  sleep 2
+done
+while sleep 5; do pack_what_is_new; done &
+exec dtrain ship publish "$packed" --host 0.0.0.0

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# A worker of compose.yaml: one rank, whose exchange goes over the network in which it is called rank<k>.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+interface=$(.venv/bin/python docker/interface_of.py "rank$NODE_RANK")
+read -ra settings <<<"$DTRAIN_SETTINGS"
+exec launch/torchrun.sh -n 1 --nodes "$NUM_NODES" --node-rank "$NODE_RANK" --master rank0 --interface "$interface" \
+  observe.nic_interface="$interface" observe.prometheus.enabled=true observe.prometheus.host=0.0.0.0 \
+  run_dir=/runs/demo overwrite=true "${settings[@]}"
