@@ -79,6 +79,10 @@ class Trainer:
 
     def evaluate(self, epoch: int) -> EvalMetrics:
         """Score the model on the test set, every image once over all ranks."""
+        with self.task.ledger.scope(phase=Phase.EVAL):
+            return self._evaluate(epoch)
+
+    def _evaluate(self, epoch: int) -> EvalMetrics:
         task = self.task
         task.model.eval()
         score = torch.zeros(3, dtype=torch.float64, device=task.device)
@@ -92,7 +96,7 @@ class Trainer:
                 score[1] += correct
                 score[2] += len(labels)
         task.model.train()
-        with task.ledger.scope(phase=Phase.EVAL, purpose=Purpose.METRICS):
+        with task.ledger.scope(purpose=Purpose.METRICS):
             loss_sum, correct_sum, count = all_gather(task.communicator, score).sum(0).tolist()
         task.ledger.close()
         wire = task.ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT).wire_bytes

@@ -154,6 +154,9 @@ class RunMetrics(Collector):
         yield self._counter("codec_seconds", "Time in the compressor", [((), self._codec_seconds)])
         text = "Time that steps really waited for their exchange, after backward"
         yield self._counter("exposed_comm_seconds", text, [((), self._exposed_seconds)])
+        phase = self._ledger.phase
+        text = "1 for what the rank is doing: train, eval (testing), ..., init before and after training"
+        yield self._gauge("phase", text, [((name,), float(name == phase)) for name in Phase], ("phase",))
         if self._last_step:
             yield self._gauge("last_step_timestamp_seconds", "When the last step ended", [((), self._last_step)])
 

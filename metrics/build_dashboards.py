@@ -1,0 +1,567 @@
+"""Build the Grafana dashboards: `python metrics/build_dashboards.py` writes metrics/grafana/dashboards/*.json.
+
+Edit here and build again, never the JSON. Needs grafana-foundation-sdk (`pip install 'dtrain[dev]'`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    Threshold,
+    ThresholdsMode,
+    VariableOption,
+    VariableRefresh,
+    VariableSort,
+)
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+FOLDER = Path(__file__).parent / "grafana" / "dashboards"
+SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+RUN, RANK = 'run=~"$run"', 'run=~"$run", rank=~"$rank"'
+GRADIENT = 'phase="train", purpose="gradient"'
+BYTES, PER_SECOND, SECONDS, TIMES, RATIO, COUNT = "decbytes", "Bps", "s", "suffix:x", "percentunit", "short"
+
+Query = tuple[str, str]
+"""An expression and the legend of its series."""
+
+
+def total(metric: str, labels: str = RUN) -> str:
+    """A counter of runs that may have ended: its last value in the range that is shown."""
+    return f"last_over_time({metric}{{{labels}}}[$__range])"
+
+
+def rate(metric: str, labels: str) -> str:
+    return f"rate({metric}{{{labels}}}[$__rate_interval])"
+
+
+def per_step(metric: str, labels: str, by: str) -> str:
+    """Of a rank on average: what a counter grew by over what the number of steps did."""
+    steps = rate("dtrain_steps_total", labels.partition(", phase")[0])
+    return f"sum by ({by}) ({rate(metric, labels)}) / (sum by ({by}) ({steps}) > 0)"
+
+
+def targets(queries: Sequence[Query], *, instant: bool = False) -> list[prometheus.Dataquery]:
+    built = []
+    for number, (expression, legend) in enumerate(queries):
+        query = prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(chr(ord("A") + number))
+        query = query.datasource(SOURCE)
+        built.append(query.instant() if instant else query.range())
+    return built
+
+
+def graph(
+    title: str, description: str, unit: str, *queries: Query, width: int = 12, stacked: bool = False, log: bool = False
+) -> timeseries.Panel:
+    panel = (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(SOURCE)
+        .unit(unit)
+        .span(width)
+        .height(8)
+        .line_width(1)
+        .fill_opacity(40 if stacked else 8)
+        .show_points(options.VisibilityMode.NEVER)
+        .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(options.LegendDisplayMode.TABLE)
+            .placement(options.LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs(["mean", "lastNotNull"])
+        )
+    )
+    if stacked:
+        panel = panel.stacking(common.StackingConfig().mode(options.StackingMode.NORMAL).group("A"))
+    if log:
+        scale = common.ScaleDistributionConfig().type(options.ScaleDistribution.LOG).log(10)
+        panel = panel.scale_distribution(scale)
+    elif unit != COUNT:
+        panel = panel.min(0)
+    for target in targets(queries):
+        panel = panel.with_target(target)
+    return panel
+
+
+def number(
+    title: str,
+    description: str,
+    unit: str,
+    query: Query,
+    *,
+    width: int = 4,
+    steps: Sequence[tuple[float | None, str]] = ((None, "blue"),),
+    decimals: int | None = None,
+) -> stat.Panel:
+    thresholds = (
+        dashboard.ThresholdsConfig()
+        .mode(ThresholdsMode.ABSOLUTE)
+        .steps([Threshold(value=value, color=color) for value, color in steps])
+    )
+    panel = (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(SOURCE)
+        .unit(unit)
+        .span(width)
+        .height(4)
+        .color_mode(options.BigValueColorMode.VALUE)
+        .graph_mode(options.BigValueGraphMode.NONE)
+        .thresholds(thresholds)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+    )
+    if decimals is not None:
+        panel = panel.decimals(decimals)
+    return panel.with_target(targets([query], instant=True)[0])
+
+
+def bars(title: str, description: str, unit: str, query: Query, *, width: int = 12) -> bargauge.Panel:
+    return (
+        bargauge.Panel()
+        .title(title)
+        .description(description)
+        .datasource(SOURCE)
+        .unit(unit)
+        .span(width)
+        .height(8)
+        .min(0)
+        .orientation(options.VizOrientation.HORIZONTAL)
+        .display_mode(options.BarGaugeDisplayMode.BASIC)
+        .thresholds(
+            dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps([Threshold(value=None, color="blue")])
+        )
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+        .with_target(targets([query], instant=True)[0])
+    )
+
+
+def columns(
+    title: str, description: str, *queries: tuple[str, str, str], hidden: Sequence[str] = (), width: int = 24
+) -> table.Panel:
+    """A row a run; `queries` are an expression, the name of its column and its unit."""
+    panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(8)
+    names = {"run": "run", "model": "model", "compressor": "compressor", "world_size": "ranks"}
+    for letter, (expression, name, unit) in zip("ABCDEFGHIJ", queries, strict=False):
+        query = prometheus.Dataquery().expr(expression).datasource(SOURCE).ref_id(letter).instant()
+        panel = panel.with_target(query.format(PromQueryFormat.TABLE))
+        names[f"Value #{letter}"] = name
+        panel = panel.override_by_name(name, [DynamicConfigValue(id_val="unit", value=unit)])
+    left_out = dict.fromkeys(("Time", *hidden), True)
+    organise = {"excludeByName": left_out, "renameByName": names}
+    panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
+    return panel.with_transformation(DataTransformerConfig(id_val="organize", options=organise))
+
+
+def variable(name: str, query: str, description: str) -> dashboard.QueryVariable:
+    return (
+        dashboard.QueryVariable(name)
+        .label(name)
+        .description(description)
+        .datasource(SOURCE)
+        .query({"query": query, "refId": "variable"})
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.NATURAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(selected=True, text="All", value="$__all"))
+    )
+
+
+RANKS = variable("rank", 'label_values(dtrain_run_info{run=~"$run"}, rank)', "Ranks of these runs")
+
+
+def annotation(name: str, color: str, expression: str) -> dashboard.AnnotationQuery:
+    return dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expression)
+
+
+def board(uid: str, title: str, description: str) -> dashboard.Dashboard:
+    checkpoints = f'dtrain_collectives_total{{{RUN}, rank="0", phase="checkpoint"}}'
+    links = dashboard.DashboardLink("dtrain").type(DashboardLinkType.DASHBOARDS).tags(["dtrain"])
+    return (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags(["dtrain"])
+        .editable()
+        .refresh("5s")
+        .time("now-15m", "now")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .link(links.keep_time(True).include_vars(True))
+        .with_variable(dashboard.DatasourceVariable("datasource").label("data source").type("prometheus"))
+        .with_variable(variable("run", "label_values(dtrain_run_info, run)", "Runs, by the names of their folders"))
+        .annotation(annotation("restarts", "red", f"changes(dtrain_restarts_total{{{RUN}}}[1m]) > 0"))
+        .annotation(
+            annotation(
+                "checkpoints",
+                "purple",
+                f"{checkpoints} unless {checkpoints} offset 15s or changes({checkpoints}[15s]) > 0",
+            )
+        )
+    )
+
+
+def bandwidth() -> dashboard.Dashboard:
+    sent = total("dtrain_wire_bytes_total", f"{RUN}, {GRADIENT}")
+    dense, every = total("dtrain_dense_bytes_total"), total("dtrain_wire_bytes_total")
+    steps = total("dtrain_steps_total")
+    good = ((None, "text"), (1.0, "yellow"), (1.5, "green"))
+    near = ((None, "red"), (0.9, "green"), (1.1, "red"))
+    by_step = per_step("dtrain_wire_bytes_total", f"{RUN}, {GRADIENT}", "run")
+    dense_by_step = per_step("dtrain_dense_bytes_total", RUN, "run")
+    return (
+        board("dtrain-bandwidth", "dtrain / Bandwidth", "What the ranks of a run send, and what its compressor saves.")
+        .with_variable(RANKS)
+        .with_panel(
+            number(
+                "Saving, whole run",
+                "Bytes that a dense fp32 all_reduce would have sent for the gradients over those sent, warm-up included.",
+                TIMES,
+                (f"sum by (run) ({dense}) / sum by (run) ({sent})", "{{run}}"),
+                steps=good,
+                decimals=1,
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Sent for gradients, a rank and step",
+                "Wire bytes: what a rank must send, by the collective's algorithm. On average over ranks and steps.",
+                BYTES,
+                (f"sum by (run) ({sent}) / sum by (run) ({steps})", "{{run}}"),
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Dense it would be",
+                "What a rank would send in a step for a dense fp32 all_reduce of the same gradients.",
+                BYTES,
+                (f"sum by (run) ({dense}) / sum by (run) ({steps})", "{{run}}"),
+                steps=((None, "text"),),
+            )
+        )
+        .with_panel(
+            number(
+                "Sent in all",
+                "By all ranks, whatever for: gradients, the first parameters, metrics.",
+                BYTES,
+                (f"sum by (run) ({every})", "{{run}}"),
+            )
+        )
+        .with_panel(
+            number(
+                "Kernel / counted",
+                "What the kernel saw leave on the job's interface over what was counted: with framing 1.00 to 1.07, "
+                "more with messages of a few KB. No data where no interface carries this job alone.",
+                TIMES,
+                ("run:dtrain_nic_over_wire:ratio_rate1m{" + RUN + "}", "{{run}}"),
+                steps=near,
+                decimals=3,
+            )
+        )
+        .with_panel(
+            graph(
+                "A step's bytes: dense and sent",
+                "Of a rank, on average. The gap is what the compressor saves; the scale is logarithmic.",
+                BYTES,
+                (by_step, "{{run}} sent"),
+                (dense_by_step, "{{run}} dense fp32"),
+                log=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Saving",
+                "Dense over sent, in the last minute and over the whole run so far. fp16 would be 2x.",
+                TIMES,
+                ("run:dtrain_saving:ratio_rate1m{" + RUN + "}", "{{run}} now"),
+                ("run:dtrain_saving:ratio{" + RUN + "}", "{{run}} whole run"),
+                log=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "On the wire, by rank",
+                "Bytes that each rank sends, whatever for.",
+                PER_SECOND,
+                (f"sum by (run, rank) ({rate('dtrain_wire_bytes_total', RANK)})", "{{run}} rank {{rank}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Kernel and counted",
+                "The job's interface, all hosts together: what the kernel saw leave and arrive, and what was counted. "
+                "No data where no interface carries this job alone.",
+                PER_SECOND,
+                (f"sum by (run) ({rate('dtrain_nic_transmit_bytes_total', RUN)})", "{{run}} kernel, sent"),
+                (f"sum by (run) ({rate('dtrain_nic_receive_bytes_total', RUN)})", "{{run}} kernel, received"),
+                (f"sum by (run) ({rate('dtrain_wire_bytes_total', RUN)})", "{{run}} counted"),
+            )
+        )
+        .with_panel(
+            graph(
+                "On the wire, by operation",
+                "Of all ranks that are chosen.",
+                PER_SECOND,
+                (f"sum by (run, op) ({rate('dtrain_wire_bytes_total', RANK)})", "{{run}} {{op}}"),
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "On the wire, by purpose",
+                "Gradients, parameters (the broadcast at the start), metrics, control.",
+                PER_SECOND,
+                (
+                    f"sum by (run, phase, purpose) ({rate('dtrain_wire_bytes_total', RANK)})",
+                    "{{run}} {{phase}}: {{purpose}}",
+                ),
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Effective bandwidth",
+                "Bytes a second and rank while collectives are under way, by the rank that waits least in them.",
+                PER_SECOND,
+                ("run:dtrain_effective_bandwidth:rate1m{" + RUN + "}", "{{run}}"),
+            )
+        )
+        .with_panel(
+            bars(
+                "Bytes a step for each parameter",
+                "Gradient bytes that a rank sends in a step over trainable parameters: dense fp32 is 4 at 2 ranks and "
+                "8 (n - 1) / n at n. The paper's claim is that bytes go with parameters; this is the factor.",
+                "none",
+                (
+                    f"sum by (run) ({sent}) / sum by (run) ({steps})"
+                    f" / on (run) sum by (run) ({total('dtrain_model_parameters')})",
+                    "{{run}}",
+                ),
+            )
+        )
+    )
+
+
+def training() -> dashboard.Dashboard:
+    quantile = f"sum by (run, le) ({rate('dtrain_step_seconds_bucket', RUN)})"
+    step = per_step("dtrain_step_seconds_sum", RUN, "run")
+    exposed = per_step("dtrain_exposed_comm_seconds_total", RUN, "run")
+    first = RUN + ', rank="0"'
+    return (
+        board("dtrain-training", "dtrain / Training", "How a run learns, and where the time of its steps goes.")
+        .with_variable(RANKS)
+        .with_panel(
+            number(
+                "Loss",
+                "Of the last test.",
+                COUNT,
+                (total("dtrain_loss", RUN + ', split="test"'), "{{run}}"),
+                decimals=3,
+            )
+        )
+        .with_panel(
+            number(
+                "Accuracy",
+                "Top-1, of the last test.",
+                RATIO,
+                (total("dtrain_accuracy_ratio", RUN + ', split="test"'), "{{run}}"),
+                decimals=1,
+            )
+        )
+        .with_panel(number("Steps", "So far.", COUNT, (f"max by (run) ({total('dtrain_steps_total')})", "{{run}}")))
+        .with_panel(
+            number(
+                "Images", "A second, of all ranks.", "ops", (total("dtrain_images_per_second"), "{{run}}"), decimals=0
+            )
+        )
+        .with_panel(
+            number(
+                "Ranks",
+                "That answer now, of those that the run started with: fewer is an alert.",
+                COUNT,
+                (f"count by (run) (dtrain_world_size{{{RUN}}})", "{{run}}"),
+            )
+        )
+        .with_panel(
+            number(
+                "Waiting for the exchange",
+                "The share of steps' time that is exposed communication: not hidden behind backward.",
+                RATIO,
+                ("run:dtrain_exposed_comm:ratio_rate1m{" + RUN + "}", "{{run}}"),
+                steps=((None, "green"), (0.2, "yellow"), (0.5, "red")),
+                decimals=0,
+            )
+        )
+        .with_panel(
+            graph(
+                "Loss",
+                "Mean over all ranks; train at logging points, test over the whole test set.",
+                COUNT,
+                (f"dtrain_loss{{{RUN}}}", "{{run}} {{split}}"),
+            )
+        )
+        .with_panel(graph("Accuracy", "Top-1.", RATIO, (f"dtrain_accuracy_ratio{{{RUN}}}", "{{run}} {{split}}")))
+        .with_panel(
+            graph(
+                "Where a step's time goes",
+                "Computing and exposed communication add up to the step. On average over ranks.",
+                SECONDS,
+                (f"({step}) - ({exposed})", "{{run}} computing"),
+                (exposed, "{{run}} exposed communication"),
+                stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Behind it",
+                "Most of it hidden behind backward: time in the compressor (a rank's average), and of the collectives "
+                "what the transfer took and what ranks waited in them for the last one.",
+                SECONDS,
+                (per_step("dtrain_codec_seconds_total", RUN, "run"), "{{run}} codec"),
+                (per_step("dtrain_transfer_seconds_total", first, "run"), "{{run}} transfer"),
+                (per_step("dtrain_straggler_wait_seconds_total", first, "run"), "{{run}} straggler wait"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Step time",
+                "Quantiles over ranks, from a histogram.",
+                SECONDS,
+                (f"histogram_quantile(0.5, {quantile})", "{{run}} median"),
+                (f"histogram_quantile(0.95, {quantile})", "{{run}} 95%"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Stragglers: what each rank computes in a step",
+                "A step's time without what the rank waited. All ranks wait for the slowest.",
+                SECONDS,
+                ("rank:dtrain_busy_seconds_per_step:ratio_rate1m{" + RANK + "}", "{{run}} rank {{rank}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Images a second",
+                "Of all ranks, at logging points.",
+                "ops",
+                (f"dtrain_images_per_second{{{RUN}}}", "{{run}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Numbers that a step exchanges",
+                "4 bytes for each number of a dense exchange. It falls when a phase prunes or shares weights.",
+                BYTES,
+                (f"dtrain_model_bytes{{{RUN}}}", "{{run}} {{form}}"),
+            )
+        )
+    )
+
+
+def compare() -> dashboard.Dashboard:
+    sent, dense = total("dtrain_wire_bytes_total", f"{RUN}, {GRADIENT}"), total("dtrain_dense_bytes_total")
+    steps = total("dtrain_steps_total")
+    test = RUN + ', split="test"'
+    so_far = f"sum by (run) (dtrain_wire_bytes_total{{{RUN}, {GRADIENT}}})"
+    reached = f"{so_far} and on (run) dtrain_loss{{{RUN}}} <= $loss"
+    info = f'last_over_time(dtrain_run_info{{{RUN}, rank="0"}}[$__range])'
+    return (
+        board("dtrain-compare", "dtrain / Compare", "Runs side by side: what each needed to learn as much.")
+        .with_variable(
+            dashboard.TextBoxVariable("loss")
+            .label("loss to reach")
+            .description("Training or test loss, whichever gets there first")
+            .default_value("1.0")
+            .current(VariableOption(selected=True, text="1.0", value="1.0"))
+        )
+        .with_panel(
+            columns(
+                "Runs",
+                "Bytes are of gradients, a rank's average; the saving is over the whole run.",
+                (f"sum by (run, model, compressor, world_size) ({info})", "runs", "none"),
+                (f"sum by (run) ({total('dtrain_model_parameters')})", "parameters", COUNT),
+                (f"sum by (run) ({sent}) / sum by (run) ({steps})", "bytes sent a step", BYTES),
+                (f"sum by (run) ({dense}) / sum by (run) ({sent})", "saving", TIMES),
+                (f"sum by (run) ({total('dtrain_wire_bytes_total')})", "sent in all", BYTES),
+                (f"max by (run) ({steps})", "steps", COUNT),
+                (f"max by (run) ({total('dtrain_loss', test)})", "test loss", COUNT),
+                (f"max by (run) ({total('dtrain_accuracy_ratio', test)})", "test accuracy", RATIO),
+                (
+                    f"sum by (run) ({total('dtrain_step_seconds_sum')}) / "
+                    f"sum by (run) ({total('dtrain_step_seconds_count')})",
+                    "step time",
+                    SECONDS,
+                ),
+                hidden=("runs",),
+            )
+        )
+        .with_panel(
+            bars(
+                "Bytes to a loss of $loss",
+                "What all ranks had sent for gradients when the loss was first there. A run that did not get there is "
+                "not shown.",
+                BYTES,
+                (f"min_over_time(({reached})[$__range:5s])", "{{run}}"),
+            )
+        )
+        .with_panel(
+            bars(
+                "Bytes a step",
+                "Of a rank, for gradients.",
+                BYTES,
+                (f"sum by (run) ({sent}) / sum by (run) ({steps})", "{{run}}"),
+            )
+        )
+        .with_panel(graph("Loss", "Over time.", COUNT, (f"dtrain_loss{{{RUN}}}", "{{run}} {{split}}")))
+        .with_panel(
+            graph("Accuracy", "Top-1, over time.", RATIO, (f"dtrain_accuracy_ratio{{{RUN}}}", "{{run}} {{split}}"))
+        )
+        .with_panel(graph("Sent so far", "For gradients, by all ranks.", BYTES, (so_far, "{{run}}"), log=True))
+        .with_panel(
+            graph(
+                "Step time",
+                "The mean of the last minute.",
+                SECONDS,
+                ("run:dtrain_step_seconds:mean_rate1m{" + RUN + "}", "{{run}}"),
+            )
+        )
+    )
+
+
+BOARDS = {"bandwidth": bandwidth, "training": training, "compare": compare}
+
+
+def encoded(name: str) -> str:
+    """A dashboard as JSON text."""
+    built = BOARDS[name]().build()
+    for number, panel in enumerate(built.panels or (), start=1):
+        panel.id_val = number  # stable links to a panel
+    return JSONEncoder(sort_keys=True, indent=2).encode(built) + "\n"
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in BOARDS:
+        (folder / f"{name}.json").write_text(encoded(name), encoding="utf-8")
+        print(folder / f"{name}.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER)
