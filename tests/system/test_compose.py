@@ -1,0 +1,248 @@
+"""docker/compose.yaml on a real engine: four workers that train, what watches them, and where their model goes.
+
+Grafana is not started here: its image cannot be had on every machine. tests of metrics/ have its dashboards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import REPOSITORY, Ended, run
+
+pytestmark = pytest.mark.timeout(1200)  # of the first test, which builds the images
+
+COMPOSE = ["docker", "compose", "--file", str(REPOSITORY / "docker" / "compose.yaml"), "--profile", "shaped"]
+WORKERS = [f"worker{k}" for k in range(4)]
+SHAPERS = [f"shaper{k}" for k in range(4)]
+LIMIT = 20_000_000
+PROMETHEUS = """
+FROM python:3.11-slim-bookworm AS fetched
+WORKDIR /fetched
+RUN apt-get update -qq && apt-get download -qq prometheus && dpkg -x prometheus_*.deb .
+FROM python:3.11-slim-bookworm
+COPY --from=fetched /fetched/usr/bin/prometheus /fetched/usr/bin/promtool /bin/
+RUN install -d -o nobody /prometheus
+USER nobody
+ENTRYPOINT ["/bin/prometheus"]
+"""
+RIGHTS = """
+id -u
+touch /new 2>/dev/null && echo written || echo read-only
+grep -E '^(CapPrm|CapEff|CapBnd|NoNewPrivs):' /proc/1/status
+grep -c '[[:space:]]00000000[[:space:]]' /proc/net/route || true
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project of Compose. Its volumes and containers go with it."""
+
+    folder: Path
+    environ: dict[str, str]
+
+    def compose(self, *arguments: str, timeout: float = 120.0, **settings: str) -> Ended:
+        return run([*COMPOSE, *arguments], self.folder, timeout=timeout, env={**self.environ, **settings})
+
+    def exec(self, service: str, *command: str) -> str:
+        return self.compose("exec", "-T", service, *command).expect(0).stdout
+
+    def exit_codes(self, services: list[str], timeout: float) -> list[int]:
+        """How they ended; waits for it."""
+        names = self.compose("ps", "--all", "--quiet", *services).expect(0).stdout.split()
+        ended = run(["docker", "wait", *names], self.folder, timeout=timeout, env=self.environ).expect(0)
+        return [int(code) for code in ended.stdout.split()]
+
+    def query(self, expression: str) -> dict[str, float]:
+        """What Prometheus says now, by rank."""
+        address = self.compose("port", "prometheus", "9090").expect(0).stdout.strip()
+        url = f"http://{address}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return {row["metric"]["rank"]: float(row["value"][1]) for row in json.load(answer)["data"]["result"]}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("compose")
+    try:
+        for command in (["docker", "compose", "version"], ["docker", "info"]):
+            run(command, folder, timeout=60, env=dict(os.environ)).expect(0)
+    except (FileNotFoundError, AssertionError) as error:
+        pytest.skip(f"no Docker Engine with Compose answers: start one, or set DOCKER_HOST ({error})")
+    environ = {**os.environ, "COMPOSE_PROJECT_NAME": f"dtrain-test-{os.getpid()}", "PROMETHEUS_PORT": "0"}
+    if "PROMETHEUS_IMAGE" not in environ:
+        environ["PROMETHEUS_IMAGE"] = "dtrain-test/prometheus"
+        build = ["docker", "build", "--quiet", "--tag", environ["PROMETHEUS_IMAGE"], "-"]
+        subprocess.run(build, input=PROMETHEUS, text=True, check=True, capture_output=True, timeout=300)
+    started = Project(folder, environ)
+    started.compose("build", "worker0", "shaper0", timeout=1000).expect(0)
+    yield started
+    started.compose("down", "--volumes", "--timeout", "1").expect(0)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run of 40 steps."""
+
+    rights: str
+    exit_codes: list[int]
+    summary: dict[str, Any]
+    steps_seen: dict[str, float]
+    digests: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained(project: Project) -> Trained:
+    settings = "num_steps=40 batch_size=4 log_every=4"
+    services = [*WORKERS, "prometheus", "publisher", "edge"]
+    project.compose("up", "--detach", "--no-build", *services, DTRAIN_SETTINGS=settings).expect(0)
+    rights = project.exec("worker0", "sh", "-c", RIGHTS)
+    exit_codes = project.exit_codes(WORKERS, 180)
+    wait_for(lambda: project.compose("exec", "-T", "edge", "test", "-s", "/models/model.dtz").code == 0, 60)
+    project.exec("edge", "dtrain", "unpack", "/models/model.dtz", "-o", "/tmp/model.safetensors")
+    digests = [
+        project.exec("publisher", "sha256sum", "/models/model.dtz"),
+        project.exec("edge", "sha256sum", "/models/model.dtz"),
+        project.exec("publisher", "sha256sum", "/runs/demo/model.safetensors"),
+        project.exec("edge", "sha256sum", "/tmp/model.safetensors"),
+    ]
+    return Trained(
+        rights,
+        exit_codes,
+        json.loads(project.exec("publisher", "cat", "/runs/demo/summary.json")),
+        project.query("max_over_time(dtrain_steps_total[5m])"),
+        [digest.split()[0] for digest in digests],
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(1)
+
+
+def test_the_image_is_small(project: Project) -> None:
+    inspect = ["docker", "image", "inspect", "--format", "{{.Size}}", "dtrain:torch"]
+    size = int(run(inspect, project.folder, env=project.environ).expect(0).stdout)
+    assert size <= 1_300_000_000, size
+
+
+def test_only_prometheus_and_grafana_are_published_and_only_here(project: Project) -> None:
+    config = json.loads(project.compose("config", "--format", "json").expect(0).stdout)
+    published = {name: s["ports"] for name, s in config["services"].items() if s.get("ports")}
+    assert published.keys() == {"prometheus", "grafana"}
+    assert {port["host_ip"] for ports in published.values() for port in ports} == {"127.0.0.1"}
+    assert {name for name, network in config["networks"].items() if not network.get("internal")} == {"front"}
+
+
+def test_no_service_has_a_password_or_a_right_that_it_does_not_need(project: Project) -> None:
+    config = json.loads(project.compose("config", "--format", "json").expect(0).stdout)
+    for name, service in config["services"].items():
+        assert not [key for key in service.get("environment", {}) if re.search("PASSWORD|SECRET_KEY|TOKEN", key)]
+        assert service["read_only"] and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("cap_add", []) == (["NET_ADMIN"] if name in SHAPERS else []), name
+
+
+def test_a_worker_has_no_rights_and_no_way_out(trained: Trained) -> None:
+    user, root, *status, default_routes = trained.rights.split("\n")[:-1]
+    assert user == "10001"
+    assert root == "read-only"
+    assert [line.split() for line in status] == [
+        ["CapPrm:", "0" * 16],
+        ["CapEff:", "0" * 16],
+        ["CapBnd:", "0" * 16],
+        ["NoNewPrivs:", "1"],
+    ]
+    assert default_routes == "0"
+
+
+def test_training_ends_well_on_all_workers(trained: Trained) -> None:
+    assert trained.exit_codes == [0, 0, 0, 0]
+    assert trained.summary["complete"]
+    assert (trained.summary["world_size"], trained.summary["num_steps"]) == (4, 40)
+
+
+def test_prometheus_sees_all_four_ranks(trained: Trained) -> None:
+    assert trained.steps_seen.keys() == {"0", "1", "2", "3"}
+    assert all(steps > 0 for steps in trained.steps_seen.values())
+
+
+def test_the_training_interface_carries_what_the_ledger_counts(trained: Trained) -> None:
+    assert 1.0 <= trained.summary["nic_bytes_per_step"] / trained.summary["wire_bytes_per_step"] <= 1.07
+
+
+def test_the_edge_holds_the_trained_model_bit_for_bit(trained: Trained) -> None:
+    published, received, saved, unpacked = trained.digests
+    assert received == published
+    assert unpacked == saved
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """Four workers in the middle of a long run, over links of LIMIT bits per second."""
+
+    rates: dict[str, float]
+    health: list[str]
+    shaped_bytes: int
+    transmitted_bytes: int
+
+
+@pytest.fixture(scope="module")
+def shaped(project: Project, trained: Trained) -> Shaped:
+    settings = {"DTRAIN_SETTINGS": "num_steps=100000 batch_size=1 log_every=1", "SHAPED_RATE": f"{LIMIT // 10**6}mbit"}
+    project.compose("up", "--detach", "--no-build", *WORKERS, *SHAPERS, **settings).expect(0)
+    assert project.exit_codes(SHAPERS, 60) == [0, 0, 0, 0]
+    under_way = "dtrain_steps_total >= 2 and dtrain_steps_total offset 16s >= 1"
+    wait_for(lambda: len(project.query(under_way)) == 4, 180)
+    rates = project.query("8 * rate(dtrain_nic_transmit_bytes_total[16s])")
+    names = project.compose("ps", "--quiet", *WORKERS).expect(0).stdout.split()
+    health = ["docker", "inspect", "--format", "{{.State.Health.Status}}", *names]
+    counters = "tc -s qdisc show; cat /proc/net/dev"
+    looked = project.compose("run", "--rm", "-T", "shaper0", "sh", "-c", counters, **settings).expect(0).stdout
+    kind = re.search(r"qdisc tbf .* dev (\w+) .*\n Sent (\d+) bytes", looked)
+    assert kind is not None, looked
+    (line,) = (line for line in looked.splitlines() if line.strip().startswith(f"{kind[1]}:"))
+    transmitted = int(line.split()[9])
+    return Shaped(
+        rates,
+        run(health, project.folder, env=project.environ).expect(0).stdout.split(),
+        int(kind[2]),
+        transmitted,
+    )
+
+
+def test_a_shaped_worker_sends_at_the_limit(shaped: Shaped) -> None:
+    assert shaped.rates.keys() == {"0", "1", "2", "3"}
+    for rank, rate in shaped.rates.items():
+        assert abs(rate / LIMIT - 1) < 0.05, (rank, rate)
+
+
+def test_the_limit_is_there_before_anything_is_exchanged(shaped: Shaped) -> None:
+    assert 0 <= shaped.transmitted_bytes - shaped.shaped_bytes < 50_000
+
+
+def test_a_worker_that_trains_is_healthy(shaped: Shaped) -> None:
+    assert shaped.health == ["healthy"] * 4
+
+
+def test_a_worker_that_is_killed_ends_the_others_within_a_minute_by_name(project: Project, shaped: Shaped) -> None:
+    project.compose("kill", "worker3").expect(0)
+    begun = time.monotonic()
+    codes = project.exit_codes(WORKERS[:3], 120)
+    assert time.monotonic() - begun < 60
+    assert 0 not in codes
+    for worker in WORKERS[:3]:
+        logs = project.compose("logs", "--no-log-prefix", worker).expect(0).stdout
+        assert re.search(r"^dtrain: error: rank 3 on host worker3 does not answer: ", logs, re.MULTILINE), logs
