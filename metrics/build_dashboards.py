@@ -149,10 +149,8 @@ def bars(title: str, description: str, unit: str, query: Query, *, width: int = 
     )
 
 
-def columns(
-    title: str, description: str, *queries: tuple[str, str, str], hidden: Sequence[str] = (), width: int = 24
-) -> table.Panel:
-    """A row a run; `queries` are an expression, the name of its column and its unit."""
+def columns(title: str, description: str, *queries: tuple[str, str, str], width: int = 24) -> table.Panel:
+    """A row a run; `queries` are an expression, the name of its column and its unit. The first gives labels alone."""
     panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(8)
     names = {"run": "run", "model": "model", "compressor": "compressor", "world_size": "ranks"}
     for letter, (expression, name, unit) in zip("ABCDEFGHIJ", queries, strict=False):
@@ -160,7 +158,7 @@ def columns(
         panel = panel.with_target(query.format(PromQueryFormat.TABLE))
         names[f"Value #{letter}"] = name
         panel = panel.override_by_name(name, [DynamicConfigValue(id_val="unit", value=unit)])
-    left_out = dict.fromkeys(("Time", *hidden), True)
+    left_out = {"Time": True, "Value #A": True}
     organise = {"excludeByName": left_out, "renameByName": names}
     panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
     return panel.with_transformation(DataTransformerConfig(id_val="organize", options=organise))
@@ -230,7 +228,7 @@ def bandwidth() -> dashboard.Dashboard:
         .with_panel(
             number(
                 "Saving, whole run",
-                "Bytes that a dense fp32 all_reduce would have sent for the gradients over those sent, warm-up included.",
+                "Bytes that a dense fp32 all_reduce of the gradients would send over those sent, warm-up included.",
                 TIMES,
                 (f"sum by (run) ({dense}) / sum by (run) ({sent})", "{{run}}"),
                 steps=good,
@@ -369,7 +367,7 @@ def training() -> dashboard.Dashboard:
         .with_variable(RANKS)
         .with_panel(
             number(
-                "Loss",
+                "Test loss",
                 "Of the last test.",
                 COUNT,
                 (total("dtrain_loss", RUN + ', split="test"'), "{{run}}"),
@@ -378,7 +376,7 @@ def training() -> dashboard.Dashboard:
         )
         .with_panel(
             number(
-                "Accuracy",
+                "Test accuracy",
                 "Top-1, of the last test.",
                 RATIO,
                 (total("dtrain_accuracy_ratio", RUN + ', split="test"'), "{{run}}"),
@@ -495,7 +493,7 @@ def compare() -> dashboard.Dashboard:
             columns(
                 "Runs",
                 "Bytes are of gradients, a rank's average; the saving is over the whole run.",
-                (f"sum by (run, model, compressor, world_size) ({info})", "runs", "none"),
+                (f"sum by (run, model, compressor, world_size) ({info})", "", "none"),
                 (f"sum by (run) ({total('dtrain_model_parameters')})", "parameters", COUNT),
                 (f"sum by (run) ({sent}) / sum by (run) ({steps})", "bytes sent a step", BYTES),
                 (f"sum by (run) ({dense}) / sum by (run) ({sent})", "saving", TIMES),
@@ -509,7 +507,6 @@ def compare() -> dashboard.Dashboard:
                     "step time",
                     SECONDS,
                 ),
-                hidden=("runs",),
             )
         )
         .with_panel(
