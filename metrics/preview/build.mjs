@@ -10,6 +10,11 @@ await build({
   jsx: 'automatic',
   loader: { '.woff': 'empty', '.woff2': 'dataurl', '.ttf': 'empty', '.svg': 'dataurl' },
   define: { 'process.env.NODE_ENV': '"production"', global: 'window' },
-  alias: { 'monaco-editor': './src/nothing.js' }, // an editor, half of the bundle
+  alias: {
+    // their CommonJS builds: in the .mjs ones a default import of a CommonJS package is not its "default", by Node's rule
+    '@grafana/data': './node_modules/@grafana/data/dist/cjs/index.cjs',
+    '@grafana/ui': './node_modules/@grafana/ui/dist/cjs/index.cjs',
+    'monaco-editor': './src/nothing.js', // an editor, that no panel needs
+  },
   logLevel: 'warning',
 });

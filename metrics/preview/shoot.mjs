@@ -34,7 +34,7 @@ if (!out || !existsSync(join(here, 'dist/app.js'))) {
   process.exit(2);
 }
 
-const page = '<!doctype html><link rel="stylesheet" href="app.css"><div id="root"></div><script type="module" src="app.js"></script>';
+const page = '<!doctype html><link rel="stylesheet" href="app.css"><body style="margin: 0"><div id="root"></div><script type="module" src="app.js"></script>';
 const types = { '.css': 'text/css', '.js': 'text/javascript', '.svg': 'image/svg+xml' };
 const server = createServer(async (request, response) => {
   const { pathname, search } = new URL(request.url, 'http://localhost');

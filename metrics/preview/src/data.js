@@ -50,7 +50,8 @@ export function interpolate(text, scoped = {}, format = 'text') {
     if (!variable) {
       return whole;
     }
-    return variable.all && variable.allValue ? variable.allValue : FORMATS[ownFormat ?? format](variable.values, variable);
+    const as = ownFormat ?? format;
+    return variable.all && variable.allValue && as !== 'text' ? variable.allValue : FORMATS[as](variable.values, variable);
   });
 }
 
@@ -60,8 +61,11 @@ async function variableOptions(variable, range) {
   if (variable.type === 'datasource') {
     return ['Prometheus'];
   }
+  if (['textbox', 'constant'].includes(variable.type)) {
+    return [variable.current?.value || query];
+  }
   if (variable.type !== 'query') {
-    return query.split(/\s*,\s*/); // custom, interval, constant, textbox
+    return query.split(/\s*,\s*/); // custom, interval
   }
   const expr = interpolate(query, {}, 'promql');
   const [, metric, label] = /^label_values\((?:(.+),)?\s*(\w+)\s*\)$/s.exec(expr) ?? [];

@@ -56,7 +56,8 @@ export async function prepare(panel, frames, theme, timeZone) {
   };
   const transformed = await lastValueFrom(g.transformDataFrame(panel.transformations ?? [], frames, { interpolate }));
   for (const field of transformed.flatMap((frame) => frame.fields)) {
-    field.config = { ...field.config, custom: { ...custom, ...given.defaults?.custom } };
+    const unlabelled = field.type === 'time' && { axisLabel: undefined };
+    field.config = { ...field.config, custom: { ...custom, ...given.defaults?.custom, ...unlabelled } };
   }
   const data = g.applyFieldOverrides({
     ...{ data: transformed, fieldConfig: { defaults, overrides: given.overrides ?? [] }, fieldConfigRegistry: fieldOptions },
