@@ -1,15 +1,15 @@
 // Serves the page on the loopback with Prometheus behind it, and has headless Chromium photograph it.
 import { existsSync, readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { extname, join, normalize } from 'node:path';
+import { extname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { chromium } from 'playwright-core';
 
-const usage = `node shoot.mjs [option ...] DASHBOARD.json OUT.png
+const USAGE = `node shoot.mjs [option ...] DASHBOARD.json OUT.png
   --prometheus URL       http://127.0.0.1:9090
-  --from TIME --to TIME  as in Grafana, or -5m; the dashboard's own
+  --from TIME --to TIME  -5m, now, or milliseconds; the dashboard's own
   --var NAME=VALUE       a variable, may be repeated; All for all
-  --scrape-interval 15s  as the data source in Grafana is told it; sets $__interval and $__rate_interval
+  --scrape-interval 15s  as Grafana's data source is told it (timeInterval): makes $__interval and $__rate_interval
   --width 1600           in pixels
   --theme dark           or light
   --need-data            a panel without data is an error, too
@@ -30,62 +30,54 @@ const { values: given, positionals } = parseArgs({
 const here = import.meta.dirname;
 const [dashboard, out] = positionals;
 if (!out || !existsSync(join(here, 'dist/app.js'))) {
-  console.error(out ? 'Build the page first: npm run build' : usage);
+  console.error(out ? 'There is no page yet: npm run build' : USAGE);
   process.exit(2);
 }
 
-const page = '<!doctype html><link rel="stylesheet" href="app.css"><body style="margin: 0"><div id="root"></div><script type="module" src="app.js"></script>';
+const page = `<!doctype html><link rel="stylesheet" href="app.css"><link rel="icon" href="data:,">
+  <body style="margin: 0"><div id="root"></div><script type="module" src="app.js"></script>`;
 const types = { '.css': 'text/css', '.js': 'text/javascript', '.svg': 'image/svg+xml' };
+
+async function answer(path, search) {
+  if (path.startsWith('/api/')) {
+    const reply = await fetch(given.prometheus.replace(/\/$/, '') + path + search);
+    return [reply.status, 'application/json', await reply.text()];
+  }
+  const folder = path.startsWith('/public/') ? 'node_modules/@grafana/ui/dist' : 'dist'; // its icons
+  const file = path === '/dashboard.json' ? dashboard : join(here, folder, path);
+  return path === '/' ? [200, 'text/html; charset=utf-8', page] : [200, types[extname(file)] ?? 'text/plain', readFileSync(file)];
+}
+
 const server = createServer(async (request, response) => {
   const { pathname, search } = new URL(request.url, 'http://localhost');
-  try {
-    if (pathname.startsWith('/api/')) {
-      const answer = await fetch(given.prometheus.replace(/\/$/, '') + pathname + search);
-      response.writeHead(answer.status, { 'content-type': 'application/json' }).end(await answer.text());
-    } else if (pathname === '/') {
-      response.writeHead(200, { 'content-type': 'text/html; charset=utf-8' }).end(page);
-    } else if (pathname === '/dashboard.json') {
-      response.end(readFileSync(dashboard));
-    } else {
-      const folder = pathname.startsWith('/public/') ? 'node_modules/@grafana/ui/dist' : 'dist';
-      const body = readFileSync(join(here, folder, normalize(pathname)));
-      response.writeHead(200, { 'content-type': types[extname(pathname)] ?? 'text/plain' }).end(body);
-    }
-  } catch (error) {
-    const missing = error.code === 'ENOENT';
-    const message = missing ? `no ${pathname}` : `${given.prometheus}: ${error.cause?.message ?? error.message}`;
-    response.writeHead(missing ? 404 : 502).end(JSON.stringify({ status: 'error', error: message }));
-  }
+  const failure = (error) => [502, 'application/json', JSON.stringify({ error: String(error.cause?.message ?? error.message) })];
+  const [status, type, body] = await answer(pathname, search).catch(failure);
+  response.writeHead(status, { 'content-type': type }).end(body);
 });
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
 
 const query = new URLSearchParams(['from', 'to', 'theme', 'scrape-interval'].filter((k) => given[k]).map((k) => [k, given[k]]));
-for (const [, name, value] of given.var.map((pair) => /^(\w+)=(.*)$/s.exec(pair))) {
-  query.append(`var-${name}`, value);
+for (const pair of given.var) {
+  query.append(`var-${pair.split('=', 1)}`, pair.slice(pair.indexOf('=') + 1));
 }
-const quiet = ['quic', 'background-networking', 'component-update', 'sync'].map((what) => `--disable-${what}`);
-const browser = await chromium.launch({
-  executablePath: given.browser,
-  args: ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', ...quiet],
-});
-let failed = false;
+const off = ['gpu', 'quic', 'background-networking', 'component-update', 'sync'].map((what) => `--disable-${what}`);
+const args = ['--headless', '--no-sandbox', '--no-first-run', ...off];
+const browser = await chromium.launch({ executablePath: given.browser, args });
 try {
   const tab = await browser.newPage({ viewport: { width: Number(given.width), height: 900 } });
-  tab.on('pageerror', (error) => {
-    failed = true;
-    console.error(error.message);
-  });
   await tab.goto(`http://127.0.0.1:${server.address().port}/?${query}`);
   const panels = await tab.evaluate(() => window.drawn);
   await tab.waitForLoadState('networkidle'); // the icons
   await tab.screenshot({ path: out, fullPage: true });
-  for (const { type, title, series, errors, queried } of panels) {
-    failed ||= errors.length > 0 || (given['need-data'] && queried && !series);
-    const state = errors.length ? `ERROR ${errors.join('; ')}` : queried ? (series ? `${series} series` : 'No data') : 'drawn';
+  for (const { type, title, frames, errors, queried } of panels) {
+    const state = errors.length ? `ERROR ${errors.join('; ')}` : !queried ? 'drawn' : frames ? `${frames} series` : 'No data';
     console.log(`${type.padEnd(12)}${title}: ${state}`);
+    process.exitCode ||= errors.length || (given['need-data'] && queried && !frames) ? 1 : 0;
   }
+} catch (error) {
+  console.error(error.message.split('\n', 1)[0]);
+  process.exitCode = 1;
 } finally {
   await browser.close();
   server.close();
 }
-process.exitCode = failed ? 1 : 0;
