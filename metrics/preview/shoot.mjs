@@ -29,8 +29,12 @@ const { values: given, positionals } = parseArgs({
 });
 const here = import.meta.dirname;
 const [dashboard, out] = positionals;
-if (!out || !existsSync(join(here, 'dist/app.js'))) {
-  console.error(out ? 'There is no page yet: npm run build' : USAGE);
+const wrong =
+  (!out && USAGE) ||
+  (!existsSync(dashboard) && `There is no ${dashboard}`) ||
+  (!existsSync(join(here, 'dist/app.js')) && 'There is no page yet: npm run build');
+if (wrong) {
+  console.error(wrong);
   process.exit(2);
 }
 
@@ -75,7 +79,7 @@ try {
     process.exitCode ||= errors.length || (given['need-data'] && queried && !frames) ? 1 : 0;
   }
 } catch (error) {
-  console.error(error.message.split('\n', 1)[0]);
+  console.error(error.message.split('\n', 1)[0].replace('page.evaluate: Error: ', ''));
   process.exitCode = 1;
 } finally {
   await browser.close();

@@ -62,6 +62,7 @@ function Annotations({ config, annotations }) {
   useLayoutEffect(() => {
     config.addHook('draw', ({ ctx, bbox, valToPos }) => {
       ctx.save();
+      ctx.clip(new Path2D(`M${bbox.left} ${bbox.top}h${bbox.width}v${bbox.height}h${-bbox.width}z`));
       ctx.setLineDash([5, 5]);
       for (const { start, end, color } of annotations) {
         const paint = theme.visualization.getColorByName(color ?? 'red');
