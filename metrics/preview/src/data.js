@@ -142,6 +142,9 @@ export async function queryPanel(panel, range, width) {
   const targets = (panel.targets ?? []).filter((t) => !t.hide);
   const severalTables = targets.filter((t) => t.format === 'table').length > 1;
   const answers = targets.map(async (target) => {
+    if (!target.expr) {
+      throw new Error(`Query ${target.refId} has no PromQL`);
+    }
     const query = prepareQuery(target.expr, range, panel.maxDataPoints ?? width, target.interval || panel.interval);
     const asked = target.instant && !target.range ? [query.instant()] : [query.range(), ...(target.instant ? [query.instant()] : [])];
     const result = (await Promise.all(asked)).flatMap((data) =>

@@ -25,7 +25,8 @@ async function load(panel, range, timeZone) {
     return loaded;
   }
   const { frames, errors } = await queryPanel(panel, range, Math.round(box.width));
-  return { ...loaded, frames, errors, prepared: await prepare(panel, frames, theme, timeZone) };
+  const prepared = await prepare(panel, frames, theme, timeZone).catch((error) => void errors.push(error.message));
+  return { ...loaded, frames, errors, prepared };
 }
 
 const Failed = ({ messages }) => <div style={{ color: colors.error.text, overflow: 'auto' }}>{messages.join('\n')}</div>;
