@@ -110,8 +110,9 @@ def main() -> None:
     off = statistics.median(pair[False] for pair in pairs)
     body = "\n".join(
         [
-            f"squeezenet1_1 at 64x64, batch 32, 2 ranks over gloo on one host, seed 0; settings `{' '.join(SETTINGS)}`. "
-            f"{arguments.pairs} pairs of blocks of {BLOCK_SECONDS:g} s in one run, in alternating order.",
+            f"squeezenet1_1 at 64x64, batch 32, 2 ranks over gloo on one host, seed 0; settings "
+            f"`{' '.join(SETTINGS)}`. {arguments.pairs} pairs of blocks of {BLOCK_SECONDS:g} s in one run, in "
+            "alternating order.",
             "",
             f"- {len(seconds)} scrapes at {SCRAPES_PER_SECOND} a second, ranks in turn, no error; "
             f"{size / len(seconds):,.0f} bytes and {1000 * statistics.median(seconds):.1f} ms each",

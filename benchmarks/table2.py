@@ -243,7 +243,8 @@ def main() -> None:
     )
     body = (
         f"CIFAR-10, over gloo on one host; all runs: `{' '.join(DATA)}`; {settings}. The bytes of an fp32 row are "
-        f"those of its tensors, the others' those of model.dtz, everything included. Commits of the runs: {commits(options.runs)}.\n\n"
+        "those of its tensors, the others' those of model.dtz, everything included. "
+        f"Commits of the runs: {commits(options.runs)}.\n\n"
         + "\n".join([HEADER, *rows])
     )  # fmt: skip
     print(body)
