@@ -242,8 +242,9 @@ def main() -> None:
         f"{name}, {NETWORKS[name].ranks} ranks: `{' '.join(NETWORKS[name].settings)}`" for name in options.networks
     )
     body = (
-        f"CIFAR-10, over gloo on one host; all runs: `{' '.join(DATA)}`; {settings}. The bytes of an fp32 row are those of its tensors, the others' those of "
-        f"model.dtz, everything included. Commits of the runs: {commits(options.runs)}.\n\n"
+        f"CIFAR-10, over gloo on one host; all runs: `{' '.join(DATA)}`; {settings}. The bytes of an fp32 row are "
+        "those of its tensors, the others' those of model.dtz, everything included. "
+        f"Commits of the runs: {commits(options.runs)}.\n\n"
         + "\n".join([HEADER, *rows])
     )  # fmt: skip
     print(body)

@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     ship = verbs.add_parser("ship", help="a model from where it is made to where it is used, over HTTP")
     _ship_parsers(ship.add_subparsers(required=True, metavar="VERB"))
 
+    dashboard = verbs.add_parser("dashboard", help="Grafana dashboards, Prometheus rules and alerts to watch runs with")
+    export = dashboard.add_subparsers(required=True, metavar="VERB").add_parser(
+        "export", help="write prometheus.yml, rules/ and grafana/ into a folder"
+    )
+    export.add_argument("folder", type=Path)
+    export.add_argument("--overwrite", action="store_true", help="replace files there that differ")
+    _json_option(export)
+    export.set_defaults(run=_dashboard_export)
+
     cluster = verbs.add_parser("cluster", help="a cluster on this machine, with links of a chosen speed (root)")
     _cluster_parser(cluster.add_subparsers(required=True, metavar="VERB"))
     return parser
@@ -405,6 +414,17 @@ def _received(output: Path, received: ship.Received) -> str:
         f"{version}; came as {received.kind}, {received.transferred_bytes:,} bytes in "
         f"{received.transfer_seconds:.2f} s, {received.seconds:.2f} s in all"
     )
+
+
+def _dashboard_export(parsed: argparse.Namespace) -> int:
+    from dtrain import dashboard
+
+    written = dashboard.export(parsed.folder, overwrite=parsed.overwrite)
+    if parsed.json:
+        _print_json([str(path) for path in written])
+    else:
+        print(f"{len(written)} files in {parsed.folder}: prometheus.yml is for Prometheus, grafana/ for Grafana")
+    return 0
 
 
 def _cluster_run(parsed: argparse.Namespace) -> int:

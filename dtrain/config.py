@@ -107,11 +107,11 @@ class Prometheus:
 class Observe:
     """What a run shows and measures beside its results."""
 
-    prometheus: Prometheus = field(default_factory=Prometheus)
     progress: bool = True
     nic_interface: str | None = None
     profile: bool = False
     meter: bool = True
+    prometheus: Prometheus = field(default_factory=Prometheus)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Edit here and build again, never the JSON. Needs grafana-foundation-sdk (`pip in
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from grafana_foundation_sdk.models.dashboard import (
     DataSourceRef,
     DataTransformerConfig,
     DynamicConfigValue,
+    FieldColorModeId,
     Threshold,
     ThresholdsMode,
     VariableOption,
@@ -32,6 +34,10 @@ SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 RUN, RANK = 'run=~"$run"', 'run=~"$run", rank=~"$rank"'
 GRADIENT = 'phase="train", purpose="gradient"'
 BYTES, PER_SECOND, SECONDS, TIMES, RATIO, COUNT = "decbytes", "Bps", "s", "suffix:x", "percentunit", "short"
+IMAGES = "suffix: images/s"
+
+LOOK_BACK = "15s"
+"""How far an annotation's query looks back, and how often."""
 
 Query = tuple[str, str]
 """An expression and the legend of its series."""
@@ -73,15 +79,16 @@ def graph(
         .span(width)
         .height(8)
         .line_width(1)
-        .fill_opacity(40 if stacked else 8)
+        .fill_opacity(40 if stacked else 0)
         .show_points(options.VisibilityMode.NEVER)
+        .color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
         .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
         .legend(
             common.VizLegendOptions()
-            .display_mode(options.LegendDisplayMode.TABLE)
+            .display_mode(options.LegendDisplayMode.LIST)
             .placement(options.LegendPlacement.BOTTOM)
             .show_legend(True)
-            .calcs(["mean", "lastNotNull"])
+            .calcs(["lastNotNull"])
         )
     )
     if stacked:
@@ -139,6 +146,7 @@ def bars(title: str, description: str, unit: str, query: Query, *, width: int = 
         .span(width)
         .height(8)
         .min(0)
+        .decimals(3)
         .orientation(options.VizOrientation.HORIZONTAL)
         .display_mode(options.BarGaugeDisplayMode.BASIC)
         .thresholds(
@@ -149,18 +157,16 @@ def bars(title: str, description: str, unit: str, query: Query, *, width: int = 
     )
 
 
-def columns(
-    title: str, description: str, *queries: tuple[str, str, str], hidden: Sequence[str] = (), width: int = 24
-) -> table.Panel:
-    """A row a run; `queries` are an expression, the name of its column and its unit."""
-    panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(8)
+def columns(title: str, description: str, *queries: tuple[str, str, str], width: int = 24) -> table.Panel:
+    """A row a run; `queries` are an expression, the name of its column and its unit. The first gives labels alone."""
+    panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(8).min_width(60)
     names = {"run": "run", "model": "model", "compressor": "compressor", "world_size": "ranks"}
     for letter, (expression, name, unit) in zip("ABCDEFGHIJ", queries, strict=False):
         query = prometheus.Dataquery().expr(expression).datasource(SOURCE).ref_id(letter).instant()
         panel = panel.with_target(query.format(PromQueryFormat.TABLE))
         names[f"Value #{letter}"] = name
         panel = panel.override_by_name(name, [DynamicConfigValue(id_val="unit", value=unit)])
-    left_out = dict.fromkeys(("Time", *hidden), True)
+    left_out = {"Time": True, "Value #A": True}
     organise = {"excludeByName": left_out, "renameByName": names}
     panel = panel.with_transformation(DataTransformerConfig(id_val="merge", options={}))
     return panel.with_transformation(DataTransformerConfig(id_val="organize", options=organise))
@@ -205,12 +211,12 @@ def board(uid: str, title: str, description: str) -> dashboard.Dashboard:
         .link(links.keep_time(True).include_vars(True))
         .with_variable(dashboard.DatasourceVariable("datasource").label("data source").type("prometheus"))
         .with_variable(variable("run", "label_values(dtrain_run_info, run)", "Runs, by the names of their folders"))
-        .annotation(annotation("restarts", "red", f"changes(dtrain_restarts_total{{{RUN}}}[1m]) > 0"))
+        .annotation(annotation("restarts", "red", f"changes(dtrain_restarts_total{{{RUN}}}[{LOOK_BACK}]) > 0"))
         .annotation(
             annotation(
                 "checkpoints",
                 "purple",
-                f"{checkpoints} unless {checkpoints} offset 15s or changes({checkpoints}[15s]) > 0",
+                f"{checkpoints} unless {checkpoints} offset {LOOK_BACK} or changes({checkpoints}[{LOOK_BACK}]) > 0",
             )
         )
     )
@@ -221,7 +227,7 @@ def bandwidth() -> dashboard.Dashboard:
     dense, every = total("dtrain_dense_bytes_total"), total("dtrain_wire_bytes_total")
     steps = total("dtrain_steps_total")
     good = ((None, "text"), (1.0, "yellow"), (1.5, "green"))
-    near = ((None, "red"), (0.9, "green"), (1.1, "red"))
+    near = ((None, "text"), (0.001, "red"), (0.9, "green"), (1.1, "red"))
     by_step = per_step("dtrain_wire_bytes_total", f"{RUN}, {GRADIENT}", "run")
     dense_by_step = per_step("dtrain_dense_bytes_total", RUN, "run")
     return (
@@ -230,7 +236,7 @@ def bandwidth() -> dashboard.Dashboard:
         .with_panel(
             number(
                 "Saving, whole run",
-                "Bytes that a dense fp32 all_reduce would have sent for the gradients over those sent, warm-up included.",
+                "Bytes that a dense fp32 all_reduce of the gradients would send over those sent, warm-up included.",
                 TIMES,
                 (f"sum by (run) ({dense}) / sum by (run) ({sent})", "{{run}}"),
                 steps=good,
@@ -369,7 +375,7 @@ def training() -> dashboard.Dashboard:
         .with_variable(RANKS)
         .with_panel(
             number(
-                "Loss",
+                "Test loss",
                 "Of the last test.",
                 COUNT,
                 (total("dtrain_loss", RUN + ', split="test"'), "{{run}}"),
@@ -378,7 +384,7 @@ def training() -> dashboard.Dashboard:
         )
         .with_panel(
             number(
-                "Accuracy",
+                "Test accuracy",
                 "Top-1, of the last test.",
                 RATIO,
                 (total("dtrain_accuracy_ratio", RUN + ', split="test"'), "{{run}}"),
@@ -388,7 +394,7 @@ def training() -> dashboard.Dashboard:
         .with_panel(number("Steps", "So far.", COUNT, (f"max by (run) ({total('dtrain_steps_total')})", "{{run}}")))
         .with_panel(
             number(
-                "Images", "A second, of all ranks.", "ops", (total("dtrain_images_per_second"), "{{run}}"), decimals=0
+                "Images", "A second, of all ranks.", IMAGES, (total("dtrain_images_per_second"), "{{run}}"), decimals=0
             )
         )
         .with_panel(
@@ -460,14 +466,15 @@ def training() -> dashboard.Dashboard:
             graph(
                 "Images a second",
                 "Of all ranks, at logging points.",
-                "ops",
+                IMAGES,
                 (f"dtrain_images_per_second{{{RUN}}}", "{{run}}"),
             )
         )
         .with_panel(
             graph(
-                "Numbers that a step exchanges",
-                "4 bytes for each number of a dense exchange. It falls when a phase prunes or shares weights.",
+                "The model in bytes",
+                "fp32: 4 for each parameter. exchanged: 4 for each number left to exchange, which falls when a phase "
+                "prunes or shares weights. packed: the .dtz file of a run in phases, at its end.",
                 BYTES,
                 (f"dtrain_model_bytes{{{RUN}}}", "{{run}} {{form}}"),
             )
@@ -495,7 +502,7 @@ def compare() -> dashboard.Dashboard:
             columns(
                 "Runs",
                 "Bytes are of gradients, a rank's average; the saving is over the whole run.",
-                (f"sum by (run, model, compressor, world_size) ({info})", "runs", "none"),
+                (f"sum by (run, model, compressor, world_size) ({info})", "", "none"),
                 (f"sum by (run) ({total('dtrain_model_parameters')})", "parameters", COUNT),
                 (f"sum by (run) ({sent}) / sum by (run) ({steps})", "bytes sent a step", BYTES),
                 (f"sum by (run) ({dense}) / sum by (run) ({sent})", "saving", TIMES),
@@ -509,7 +516,6 @@ def compare() -> dashboard.Dashboard:
                     "step time",
                     SECONDS,
                 ),
-                hidden=("runs",),
             )
         )
         .with_panel(
@@ -553,7 +559,10 @@ def encoded(name: str) -> str:
     built = BOARDS[name]().build()
     for number, panel in enumerate(built.panels or (), start=1):
         panel.id_val = number  # stable links to a panel
-    return JSONEncoder(sort_keys=True, indent=2).encode(built) + "\n"
+    content = json.loads(JSONEncoder(sort_keys=True, indent=2).encode(built))
+    for query in content["annotations"]["list"]:
+        query["step"] = LOOK_BACK  # which the SDK does not know; Grafana would look once a minute
+    return json.dumps(content, sort_keys=True, indent=2) + "\n"
 
 
 def main(folder: Path) -> None:

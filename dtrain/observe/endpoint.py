@@ -48,9 +48,8 @@ class Endpoint:
 
     Args:
         address: host and port to listen on, or None.
-        targets: a folder that Prometheus watches (`file_sd_configs`), where this rank is named while it runs. A rank
-            that is killed stays named, as it should: its alert says that it is missing. The next one on this port
-            replaces it.
+        targets: a folder that Prometheus watches (`file_sd_configs`), where this rank is named while it runs. One that
+            is killed stays named, so that an alert says that it is gone; the next one on this port replaces it.
         textfile: a folder for node_exporter's textfile collector, where the last figures are written at the end, since
             a short run may end between two scrapes.
 
