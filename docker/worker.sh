@@ -8,4 +8,4 @@ read -ra settings <<<"$DTRAIN_SETTINGS"
 # A container that is killed takes its network along, so that nobody hears of it: 30 s of silence are enough
 exec launch/torchrun.sh -n 1 --nodes "$NUM_NODES" --node-rank "$NODE_RANK" --master rank0 --interface "$interface" \
   observe.nic_interface="$interface" observe.prometheus.enabled=true observe.prometheus.host=0.0.0.0 \
-  backend.timeout_seconds=30 run_dir=/runs/demo overwrite=true "${settings[@]}"
+  observe.prometheus.targets=/targets backend.timeout_seconds=30 run_dir=/runs/demo overwrite=true "${settings[@]}"
