@@ -77,11 +77,11 @@ def graph(
         .datasource(SOURCE)
         .unit(unit)
         .span(width)
-        .height(8)
+        .height(9)
         .line_width(1)
         .fill_opacity(40 if stacked else 0)
         .show_points(options.VisibilityMode.NEVER)
-        .color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
+        .color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC))
         .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
         .legend(
             common.VizLegendOptions()
@@ -130,13 +130,16 @@ def number(
         .graph_mode(options.BigValueGraphMode.NONE)
         .thresholds(thresholds)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+        .no_value("-")
     )
     if decimals is not None:
         panel = panel.decimals(decimals)
     return panel.with_target(targets([query], instant=True)[0])
 
 
-def bars(title: str, description: str, unit: str, query: Query, *, width: int = 12) -> bargauge.Panel:
+def bars(
+    title: str, description: str, unit: str, query: Query, *, width: int = 12, decimals: int = 1
+) -> bargauge.Panel:
     return (
         bargauge.Panel()
         .title(title)
@@ -146,7 +149,7 @@ def bars(title: str, description: str, unit: str, query: Query, *, width: int = 
         .span(width)
         .height(8)
         .min(0)
-        .decimals(3)
+        .decimals(decimals)
         .orientation(options.VizOrientation.HORIZONTAL)
         .display_mode(options.BarGaugeDisplayMode.BASIC)
         .thresholds(
@@ -227,7 +230,7 @@ def bandwidth() -> dashboard.Dashboard:
     dense, every = total("dtrain_dense_bytes_total"), total("dtrain_wire_bytes_total")
     steps = total("dtrain_steps_total")
     good = ((None, "text"), (1.0, "yellow"), (1.5, "green"))
-    near = ((None, "text"), (0.001, "red"), (0.9, "green"), (1.1, "red"))
+    near = ((None, "text"), (0.001, "red"), (0.9, "green"), (1.1, "yellow"))
     by_step = per_step("dtrain_wire_bytes_total", f"{RUN}, {GRADIENT}", "run")
     dense_by_step = per_step("dtrain_dense_bytes_total", RUN, "run")
     return (
@@ -325,7 +328,7 @@ def bandwidth() -> dashboard.Dashboard:
                 "On the wire, by operation",
                 "Of all ranks that are chosen.",
                 PER_SECOND,
-                (f"sum by (run, op) ({rate('dtrain_wire_bytes_total', RANK)})", "{{run}} {{op}}"),
+                (f"sum by (run, op) ({rate('dtrain_wire_bytes_total', RANK)}) > 0", "{{run}} {{op}}"),
                 stacked=True,
             )
         )
@@ -335,7 +338,7 @@ def bandwidth() -> dashboard.Dashboard:
                 "Gradients, parameters (the broadcast at the start), metrics, control.",
                 PER_SECOND,
                 (
-                    f"sum by (run, phase, purpose) ({rate('dtrain_wire_bytes_total', RANK)})",
+                    f"sum by (run, phase, purpose) ({rate('dtrain_wire_bytes_total', RANK)}) > 0",
                     "{{run}} {{phase}}: {{purpose}}",
                 ),
                 stacked=True,
@@ -360,6 +363,7 @@ def bandwidth() -> dashboard.Dashboard:
                     f" / on (run) sum by (run) ({total('dtrain_model_parameters')})",
                     "{{run}}",
                 ),
+                decimals=3,
             )
         )
     )
@@ -394,7 +398,7 @@ def training() -> dashboard.Dashboard:
         .with_panel(number("Steps", "So far.", COUNT, (f"max by (run) ({total('dtrain_steps_total')})", "{{run}}")))
         .with_panel(
             number(
-                "Images", "A second, of all ranks.", IMAGES, (total("dtrain_images_per_second"), "{{run}}"), decimals=0
+                "Images a second", "Of all ranks.", COUNT, (total("dtrain_images_per_second"), "{{run}}"), decimals=0
             )
         )
         .with_panel(

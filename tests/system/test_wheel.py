@@ -63,7 +63,10 @@ def test_it_holds_the_configuration_the_data_and_the_report_s_template(wheel: Pa
     assert {f"dtrain/{name}" for name in conf} <= names
     assert {"dtrain/data/digits.npz", "dtrain/report/report.html", "dtrain/report/report.css"} <= names
     assert "dtrain/py.typed" in names
-    assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "build/"))]
+    assert {f"dtrain/metrics/{name}" for name in ("prometheus.yml", "rules/alerts.yml")} <= names
+    assert "dtrain/metrics/grafana/dashboards/bandwidth.json" in names
+    outside = ("tests/", "benchmarks/", "build/", "dtrain/metrics/preview/", "dtrain/metrics/rules/tests/")
+    assert not [name for name in names if name.startswith(outside) or name.endswith("build_dashboards.py")]
 
 
 def test_installed_outside_the_repository_it_trains_on_digits(python: Path, tmp_path: Path) -> None:
@@ -77,5 +80,7 @@ def test_installed_outside_the_repository_it_trains_on_digits(python: Path, tmp_
     assert summary["payload_bytes_per_step"] == 4 * summary["num_parameters"]
     scored = run([str(dtrain), "evaluate", "run/model.safetensors", "--json"], tmp_path, env=outside()).expect(0)
     assert scored.json["accuracy"] == summary["accuracy"]
+    run([str(dtrain), "dashboard", "export", "watch"], tmp_path, env=outside()).expect(0)
+    assert (tmp_path / "watch" / "grafana" / "dashboards" / "training.json").is_file()
     run([str(dtrain), "report", "run"], tmp_path, env=outside()).expect(0)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
