@@ -70,8 +70,10 @@ class _Score(NamedTuple):
 class RunMetrics(Collector):
     """One rank's metrics: a sink of its ledger and, on rank 0, an observer of the trainer. `collect` is thread-safe.
 
-    Every series has the labels `run` and `rank`. How many there are depends on which operations the run uses, never on
-    how long it is, how many buckets it has or how large the model is.
+    Bytes are those of the ledger's totals when a record was closed: those of a step come with the step, so that what is
+    sent in a step is exact however seldom Prometheus asks. Every series has the labels `run` and `rank`. How many there
+    are depends on which operations the run uses, never on how long it is, how many buckets it has or how large the
+    model is.
     """
 
     def __init__(self, watched: Watched, ledger: Ledger) -> None:
@@ -80,6 +82,7 @@ class RunMetrics(Collector):
         self.run = str(watched.facts["run"]).encode(errors="replace").decode()  # any bytes may name a folder
         self.rank = watched.rank
         self._own = (self.run, str(self.rank))
+        self._totals = ledger.split()
         self._step_seconds = _Histogram(STEP_SECONDS)
         self._collective_seconds: dict[Op, _Histogram] = {}
         self._codec_seconds = self._exposed_seconds = 0.0
@@ -93,7 +96,9 @@ class RunMetrics(Collector):
 
     def on_record(self, record: StepRecord) -> None:
         """Take in a record of the ledger."""
+        totals = self._ledger.split()
         with self._lock:
+            self._totals = totals
             for entry in record.entries:
                 if entry.seconds is not None:
                     if entry.op not in self._collective_seconds:
@@ -127,7 +132,7 @@ class RunMetrics(Collector):
         yield from (*families, *self._interface())
 
     def _bytes(self) -> Iterator[Metric]:
-        compressor, totals = str(self._watched.facts["compressor"]), self._ledger.split()
+        compressor, totals = str(self._watched.facts["compressor"]), self._totals
         split = ("op", "phase", "purpose", "compressor")
         for name, of, text in (
             ("payload_bytes", "payload_bytes", "Bytes that this rank handed to collectives"),

@@ -97,13 +97,14 @@ def test_counters_are_the_ledger_s() -> None:
     assert found["dtrain_collective_seconds_count", (("op", "all_gather"),)] == 6
 
 
-def test_a_step_under_way_counts_its_bytes_already_and_not_itself() -> None:
+def test_the_bytes_of_a_step_come_with_the_step() -> None:
     ledger = Ledger()
     metrics = watched(ledger)
+    step(ledger, 0)
     with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.GRADIENT):
         ledger.record(Op.ALL_GATHER, 100, 300.0, world_size=4, group="g")
     found = samples(metrics)
-    assert (found["dtrain_wire_bytes_total", GRADIENT], found["dtrain_steps_total", ()]) == (300, 0)
+    assert (found["dtrain_wire_bytes_total", GRADIENT], found["dtrain_steps_total", ()]) == (300, 1)
 
 
 def test_dense_bytes_are_those_of_an_all_reduce_of_all_gradients() -> None:
