@@ -147,7 +147,7 @@ def bars(
         .datasource(SOURCE)
         .unit(unit)
         .span(width)
-        .height(8)
+        .height(9)
         .min(0)
         .decimals(decimals)
         .orientation(options.VizOrientation.HORIZONTAL)
@@ -162,7 +162,7 @@ def bars(
 
 def columns(title: str, description: str, *queries: tuple[str, str, str], width: int = 24) -> table.Panel:
     """A row a run; `queries` are an expression, the name of its column and its unit. The first gives labels alone."""
-    panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(8).min_width(60)
+    panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(9).min_width(60)
     names = {"run": "run", "model": "model", "compressor": "compressor", "world_size": "ranks"}
     for letter, (expression, name, unit) in zip("ABCDEFGHIJKL"[: len(queries)], queries, strict=True):
         query = prometheus.Dataquery().expr(expression).datasource(SOURCE).ref_id(letter).instant()
