@@ -15,7 +15,7 @@ from dtrain.build import Parts
 from dtrain.comm import Launch
 from dtrain.config import Prometheus, TrainConfig
 from dtrain.meter.ledger import Ledger, StepRecord
-from dtrain.meter.nic import isolated_interface, read_counters
+from dtrain.meter.nic import is_loopback, isolated_interface, read_counters
 from dtrain.observe import run_directory
 from dtrain.observe.endpoint import Endpoint, warn_if_public
 from dtrain.observe.jsonl import MetricsFile
@@ -43,6 +43,11 @@ def nic_window(config: TrainConfig, launch: Launch) -> NicWindow | None:
 
 def open_endpoint(settings: Prometheus, launch: Launch) -> Endpoint:
     """Where Prometheus finds this rank, if it is to."""
+    if settings.targets is not None and is_loopback(settings.host) and launch.world_size > launch.local_world_size:
+        raise ValueError(
+            f"observe.prometheus.targets would name {settings.host} for ranks of several hosts: add "
+            "observe.prometheus.host=0.0.0.0, or the address of each host"
+        )
     if settings.enabled and launch.local_rank == 0:
         warn_if_public(settings.host)
     return Endpoint(

@@ -36,26 +36,26 @@ GRADIENT = 'phase="train", purpose="gradient"'
 BYTES, PER_SECOND, SECONDS, TIMES, RATIO, COUNT = "decbytes", "Bps", "s", "suffix:x", "percentunit", "short"
 IMAGES = "suffix: images/s"
 
-LOOK_BACK = "15s"
-"""How far an annotation's query looks back, and how often."""
+LOOK_EVERY, LOOK_BACK = "15s", "20s"
+"""How often an annotation's query looks back, and how far: a scrape more, so that no change lies between two looks."""
 
 Query = tuple[str, str]
 """An expression and the legend of its series."""
 
 
 def total(metric: str, labels: str = RUN) -> str:
-    """A counter of runs that may have ended: its last value in the range that is shown."""
-    return f"last_over_time({metric}{{{labels}}}[$__range])"
+    """A counter of runs that may have ended: its last value in the range that is shown, wherever it was scraped."""
+    return f"max without (instance, job) (last_over_time({metric}{{{labels}}}[$__range]))"
 
 
 def rate(metric: str, labels: str) -> str:
     return f"rate({metric}{{{labels}}}[$__rate_interval])"
 
 
-def per_step(metric: str, labels: str, by: str) -> str:
-    """Of a rank on average: what a counter grew by over what the number of steps did."""
-    steps = rate("dtrain_steps_total", labels.partition(", phase")[0])
-    return f"sum by ({by}) ({rate(metric, labels)}) / (sum by ({by}) ({steps}) > 0)"
+def per_step(metric: str, ranks: str = RUN, only: str = "") -> str:
+    """Of a rank on average: what a counter grew by over what the number of its steps did."""
+    grown, steps = rate(metric, f"{ranks}, {only}" if only else ranks), rate("dtrain_steps_total", ranks)
+    return f"sum by (run) ({grown}) / (sum by (run) ({steps}) > 0)"
 
 
 def targets(queries: Sequence[Query], *, instant: bool = False) -> list[prometheus.Dataquery]:
@@ -147,7 +147,7 @@ def bars(
         .datasource(SOURCE)
         .unit(unit)
         .span(width)
-        .height(8)
+        .height(9)
         .min(0)
         .decimals(decimals)
         .orientation(options.VizOrientation.HORIZONTAL)
@@ -162,9 +162,9 @@ def bars(
 
 def columns(title: str, description: str, *queries: tuple[str, str, str], width: int = 24) -> table.Panel:
     """A row a run; `queries` are an expression, the name of its column and its unit. The first gives labels alone."""
-    panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(8).min_width(60)
+    panel = table.Panel().title(title).description(description).datasource(SOURCE).span(width).height(9).min_width(60)
     names = {"run": "run", "model": "model", "compressor": "compressor", "world_size": "ranks"}
-    for letter, (expression, name, unit) in zip("ABCDEFGHIJ", queries, strict=False):
+    for letter, (expression, name, unit) in zip("ABCDEFGHIJKL"[: len(queries)], queries, strict=True):
         query = prometheus.Dataquery().expr(expression).datasource(SOURCE).ref_id(letter).instant()
         panel = panel.with_target(query.format(PromQueryFormat.TABLE))
         names[f"Value #{letter}"] = name
@@ -194,8 +194,10 @@ def variable(name: str, query: str, description: str) -> dashboard.QueryVariable
 RANKS = variable("rank", 'label_values(dtrain_run_info{run=~"$run"}, rank)', "Ranks of these runs")
 
 
-def annotation(name: str, color: str, expression: str) -> dashboard.AnnotationQuery:
-    return dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(expression)
+def annotation(name: str, color: str, counter: str) -> dashboard.AnnotationQuery:
+    """Where a counter grew, or was first seen with something counted."""
+    grew = f"{counter} > 0 unless {counter} offset {LOOK_EVERY} or changes({counter}[{LOOK_BACK}]) > 0"
+    return dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(color).expr(grew)
 
 
 def board(uid: str, title: str, description: str) -> dashboard.Dashboard:
@@ -214,14 +216,8 @@ def board(uid: str, title: str, description: str) -> dashboard.Dashboard:
         .link(links.keep_time(True).include_vars(True))
         .with_variable(dashboard.DatasourceVariable("datasource").label("data source").type("prometheus"))
         .with_variable(variable("run", "label_values(dtrain_run_info, run)", "Runs, by the names of their folders"))
-        .annotation(annotation("restarts", "red", f"changes(dtrain_restarts_total{{{RUN}}}[{LOOK_BACK}]) > 0"))
-        .annotation(
-            annotation(
-                "checkpoints",
-                "purple",
-                f"{checkpoints} unless {checkpoints} offset {LOOK_BACK} or changes({checkpoints}[{LOOK_BACK}]) > 0",
-            )
-        )
+        .annotation(annotation("restarts", "red", f"dtrain_restarts_total{{{RUN}}}"))
+        .annotation(annotation("checkpoints", "purple", checkpoints))
     )
 
 
@@ -231,8 +227,8 @@ def bandwidth() -> dashboard.Dashboard:
     steps = total("dtrain_steps_total")
     good = ((None, "text"), (1.0, "yellow"), (1.5, "green"))
     near = ((None, "text"), (0.001, "red"), (0.9, "green"), (1.1, "yellow"))
-    by_step = per_step("dtrain_wire_bytes_total", f"{RUN}, {GRADIENT}", "run")
-    dense_by_step = per_step("dtrain_dense_bytes_total", RUN, "run")
+    by_step = per_step("dtrain_wire_bytes_total", only=GRADIENT)
+    dense_by_step = per_step("dtrain_dense_bytes_total")
     return (
         board("dtrain-bandwidth", "dtrain / Bandwidth", "What the ranks of a run send, and what its compressor saves.")
         .with_variable(RANKS)
@@ -371,8 +367,8 @@ def bandwidth() -> dashboard.Dashboard:
 
 def training() -> dashboard.Dashboard:
     quantile = f"sum by (run, le) ({rate('dtrain_step_seconds_bucket', RUN)})"
-    step = per_step("dtrain_step_seconds_sum", RUN, "run")
-    exposed = per_step("dtrain_exposed_comm_seconds_total", RUN, "run")
+    step = per_step("dtrain_step_seconds_sum")
+    exposed = per_step("dtrain_exposed_comm_seconds_total")
     first = RUN + ', rank="0"'
     return (
         board("dtrain-training", "dtrain / Training", "How a run learns, and where the time of its steps goes.")
@@ -444,9 +440,9 @@ def training() -> dashboard.Dashboard:
                 "Most of it hidden behind backward: time in the compressor (a rank's average), and of the collectives "
                 "what the transfer took and what ranks waited in them for the last one.",
                 SECONDS,
-                (per_step("dtrain_codec_seconds_total", RUN, "run"), "{{run}} codec"),
-                (per_step("dtrain_transfer_seconds_total", first, "run"), "{{run}} transfer"),
-                (per_step("dtrain_straggler_wait_seconds_total", first, "run"), "{{run}} straggler wait"),
+                (per_step("dtrain_codec_seconds_total"), "{{run}} codec"),
+                (per_step("dtrain_transfer_seconds_total", first), "{{run}} transfer"),
+                (per_step("dtrain_straggler_wait_seconds_total", first), "{{run}} straggler wait"),
             )
         )
         .with_panel(
@@ -565,7 +561,7 @@ def encoded(name: str) -> str:
         panel.id_val = number  # stable links to a panel
     content = json.loads(JSONEncoder(sort_keys=True, indent=2).encode(built))
     for query in content["annotations"]["list"]:
-        query["step"] = LOOK_BACK  # which the SDK does not know; Grafana would look once a minute
+        query["step"] = LOOK_EVERY  # which the SDK does not know; Grafana would look once a minute
     return json.dumps(content, sort_keys=True, indent=2) + "\n"
 
 

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
 
 from dtrain.meter.nic import is_loopback
 from dtrain.observe.prometheus import RunMetrics
+
+EVERYWHERE = ("", "0.0.0.0", "::")
 
 
 @contextmanager
@@ -62,7 +65,7 @@ class Endpoint:
         self._stack = ExitStack()
         for folder in (targets, textfile):
             if folder is not None:
-                _make(folder)
+                _check_folder(folder)
         if address is not None:
             self._stack.enter_context(serving(*address, self._registry))
 
@@ -70,7 +73,7 @@ class Endpoint:
         """From now on these metrics are what Prometheus sees."""
         self._registry.register(metrics)
         if self._address is not None and self._targets is not None:
-            self._stack.callback(self._announce(self._targets, *self._address, metrics).unlink, missing_ok=True)
+            self._announce(self._targets, *self._address, metrics)
         if self._textfile is not None:
             path = self._textfile / f"dtrain-{metrics.run}-rank{metrics.rank}.prom"
             self._stack.callback(self._write, path)
@@ -79,26 +82,42 @@ class Endpoint:
         """Write the last figures, and stop listening."""
         self._stack.close()
 
-    def _announce(self, folder: Path, host: str, port: int, metrics: RunMetrics) -> Path:
-        name = socket.gethostname()
-        reached = host if is_loopback(host) else name
-        path = folder / f"{name}-{port}.json"
-        target = {"targets": [f"{reached}:{port}"], "labels": {"run": metrics.run, "rank": str(metrics.rank)}}
+    def _announce(self, folder: Path, host: str, port: int, metrics: RunMetrics) -> None:
+        reached = socket.gethostname() if host in EVERYWHERE else host
+        address = f"[{reached}]:{port}" if ":" in reached else f"{reached}:{port}"
+        target = {"targets": [address], "labels": {"run": metrics.run, "rank": str(metrics.rank)}}
+        path = folder / f"{socket.gethostname()}-{port}.json"
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps([target]) + "\n", encoding="utf-8")
-        partial.replace(path)
-        return path
+        with _warning(f"{path} was not written"):
+            partial.write_text(json.dumps([target]) + "\n", encoding="utf-8")
+            partial.replace(path)
+        self._stack.callback(self._withdraw, path)
+
+    def _withdraw(self, path: Path) -> None:
+        with _warning(f"{path} was not removed"):
+            path.unlink(missing_ok=True)
 
     def _write(self, path: Path) -> None:
-        """A run that has come to its end is not failed by a full disk."""
-        try:
+        with _warning(f"{path} was not written"):
             write_to_textfile(str(path), self._registry)
-        except OSError as error:
-            print(f"dtrain: warning: {path} was not written: {error.strerror}", file=sys.stderr, flush=True)
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """Once ranks have met, a disk that is full or gone is said and fails no run."""
+    try:
+        yield
+    except OSError as error:
+        print(f"dtrain: warning: {what}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Make it where it is not there, and see that files can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise ValueError(f"the folder {folder} cannot be made ({error.strerror}): choose another") from None
+        raise ValueError(
+            f"nothing can be written into the folder {folder} ({error.strerror}): choose another"
+        ) from None

@@ -70,28 +70,35 @@ class _Score(NamedTuple):
 class RunMetrics(Collector):
     """One rank's metrics: a sink of its ledger and, on rank 0, an observer of the trainer. `collect` is thread-safe.
 
-    Every series has the labels `run` and `rank`. How many there are depends on which operations the run uses, never on
-    how long it is, how many buckets it has or how large the model is.
+    Bytes are those of the ledger's totals when a record was closed: those of a step come with the step, so that what is
+    sent in a step is exact however seldom Prometheus asks. Every series has the labels `run` and `rank`. How many there
+    are depends on which operations the run uses, never on how long it is, how many buckets it has or how large the
+    model is.
     """
 
     def __init__(self, watched: Watched, ledger: Ledger) -> None:
         self._watched, self._ledger = watched, ledger
         self._lock = threading.Lock()
-        self.run, self.rank = str(watched.facts["run"]), watched.rank
+        self.run = str(watched.facts["run"]).encode(errors="replace").decode()  # any bytes may name a folder
+        self.rank = watched.rank
         self._own = (self.run, str(self.rank))
+        self._totals = ledger.split()
         self._step_seconds = _Histogram(STEP_SECONDS)
         self._collective_seconds: dict[Op, _Histogram] = {}
         self._codec_seconds = self._exposed_seconds = 0.0
         self._last_step = 0.0
         self._train: TrainMetrics | None = None
-        self._transfer_seconds = self._straggler_seconds = 0.0
+        self._steps_before = 0  # of this process, at the last logging point: a run that was resumed counts on
+        self._waits: dict[str, float] = {}
         self._scores: dict[str, _Score] = {}
         self.model_bytes: dict[str, int] = {"fp32": int(watched.facts["grad_bytes"])}
         """By form: fp32, and as the run goes on `exchanged` (4 for each number of a dense exchange) and `packed`."""
 
     def on_record(self, record: StepRecord) -> None:
         """Take in a record of the ledger."""
+        totals = self._ledger.split()
         with self._lock:
+            self._totals = totals
             for entry in record.entries:
                 if entry.seconds is not None:
                     if entry.op not in self._collective_seconds:
@@ -105,9 +112,12 @@ class RunMetrics(Collector):
 
     def on_train(self, metrics: TrainMetrics) -> None:
         with self._lock:
-            num_steps = metrics.step - (self._train.step if self._train else 0)
-            self._transfer_seconds += num_steps * (metrics.transfer_seconds or 0.0)
-            self._straggler_seconds += num_steps * (metrics.straggler_wait_seconds or 0.0)
+            num_steps = sum(self._step_seconds.counts) - self._steps_before
+            self._steps_before += num_steps
+            for name in ("transfer_seconds", "straggler_wait_seconds"):
+                mean = getattr(metrics, name)
+                if mean is not None:
+                    self._waits[name] = self._waits.get(name, 0.0) + num_steps * mean
             self._train = metrics
             self._scores["train"] = _Score(metrics.loss, metrics.accuracy)
 
@@ -118,11 +128,11 @@ class RunMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for. Waits for nothing but a lock that the training thread holds for microseconds."""
         with self._lock:
-            families = [*self._bytes(), *self._times(), *self._job(), *self._interface()]
-        yield from families
+            families = [*self._bytes(), *self._times(), *self._job()]
+        yield from (*families, *self._interface())
 
     def _bytes(self) -> Iterator[Metric]:
-        compressor, totals = str(self._watched.facts["compressor"]), self._ledger.split()
+        compressor, totals = str(self._watched.facts["compressor"]), self._totals
         split = ("op", "phase", "purpose", "compressor")
         for name, of, text in (
             ("payload_bytes", "payload_bytes", "Bytes that this rank handed to collectives"),
@@ -177,17 +187,20 @@ class RunMetrics(Collector):
             return
         yield self._gauge("model_parameters", "Trainable parameters", [((), facts["num_parameters"])])
         text = "The model: fp32 is 4 bytes a parameter, exchanged what is left of it in this phase, packed a .dtz file"
-        yield self._gauge("model_bytes", text, [((form,), size) for form, size in self.model_bytes.items()], ("form",))
+        yield self._gauge(
+            "model_bytes", text, [((form,), size) for form, size in tuple(self.model_bytes.items())], ("form",)
+        )
         scores = self._scores.items()
         yield self._gauge("loss", "Mean loss, of the last logging point or test", _of(scores, "loss"), ("split",))
         yield self._gauge("accuracy_ratio", "Top-1 accuracy, likewise", _of(scores, "accuracy"), ("split",))
         if self._train is not None:
             text = "Images of all ranks, at the last logging point"
             yield self._gauge("images_per_second", text, [((), self._train.images_per_second)])
-        text = "Time in gradient collectives on the rank that came last"
-        yield self._counter("transfer_seconds", text, [((), self._transfer_seconds)])
-        text = "Time that ranks waited in them for the one that came last, on average"
-        yield self._counter("straggler_wait_seconds", text, [((), self._straggler_seconds)])
+        for name, text in (
+            ("transfer_seconds", "Time in gradient collectives on the rank that came last"),
+            ("straggler_wait_seconds", "Time that ranks waited in them for the one that came last, on average"),
+        ):
+            yield self._counter(name, text, [((), self._waits[name])] if name in self._waits else [])
 
     def _interface(self) -> Iterator[Metric]:
         """Of an interface that carries only this job; elsewhere the kernel's counters say nothing of it."""

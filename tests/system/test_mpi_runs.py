@@ -52,8 +52,11 @@ def test_20_steps_send_exactly_gloo_s_bytes_and_reach_its_loss(tmp_path: Path) -
 
 def test_every_collective_of_a_run_is_in_the_ledger_with_its_seconds(tmp_path: Path) -> None:
     settings = ["num_steps=3", "batch_size=8", "run_dir=run", "observe.progress=false"]
+    settings += ["observe.prometheus.textfile=figures"]
     run(mpi_command(*settings, ranks=3), tmp_path, env=ENVIRONMENT).expect(0)
     for rank in range(3):
+        figures = (tmp_path / "figures" / f"dtrain-run-rank{rank}.prom").read_text()
+        assert f'dtrain_steps_total{{rank="{rank}",run="run"}} 3.0\n' in figures
         lines = (tmp_path / "run" / "ledger" / f"rank{rank}.jsonl").read_text().splitlines()
         steps = [record for record in map(json.loads, lines) if record["step"] is not None]
         assert [record["step"] for record in steps] == [0, 1, 2]

@@ -14,6 +14,7 @@ from programs import read_summary
 from watching import (
     EXPORTER_PORT,
     METRICS,
+    Series,
     a_place_of_its_own,
     ended_afterwards,
     needs_prometheus,
@@ -31,7 +32,7 @@ PACE = {"5s": "1s", "15s": "1s", "1m": "10s"}
 SETTINGS = [
     "compressor=int8",
     "batch_size=8",
-    "num_epochs=12",
+    "num_epochs=7",
     "save_every=40",
     "run_dir=run",
     "observe.progress=false",
@@ -42,8 +43,8 @@ SETTINGS = [
 class Seen:
     """What Prometheus said while training ran, and what training said at its end."""
 
-    panels: dict[str, list[tuple[dict[str, str], float]]]
-    rules: dict[str, list[tuple[dict[str, str], float]]]
+    panels: dict[str, Series]
+    rules: dict[str, Series]
     exposition: str
     targets: list[dict[str, Any]]
     summary: dict[str, Any]
@@ -62,14 +63,15 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 
             def has_tested() -> bool:
                 assert training.poll() is None, training.communicate()[0]
-                return bool(asked.query('dtrain_loss{split="test"} and on (run) dtrain_steps_total{rank="0"} > 100'))
+                return bool(asked.query('dtrain_loss{split="test"} and on (run) dtrain_steps_total{rank="0"} > 60'))
 
-            until(has_tested, 180, "a hundred steps and a test")
+            until(has_tested, 180, "sixty steps and a test")
             time.sleep(3)  # until the recording rules have seen it too
-            panels = {where: asked.query(expression) for where, expression in panel_queries()}
-            rules = {name: asked.query(name) for name in recording_rules()}
-            exposition = place.get(f"http://127.0.0.1:{EXPORTER_PORT}/metrics")
-            targets = asked.ask("targets")["activeTargets"]
+            queries, names = panel_queries(), recording_rules()
+            panels = dict(zip(queries, asked.query_all(queries.values()), strict=True))
+            rules = dict(zip(names, asked.query_all(names), strict=True))
+            (exposition,) = place.get(f"http://127.0.0.1:{EXPORTER_PORT}/metrics")
+            targets = asked.ask("targets")[0]["activeTargets"]
             assert training.poll() is None, "it ended before it was asked everything: train for longer"
             output = training.communicate(timeout=240)[0]
             assert training.returncode == 0, output
@@ -87,7 +89,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         )
 
 
-def only(rows: list[tuple[dict[str, str], float]]) -> float:
+def only(rows: Series) -> float:
     ((_, value),) = rows
     return value
 
@@ -132,7 +134,8 @@ def test_rules_say_what_the_summary_says(seen: Seen) -> None:
     assert by_step == pytest.approx(summary["wire_bytes_per_step"], rel=0.01)
     assert only(rules["run:dtrain_saving:ratio_rate1m"]) == pytest.approx(summary["saving_vs_fp32"], rel=0.01)
     assert only(rules["run:dtrain_saving:ratio"]) == pytest.approx(summary["saving_vs_fp32"], rel=0.01)
-    assert 1.0 < only(rules["run:dtrain_nic_over_wire:ratio_rate1m"]) < 1.1  # scrapes are on that interface too
+    # ranks are not scraped at the same moment, and scrapes go over that interface too
+    assert 0.9 < only(rules["run:dtrain_nic_over_wire:ratio_rate1m"]) < 1.15
 
 
 def test_the_parts_of_what_is_sent_add_up(seen: Seen) -> None:

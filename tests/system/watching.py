@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,14 @@ needs_prometheus = [
     pytest.mark.timeout(600),
 ]
 
-ASK = "import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1], timeout=20).read().decode())"
+ASK = """
+import json, sys, urllib.request
+print(json.dumps([urllib.request.urlopen(url, timeout=20).read().decode() for url in sys.argv[1:]]))
+"""
+
+
+Series = list[tuple[dict[str, str], float]]
+"""Labels and value of each."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,10 @@ class Place:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def get(self, url: str) -> str:
-        """What an HTTP server there answers."""
-        return self.run(sys.executable, "-S", "-c", ASK, url)
+    def get(self, *urls: str) -> list[str]:
+        """What HTTP servers there answer."""
+        answers: list[str] = json.loads(self.run(sys.executable, "-S", "-c", ASK, *urls))
+        return answers
 
 
 @contextmanager
@@ -77,21 +85,28 @@ class Prometheus:
     def __init__(self, place: Place) -> None:
         self._place = place
 
-    def ask(self, path: str, **parameters: str) -> Any:
-        """Its HTTP API; the `data` of the answer."""
-        query = urllib.parse.urlencode(parameters)
-        answer = json.loads(self._place.get(f"http://127.0.0.1:{PORT}/api/v1/{path}?{query}"))
-        assert answer["status"] == "success", answer
-        return answer["data"]
+    def ask(self, *paths: str) -> list[Any]:
+        """Its HTTP API; the `data` of each answer."""
+        answers = [
+            json.loads(text) for text in self._place.get(*(f"http://127.0.0.1:{PORT}/api/v1/{p}" for p in paths))
+        ]
+        assert all(answer["status"] == "success" for answer in answers), answers
+        return [answer["data"] for answer in answers]
 
-    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """(labels, value) of each series now."""
-        return [(item["metric"], float(item["value"][1])) for item in self.ask("query", query=expression)["result"]]
+    def query_all(self, expressions: Iterable[str]) -> list[Series]:
+        """Each of them, now."""
+        data = self.ask(*("query?" + urllib.parse.urlencode({"query": expression}) for expression in expressions))
+        return [[(item["metric"], float(item["value"][1])) for item in answer["result"]] for answer in data]
+
+    def query(self, expression: str) -> Series:
+        """One, now."""
+        (series,) = self.query_all([expression])
+        return series
 
     def firing(self) -> dict[str, list[dict[str, Any]]]:
         """Alerts that fire now, by name."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for alert in self.ask("alerts")["alerts"]:
+        for alert in self.ask("alerts")[0]["alerts"]:
             if alert["state"] == "firing":
                 found.setdefault(alert["labels"]["alertname"], []).append(alert)
         return found
@@ -185,11 +200,11 @@ def recording_rules() -> list[str]:
     return [rule["record"] for group in groups for rule in group["rules"]]
 
 
-def panel_queries() -> list[tuple[str, str]]:
-    """(where, expression) of every target of every panel, with its variables filled in."""
+def panel_queries() -> dict[str, str]:
+    """The expression of every target of every panel, with its variables filled in, by where it is."""
     filled = {"$__rate_interval": "10s", "$__range": "5m", "$__interval": "1s", "$run": ".*", "$rank": ".*"}
     filled["$loss"] = "100"
-    queries = []
+    queries = {}
     for path in sorted((METRICS / "grafana" / "dashboards").glob("*.json")):
         dashboard = json.loads(path.read_text())
         for panel in dashboard["panels"]:
@@ -197,5 +212,5 @@ def panel_queries() -> list[tuple[str, str]]:
                 expression = target["expr"]
                 for variable, value in filled.items():
                     expression = expression.replace(variable, value)
-                queries.append((f"{path.stem}: {panel['title']} ({target['refId']})", expression))
+                queries[f"{path.stem}: {panel['title']} ({target['refId']})"] = expression
     return queries

@@ -103,6 +103,8 @@ def test_a_target_is_refused_wherever_it_is() -> None:
         ("run_dir=5", "run_dir=5 must be text"),
         ("observe.progress=1", "observe.progress=1 must be true or false"),
         ("+observe.prometheuss=1", "observe.prometheuss is not a setting; there are: observe.progress"),
+        ("observe.prometheus.port=0", "observe.prometheus.port=0 must be from 1 to 65535"),
+        ("observe.prometheus.targets=here", "names where endpoints are: add observe.prometheus.enabled=true"),
         ("+extra=1", "extra is not a setting; there are: model, data"),
         ("optimizer.learning_rate=0", "optimizer.learning_rate must be more than 0"),
         ("optimizer.learning_rate=fast", "optimizer.learning_rate='fast' must be a number"),

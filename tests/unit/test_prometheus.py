@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from dtrain.exchange import Op
@@ -95,13 +97,14 @@ def test_counters_are_the_ledger_s() -> None:
     assert found["dtrain_collective_seconds_count", (("op", "all_gather"),)] == 6
 
 
-def test_a_step_under_way_counts_its_bytes_already_and_not_itself() -> None:
+def test_the_bytes_of_a_step_come_with_the_step() -> None:
     ledger = Ledger()
     metrics = watched(ledger)
+    step(ledger, 0)
     with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.GRADIENT):
         ledger.record(Op.ALL_GATHER, 100, 300.0, world_size=4, group="g")
     found = samples(metrics)
-    assert (found["dtrain_wire_bytes_total", GRADIENT], found["dtrain_steps_total", ()]) == (300, 0)
+    assert (found["dtrain_wire_bytes_total", GRADIENT], found["dtrain_steps_total", ()]) == (300, 1)
 
 
 def test_dense_bytes_are_those_of_an_all_reduce_of_all_gradients() -> None:
@@ -140,6 +143,8 @@ def test_every_series_names_its_run_and_rank() -> None:
 def test_rank_0_speaks_for_all_and_others_for_themselves() -> None:
     ledger = Ledger()
     metrics = watched(ledger)
+    for number in range(10):
+        step(ledger, number)
     metrics.on_train(TRAIN)
     metrics.on_eval(EvalMetrics(10, 0, 1.5, 0.5, 100, 1.0))
     metrics.model_bytes["packed"] = 500
@@ -156,15 +161,39 @@ def test_rank_0_speaks_for_all_and_others_for_themselves() -> None:
     assert not others & {"dtrain_loss", "dtrain_model_parameters", "dtrain_images_per_second"}
 
 
-def test_times_of_several_intervals_add_up() -> None:
-    metrics = watched(Ledger())
-    metrics.on_train(TRAIN)
-    metrics.on_train(TrainMetrics(**{**vars_of(TRAIN), "step": 15}))
+def test_times_of_several_intervals_add_up_of_this_process_alone() -> None:
+    ledger = Ledger()
+    metrics = watched(ledger)
+    for number in range(15):
+        step(ledger, 10_000 + number)  # a run that was resumed
+        if number in (9, 14):
+            metrics.on_train(replace(TRAIN, step=10_001 + number))
     assert samples(metrics)["dtrain_transfer_seconds_total", ()] == pytest.approx(15 * 0.02)
 
 
-def vars_of(metrics: TrainMetrics) -> dict[str, Any]:
-    return {name: getattr(metrics, name) for name in TrainMetrics.__slots__}
+def test_a_time_that_is_not_known_is_not_said_to_be_none() -> None:
+    ledger = Ledger()
+    metrics = watched(ledger)
+    step(ledger, 0)
+    metrics.on_train(replace(TRAIN, transfer_seconds=None, straggler_wait_seconds=None))
+    assert not {"dtrain_transfer_seconds_total", "dtrain_straggler_wait_seconds_total"} & {
+        n for n, _ in samples(metrics)
+    }
+
+
+def test_one_rank_alone_and_one_that_counts_nothing_have_metrics_too() -> None:
+    alone = watched(Ledger(), world_size=1)
+    alone.on_train(TRAIN)
+    found = samples(alone)
+    assert found["dtrain_world_size", ()] == 1
+    assert not [name for name, _ in found if name.endswith("_bytes_total")]
+
+
+def test_a_folder_s_name_that_is_no_text_is_made_one(port: int) -> None:
+    metrics = watched(Ledger(), run="run\udcff")
+    with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+        endpoint.show(metrics)
+        assert 'run="run?"' in scrape(port)
 
 
 def test_the_phase_is_the_ledger_s() -> None:
@@ -237,13 +266,6 @@ def test_a_rank_is_named_while_it_runs_and_whole_or_not_at_all(port: int, tmp_pa
     assert list(folder.iterdir()) == []
 
 
-def test_a_rank_that_listens_everywhere_is_named_by_its_host(port: int, tmp_path: Path) -> None:
-    with closing(Endpoint(("0.0.0.0", port), tmp_path, None)) as endpoint:
-        endpoint.show(watched(Ledger()))
-        (path,) = tmp_path.iterdir()
-        assert json.loads(path.read_text())[0]["targets"] == [f"{socket.gethostname()}:{port}"]
-
-
 def test_the_last_figures_are_left_in_a_text_file(tmp_path: Path) -> None:
     ledger = Ledger()
     with closing(Endpoint(None, None, tmp_path)) as endpoint:
@@ -264,8 +286,27 @@ def test_a_text_file_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys:
 
 def test_a_folder_that_is_a_file_is_refused_with_the_cure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot be made .*: choose another"):
+    with pytest.raises(ValueError, match=r"nothing can be written into the folder .*: choose another"):
         Endpoint(None, None, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("0.0.0.0", socket.gethostname()), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")]
+)
+def test_a_rank_is_named_by_the_address_that_it_listens_on(port: int, tmp_path: Path, host: str, address: str) -> None:
+    with closing(Endpoint((host, port), tmp_path, None)) as endpoint:
+        endpoint.show(watched(Ledger()))
+        (path,) = tmp_path.iterdir()
+        assert json.loads(path.read_text())[0]["targets"] == [f"{address}:{port}"]
+
+
+def test_a_folder_of_targets_that_is_gone_fails_no_run(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(Endpoint(("127.0.0.1", port), tmp_path / "targets", None)) as endpoint:
+        (tmp_path / "targets").rmdir()
+        endpoint.show(watched(Ledger()))
+    assert "was not written: No such file or directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
@@ -274,18 +315,21 @@ def test_a_warning_where_others_can_read_it(host: str, warned: bool, capsys: pyt
     assert ("can read this run's metrics" in capsys.readouterr().err) is warned
 
 
-def test_a_scrape_during_a_step_is_never_torn() -> None:
-    """Steps in one thread, scrapes in this one: a histogram's count is that of its last bucket, always."""
-    import threading
-
+def test_a_scrape_sees_no_half_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one is under way a step waits until its families are made."""
     ledger = Ledger()
     metrics = watched(ledger)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(metrics)
-    training = threading.Thread(target=lambda: [step(ledger, number, buckets=5) for number in range(300)])
-    training.start()
-    while training.is_alive():
-        found = samples(metrics)
-        assert found["dtrain_step_seconds_count", ()] == found["dtrain_steps_total", ()]
-        assert found["dtrain_step_seconds_bucket", (("le", "+Inf"),)] == found["dtrain_steps_total", ()]
-    training.join()
+    training = threading.Thread(target=step, args=(ledger, 0))
+    made = metrics._times
+
+    def times() -> Iterator[Metric]:
+        training.start()
+        training.join(0.3)
+        return made()
+
+    monkeypatch.setattr(metrics, "_times", times)
+    (count,) = (family for family in metrics.collect() if family.name == "dtrain_steps")
+    training.join(10)
+    assert count.samples[0].value == 0
+    monkeypatch.undo()
+    assert samples(metrics)["dtrain_steps_total", ()] == 1
