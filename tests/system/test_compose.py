@@ -114,7 +114,7 @@ def trained(project: Project) -> Trained:
     services = [*WORKERS, "prometheus", "publisher", "edge"]
     project.compose("up", "--detach", "--no-build", *services, DTRAIN_SETTINGS=settings).expect(0)
     rights = project.exec("worker0", "sh", "-c", RIGHTS)
-    exit_codes = project.exit_codes(WORKERS, 180)
+    exit_codes = project.exit_codes(WORKERS, 300)
     arrived = ["exec", "-T", "edge", "test", "-s", "/models/model.dtz"]
     until(lambda: project.compose(*arrived).code == 0, 60, "the model is at the edge")
     project.exec("edge", "dtrain", "unpack", "/models/model.dtz", "-o", "/tmp/model.safetensors")
@@ -131,7 +131,7 @@ def trained(project: Project) -> Trained:
         exit_codes,
         json.loads(project.exec("publisher", "cat", "/runs/demo/summary.json")),
         {rank: [float(steps) for _, steps in values] for rank, values in seen.items()},
-        [where for where, expression in panel_queries() if not project.ask(expression, time=all_train)],
+        [where for where, expression in panel_queries().items() if not project.ask(expression, time=all_train)],
         [digest.split()[0] for digest in digests],
     )
 
@@ -213,7 +213,7 @@ def shaped(project: Project, trained: Trained) -> Shaped:
     project.compose("up", "--detach", "--no-build", *WORKERS, *SHAPERS, **settings).expect(0)
     assert project.exit_codes(SHAPERS, 60) == [0, 0, 0, 0]
     under_way = "dtrain_steps_total >= 2 and dtrain_steps_total offset 16s >= 1"
-    until(lambda: len(project.by_rank(under_way)) == 4, 180, "16 seconds of training on all ranks")
+    until(lambda: len(project.by_rank(under_way)) == 4, 300, "16 seconds of training on all ranks")
     rates = project.by_rank("8 * rate(dtrain_nic_transmit_bytes_total[16s])")
     names = project.compose("ps", "--quiet", *WORKERS).expect(0).stdout.split()
     health = ["docker", "inspect", "--format", "{{.State.Health.Status}}", *names]
