@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(1200)  # of the first test, which builds the im
 COMPOSE = ["docker", "compose", "--file", str(REPOSITORY / "docker" / "compose.yaml"), "--profile", "shaped"]
 WORKERS = [f"worker{k}" for k in range(4)]
 SHAPERS = [f"shaper{k}" for k in range(4)]
-LIMIT = 20_000_000
+LIMIT = 10_000_000  # low, so that computing, on however busy a machine, is the lesser part of a step
 PROMETHEUS = """
 FROM python:3.11-slim-bookworm AS fetched
 WORKDIR /fetched
@@ -204,7 +204,8 @@ class Shaped:
     rates: dict[str, float]
     health: list[str]
     shaped_bytes: int
-    transmitted_bytes: int
+    transmitted_bytes: tuple[int, int]
+    """Before and after `shaped_bytes` was read."""
 
 
 @pytest.fixture(scope="module")
@@ -217,17 +218,17 @@ def shaped(project: Project, trained: Trained) -> Shaped:
     rates = project.by_rank("8 * rate(dtrain_nic_transmit_bytes_total[16s])")
     names = project.compose("ps", "--quiet", *WORKERS).expect(0).stdout.split()
     health = ["docker", "inspect", "--format", "{{.State.Health.Status}}", *names]
-    counters = "tc -s qdisc show; cat /proc/net/dev"
+    counters = "cat /proc/net/dev; tc -s qdisc show; cat /proc/net/dev"
     looked = project.compose("run", "--rm", "-T", "shaper0", "sh", "-c", counters, **settings).expect(0).stdout
     kind = re.search(r"qdisc tbf .* dev (\w+) .*\n Sent (\d+) bytes", looked)
     assert kind is not None, looked
-    (line,) = (line for line in looked.splitlines() if line.strip().startswith(f"{kind[1]}:"))
-    transmitted = int(line.split()[9])
+    lines = [line.split() for line in looked.splitlines()]
+    before, after = (int(line[9]) for line in lines if line and line[0] == f"{kind[1]}:")
     return Shaped(
         rates,
         run(health, project.folder, env=project.environ).expect(0).stdout.split(),
         int(kind[2]),
-        transmitted,
+        (before, after),
     )
 
 
@@ -239,7 +240,8 @@ def test_a_shaped_worker_sends_at_the_limit(shaped: Shaped) -> None:
 
 def test_the_limit_is_there_before_anything_is_exchanged(shaped: Shaped) -> None:
     """What the interface sent has passed the limit: not so the weights, 8.7 MB of rank 0, if it came later."""
-    assert abs(shaped.transmitted_bytes - shaped.shaped_bytes) < 200_000
+    before, after = shaped.transmitted_bytes
+    assert before - 200_000 < shaped.shaped_bytes < after + 200_000
 
 
 def test_a_worker_that_trains_is_healthy(shaped: Shaped) -> None:
