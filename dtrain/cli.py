@@ -389,14 +389,19 @@ def _ship_receive(parsed: argparse.Namespace) -> int:
         raise ValueError(f"--every {parsed.every}: give seconds, 0 or more")
     max_bytes = ship.MAX_BYTES if parsed.max_bytes is None else parsed.max_bytes
     with ship.open_ledger(parsed.ledger) as ledger:
+        warned = ""
         while True:
             try:
                 received = ship.receive(parsed.url, parsed.output, max_bytes=max_bytes, ledger=ledger)
             except (ValueError, OSError) as error:
                 if parsed.every is None:
                     raise
-                print(f"dtrain: warning: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+                warning = " ".join(str(error).split())
+                if warning != warned:  # once, however often it is tried
+                    print(f"dtrain: warning: {warning}", file=sys.stderr, flush=True)
+                warned = warning
             else:
+                warned = ""
                 if parsed.every is None or received.kind != "nothing new":
                     print(
                         json.dumps(asdict(received)) if parsed.json else _received(parsed.output, received), flush=True

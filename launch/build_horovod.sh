@@ -36,7 +36,7 @@ esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(command -v "${PYTHON:-$root/.venv/bin/python}") || fail "no ${PYTHON:-.venv/bin/python}: run make install"
 built_for=$("$python" -c 'import sys, sysconfig, torch
-print(f"torch-{torch.__version__}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}")' 2>&1) ||
+print(f"torch-{torch.__version__}-{sys.implementation.cache_tag}-{sysconfig.get_platform()}")' 2>/dev/null) ||
   fail "$python has no torch: run make install"
 
 bin=$(cd "$(dirname "$python")" && pwd) # absolute: CMake looks for mpicxx from a directory of its own

@@ -402,3 +402,20 @@ def test_the_ledger_file_has_the_transfer(tmp_path: Path) -> None:
     assert {entry["phase"] for entry in record["entries"]} == {"export"}
     assert sum(entry["payload_bytes"] for entry in record["entries"]) == len(OLD)
     assert all(np.isfinite(entry["seconds"]) for entry in record["entries"])
+
+
+def test_what_keeps_a_receiver_waiting_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = ship.Received("file", "0" * 64, 1, 1, 0.0, 0.0)
+    outcomes = iter([OSError("away"), OSError("away"), OSError("broken"), here, OSError("broken"), KeyboardInterrupt()])
+
+    def receive(*arguments: Any, **options: Any) -> ship.Received:
+        outcome = next(outcomes)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(ship, "receive", receive)
+    assert main(["ship", "receive", "http://127.0.0.1:1", "-o", str(tmp_path / "m.dtz"), "--every", "0"]) == 130
+    assert capsys.readouterr().err.splitlines() == [f"dtrain: warning: {said}" for said in ("away", "broken", "broken")]
