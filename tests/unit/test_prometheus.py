@@ -245,6 +245,16 @@ def test_a_scrape_is_what_the_run_says_in_prometheus_own_format(port: int) -> No
         scrape(port)
 
 
+def test_somebody_who_says_nothing_keeps_others_waiting_for_a_moment_only(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 0.3)
+    with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+        endpoint.show(watched(Ledger()))
+        with socket.create_connection(("127.0.0.1", port)):
+            assert "dtrain_world_size" in scrape(port)
+
+
 def test_a_port_in_use_is_one_line_with_the_cure(port: int) -> None:
     with (
         closing(Endpoint(("127.0.0.1", port), None, None)),
