@@ -190,6 +190,7 @@ def measured(network: Network, row: Row, folder: Path, root: Path) -> dict[str, 
 def lines(name: str, network: Network, options: argparse.Namespace) -> Iterator[str]:
     """A table row for each row that has a run; sizes against fp32 are the network's own and AlexNet's."""
     base: dict[int, float] = {}
+    own_bytes = 0.0  # of its dense network in fp32
     for key, row in network.rows.items():
         figures: dict[int, dict[str, float]] = {}
         for seed in options.seeds:
@@ -207,15 +208,22 @@ def lines(name: str, network: Network, options: argparse.Namespace) -> Iterator[
             continue
         accuracies = {seed: 100 * figure["accuracy"] for seed, figure in figures.items()}
         base = base or accuracies
+        own_bytes = own_bytes or next(iter(figures.values()))["fp32_bytes"]
         differences = [accuracies[seed] - base[seed] for seed in figures if seed in base]
         some = next(iter(figures.values()))
         size = statistics.mean(figure["bytes"] for figure in figures.values())
         payload = some.get("payload_bytes_per_step")
         yield (
-            f"| {row.label} | {size:,.0f} | {some['fp32_bytes'] / size:.1f}x "
+            f"| {row.label} | {size:,.0f} | {own_bytes / size:.1f}x | {alexnet_bytes() / size:.1f}x "
             f"| {statistics.mean(accuracies.values()):.2f} | {', '.join(f'{a:.2f}' for a in accuracies.values())} "
             f"| {statistics.mean(differences):+.2f} | {'' if payload is None else f'{payload:,.0f}'} | {row.paper} |"
         )
+
+
+def alexnet_bytes() -> int:
+    """Of AlexNet with 10 classes, in fp32."""
+    with torch.device("meta"):
+        return 4 * sum(p.numel() for p in models.build("alexnet", num_classes=10).parameters())
 
 
 def commits(runs: Path) -> str:
@@ -224,8 +232,8 @@ def commits(runs: Path) -> str:
 
 
 HEADER = (
-    "| row | bytes | against its own fp32 | accuracy, %, mean | by seed | against its dense run, points "
-    "| bytes handed over a step | the paper's, against AlexNet (ImageNet) |\n|---|---|---|---|---|---|---|---|"
+    "| row | bytes | against its own fp32 | against AlexNet's | accuracy, %, mean | by seed "
+    "| against its dense run, points | bytes handed over a step | the paper's, against AlexNet (ImageNet) |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -242,7 +250,7 @@ def main() -> None:
     torch.set_num_threads(1)  # as in the ranks: the result file states it
     rows = [line for name in options.networks for line in lines(name, NETWORKS[name], options)]
     settings = "; ".join(
-        f"{name}, {NETWORKS[name].ranks} ranks: `{' '.join(NETWORKS[name].settings)}`" for name in options.networks
+        f"{name}, ranks: {NETWORKS[name].ranks}, `{' '.join(NETWORKS[name].settings)}`" for name in options.networks
     )
     body = (
         f"CIFAR-10, over gloo on one host; all runs: `{' '.join(DATA)}`; {settings}. The bytes of an fp32 row are "
