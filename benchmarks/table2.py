@@ -233,7 +233,8 @@ def commits(runs: Path) -> str:
 
 HEADER = (
     "| row | bytes | against its own fp32 | against AlexNet's | accuracy, %, mean | by seed "
-    "| against its dense run, points | bytes handed over a step | the paper's, against AlexNet (ImageNet) |\n|---|---|---|---|---|---|---|---|---|"
+    "| against its dense run, points | bytes handed over a step "
+    "| the paper's, against AlexNet (ImageNet) |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
