@@ -11,7 +11,9 @@ FOLDERS = ("rules", "grafana", "dashboards", "provisioning", "datasources")
 
 
 def export(folder: Path, *, overwrite: bool = False) -> list[Path]:
-    """Write prometheus.yml, rules/ and grafana/ into `folder`. Returns what was written.
+    """Write prometheus.yml, rules/ and grafana/ into `folder`, with targets/ for ranks to name themselves in.
+
+    Returns the files that were written.
 
     Raises ValueError, before anything is written, for a file there that is another and `overwrite` not given.
     """
@@ -22,6 +24,7 @@ def export(folder: Path, *, overwrite: bool = False) -> list[Path]:
     for path, text in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    (folder / "targets").mkdir(exist_ok=True)
     return list(contents)
 
 

@@ -30,6 +30,7 @@ def test_it_writes_what_prometheus_and_grafana_read_and_nothing_else(
         Path(path).relative_to(tmp_path / "new" / "folder").as_posix() for path in json.loads(capsys.readouterr().out)
     }
     assert written == FILES
+    assert (tmp_path / "new" / "folder" / "targets").is_dir()
     for name in FILES:
         assert (tmp_path / "new" / "folder" / name).read_text() == (METRICS / name).read_text()
 
