@@ -159,7 +159,8 @@ def test_a_rank_that_is_stopped(job: Job) -> None:
 def test_a_rank_that_is_killed_stays_named(job: Job) -> None:
     os.kill(pids_of_ranks(job.folder)[1], signal.SIGKILL)
     assert job.training.wait(90) != 0
-    assert "1" in [labels["rank"] for labels in job.fires("DtrainTargetDown")]  # torchrun ended the others likewise
+    # torchrun ended the others likewise, and any of the three may be seen to be down first
+    until(lambda: "1" in [labels["rank"] for labels in job.fires("DtrainTargetDown")], 30, "rank 1 is named")
 
 
 def test_every_alert_is_among_these() -> None:
