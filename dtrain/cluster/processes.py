@@ -53,10 +53,11 @@ def run_on_all(nodes: Sequence[Node], command: Sequence[str], output: TextIO) ->
     if shutil.which(command[0]) is None:
         raise ValueError(f"{command[0]} is not in PATH: give the program's full path")
     programs: list[_Program] = []
+    whole_lines = threading.Lock()
     with _signals() as received:
         try:
             for node in nodes:
-                programs.append(_Program(node, nodes, command, output))
+                programs.append(_Program(node, nodes, command, output, whole_lines))
             return _watch(programs, received, output)
         finally:
             for program in programs:
@@ -108,7 +109,10 @@ def _signals() -> Iterator[list[int]]:
 class _Program:
     """The command on one node."""
 
-    def __init__(self, node: Node, nodes: Sequence[Node], command: Sequence[str], output: TextIO) -> None:
+    def __init__(
+        self, node: Node, nodes: Sequence[Node], command: Sequence[str], output: TextIO, whole_lines: threading.Lock
+    ) -> None:
+        self._whole_lines = whole_lines
         # mapped too: torch asks for the names of its peers as IPv6 has them, and warns of each that it does not get
         hosts = "".join(f"{other.address} {other.name}\n::ffff:{other.address} {other.name}\n" for other in nodes)
         self._process = subprocess.Popen(
@@ -146,8 +150,9 @@ class _Program:
             self._process.stdout as lines,
         ):  # nobody reads on: nor do we, and the node sees it
             for line in lines:
-                output.write(f"{label}{line.rstrip()}\n")
-                output.flush()
+                with self._whole_lines:  # nodes write into the same output, each from a thread of its own
+                    output.write(f"{label}{line.rstrip()}\n")
+                    output.flush()
 
 
 def _in_namespaces(node: Node, hosts: str, command: Sequence[str]) -> list[str]:
