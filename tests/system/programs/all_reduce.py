@@ -13,7 +13,11 @@ rank = dist.get_rank()
 ones = torch.ones(250_000)
 dist.all_reduce(ones)
 namespace = Path("/proc/self/ns/net").readlink()
-print(f"rank {rank} sum {ones[0].item():g} on {socket.gethostname()} {namespace}", flush=True)
+line = f"rank {rank} sum {ones[0].item():g} on {socket.gethostname()} {namespace}\n"
+sys.stdout.write(
+    line
+)  # at once, newline and all: ranks of a node share one pipe, and torchrun's Python buffers nothing
+sys.stdout.flush()
 if sys.argv[1:2] == ["--fail"]:
     if str(rank) == sys.argv[2]:
         sys.exit(7)
