@@ -24,7 +24,7 @@ from harness import quartiles, write_result
 from dtrain.exchange import Op
 from dtrain.meter.nic import read_counters
 from dtrain.meter.wire import wire_bytes
-from dtrain.models import build
+from dtrain.vision.models import build
 
 NUM_NODES = 4
 RATES = {"100mbit": 100e6, "300mbit": 300e6}

@@ -15,12 +15,12 @@ import torch
 from harness import Paired, paired, quartiles, write_result
 from torch import Tensor
 
-from dtrain import models
 from dtrain.compressors import COMPRESSORS, ErrorFeedback, build
+from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.two_phase import TwoPhase
-from dtrain.compressors.workspace import Workspace
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Layout, Op, Request, Scratch, State, take_apart
 from dtrain.sync.buckets import layout_of, trainable
+from dtrain.vision import models
 
 COPIES_OF_THE_MODEL = 5
 TARGETS = {"fp16": 0.5, "int8": 0.3, "int4": 0.2, "one_bit": 0.25, "ternary": 0.17, "top_k": 0.25, "power_sgd": 0.25}

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from harness import write_result
 
-from dtrain import models
 from dtrain.comm import all_gather, detect_launch
 from dtrain.comm.torch_dist import TorchCommunicator, open_default
 from dtrain.compressors import build
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.meter.nic import LOOPBACK, read_counters
-from dtrain.sync.eager import EagerSynchronizer
+from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.vision import models
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("none", {}),

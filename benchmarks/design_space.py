@@ -22,8 +22,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from dtrain.report import Run, claims, load_runs
-from dtrain.report.counted import CLASSES, count
-from dtrain.report.tables import SPACE
+from dtrain.report.squeezenet.architecture import CLASSES, count
+from dtrain.report.squeezenet.tables import SPACE
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = [

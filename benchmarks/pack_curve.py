@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from dtrain import models
-from dtrain.calibrate import calibrate, dead_leaves
 from dtrain.pack import PRESETS, Container, Model, OnGrid, from_bytes, pack, read_npz, to_bytes, unpack
 from dtrain.pack import Tensor as Packed
 from dtrain.pack.uniform import Uniform
+from dtrain.slim.calibrate import calibrate, dead_leaves
+from dtrain.vision import models
 
 LEAVES = 64
 NNCODEC = {-32: (756_684, 0.932), -28: (606_509, 0.865), -26: (524_327, 0.841), -24: (467_158, 0.765)}

@@ -16,7 +16,7 @@ import torch
 from harness import write_result
 
 from dtrain.pack import CODERS, PRESETS, Model, from_bytes, pack, read_safetensors, to_bytes, unpack
-from dtrain.packing import pack_file, unpack_file
+from dtrain.slim.files import pack_file, unpack_file
 
 FILES = {
     "Deep Compression's": "han_squeezenet_v1.0_compressed.net",

@@ -33,12 +33,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector
 
 import dtrain
-from dtrain import models
 from dtrain.comm import detect_launch
 from dtrain.comm.torch_dist import open_default
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger
 from dtrain.meter.nic import LOOPBACK, read_counters
+from dtrain.vision import models
 
 SEED = 0
 LEARNING_RATE = 1e-4

@@ -21,14 +21,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from dtrain import models
 from dtrain.comm import detect_launch
 from dtrain.comm.torch_dist import TorchCommunicator, open_default
 from dtrain.compressors import build
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Times
 from dtrain.observe.jsonl import LedgerFile
-from dtrain.sync.eager import EagerSynchronizer
+from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.vision import models
 
 SEED = 0
 Step = Callable[[], None]

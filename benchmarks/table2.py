@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from harness import commit, write_result
 
-from dtrain import models
-from dtrain.evaluate import evaluate
 from dtrain.pack import from_bytes, pack, read_safetensors, to_bytes, unpack, write_safetensors
+from dtrain.train.evaluate import evaluate
+from dtrain.vision import models
 
 COMMIT, SIZES = "commit.txt", "table2.json"
 

@@ -5,16 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import Optimizer
 
     from dtrain.sync.ddp import DdpSynchronizer
-    from dtrain.sync.hvd import HorovodSynchronizer
+    from dtrain.sync.horovod import HorovodSynchronizer
 
 __all__ = ["__version__", "compress", "compress_horovod"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Modules that programs know as `dtrain.<name>`, imported when first asked for."""
+    found: ModuleType
+    match name:
+        case "data":
+            from dtrain.vision import data as found
+        case "models":
+            from dtrain.vision import models as found
+        case "sensitivity":
+            from dtrain.slim import sensitivity as found
+        case _:
+            raise AttributeError(f"module 'dtrain' has no attribute {name!r}")
+    return found
 
 
 def compress(model: DistributedDataParallel, compressor: str, *, seed: int = 0, **options: Any) -> DdpSynchronizer:
@@ -66,6 +83,6 @@ def compress_horovod(
         ValueError: no such compressor or option, an optimizer that exchanges gradients itself, or no Horovod.
     """
     from dtrain import compressors
-    from dtrain.sync import hvd
+    from dtrain.sync import horovod
 
-    return hvd.attach(model, optimizer, compressors.build(compressor, **options), seed=seed)
+    return horovod.attach(model, optimizer, compressors.build(compressor, **options), seed=seed)

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:
-        from dtrain.train import main as train  # Hydra reads the rest of the command line itself
+        from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself
 
         sys.argv = ["dtrain train", *arguments[1:]]
         return train()
@@ -211,7 +211,7 @@ def _print_json(data: Any) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from dtrain.evaluate import evaluate
+    from dtrain.train.evaluate import evaluate
 
     result = evaluate(
         parsed.model,
@@ -254,7 +254,7 @@ def _claims(parsed: argparse.Namespace) -> int:
 
 
 def _explain(parsed: argparse.Namespace) -> int:
-    from dtrain.explain import explain, explain_table
+    from dtrain.plan.explain import explain, explain_table
 
     explanation = explain(
         parsed.compressor,
@@ -313,7 +313,7 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
 
 def _pack(parsed: argparse.Namespace) -> int:
-    from dtrain.packing import pack_file
+    from dtrain.slim.files import pack_file
 
     result = pack_file(parsed.model, parsed.output, preset=parsed.preset, coder=parsed.coder, images=parsed.calibrate)
     if parsed.json:
@@ -327,7 +327,7 @@ def _pack(parsed: argparse.Namespace) -> int:
 
 
 def _unpack(parsed: argparse.Namespace) -> int:
-    from dtrain.packing import unpack_file
+    from dtrain.slim.files import unpack_file
 
     result = unpack_file(parsed.packed, parsed.output)
     if parsed.json:
@@ -338,7 +338,7 @@ def _unpack(parsed: argparse.Namespace) -> int:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from dtrain.packing import inspect_file, inspect_table
+    from dtrain.slim.files import inspect_file, inspect_table
 
     inspected = inspect_file(parsed.packed)
     if parsed.json:
@@ -422,7 +422,7 @@ def _received(output: Path, received: ship.Received) -> str:
 
 
 def _dashboard_export(parsed: argparse.Namespace) -> int:
-    from dtrain import dashboard
+    from dtrain.observe import dashboards as dashboard
 
     written = dashboard.export(parsed.folder, overwrite=parsed.overwrite)
     if parsed.json:

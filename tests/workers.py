@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dtrain import models
 from dtrain.comm.lockstep import lockstep
 from dtrain.exchange import Bucket, Compressor, Context, Exchanged, Layout, Op, Scratch, State, put_together, take_apart
 from dtrain.meter.ledger import Ledger
 from dtrain.meter.wire import wire_bytes
 from dtrain.sync.buckets import assign, layout_of, trainable
 from dtrain.sync.drive import drive_lockstep
+from dtrain.vision import models
 
 
 class Workers:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from dtrain.cluster.network import INTERFACE, Node
+from dtrain.cluster.namespaces import INTERFACE, Node
 from dtrain.meter.nic import CLUSTER_INTERFACE
 
 INTERRUPTED = 130

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from rich.table import Table
 
-from dtrain.cluster.network import network
+from dtrain.cluster.namespaces import network
 from dtrain.cluster.processes import run_on_all
 
 

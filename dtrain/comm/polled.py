@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dtrain.comm import CollectiveError
+from dtrain.comm.communicator import CollectiveError
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger, Pending
 from dtrain.meter.wire import wire_bytes

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from dtrain.comm import CollectiveError
+from dtrain.comm.communicator import CollectiveError
 from dtrain.exchange import Op, Request
 
 if TYPE_CHECKING:

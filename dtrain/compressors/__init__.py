@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from dtrain.compressors.cast import Cast
 from dtrain.compressors.dgc import dgc
-from dtrain.compressors.error_feedback import ErrorFeedback
 from dtrain.compressors.integers import int4, int8
-from dtrain.compressors.masked import Masked
 from dtrain.compressors.none import NoCompression
 from dtrain.compressors.one_bit import one_bit
-from dtrain.compressors.only import Only, at_least
+from dtrain.compressors.policies.cast import Cast
+from dtrain.compressors.policies.error_feedback import ErrorFeedback
+from dtrain.compressors.policies.masked import Masked
+from dtrain.compressors.policies.only import Only, at_least
+from dtrain.compressors.policies.shared import Shared
+from dtrain.compressors.policies.warmup import Warmup
 from dtrain.compressors.power_sgd import power_sgd
 from dtrain.compressors.random_k import random_k
-from dtrain.compressors.shared import Shared
 from dtrain.compressors.ternary import ternary
 from dtrain.compressors.top_k import top_k
-from dtrain.compressors.warmup import Warmup
 from dtrain.exchange import Compressor
 
 __all__ = ["COMPRESSORS", "Cast", "ErrorFeedback", "Masked", "NoCompression", "Only", "Shared", "Warmup", "build"]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dtrain.compressors.blocks import Blocks, Float8Scales, mean_magnitudes
-from dtrain.compressors.error_feedback import ErrorFeedback
-from dtrain.compressors.packing import Signs
+from dtrain.compressors.codecs.blocks import Blocks, Float8Scales, mean_magnitudes
+from dtrain.compressors.codecs.packing import Signs
+from dtrain.compressors.codecs.workspace import Workspace
+from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.two_phase import TwoPhase
-from dtrain.compressors.workspace import Workspace
 from dtrain.exchange import Compressor
 
 

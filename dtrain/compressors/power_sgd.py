@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtrain.compressors.error_feedback import ErrorFeedback
-from dtrain.compressors.matrices import Matrices, orthonormal
+from dtrain.compressors.codecs.matrices import Matrices, orthonormal
+from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op, Replicated, Request, State
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtrain.compressors.error_feedback import ErrorFeedback
-from dtrain.compressors.select import num_kept
+from dtrain.compressors.codecs.selection import num_kept
+from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.top_k import check_density
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Layout, Op, Request, State
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dtrain.compressors.select import largest, num_kept
-from dtrain.compressors.sparse import Contribution, Sent, SparseFormat
+from dtrain.compressors.codecs.selection import largest, num_kept
+from dtrain.compressors.codecs.sparse import Contribution, Sent, SparseFormat
 from dtrain.exchange import Context, Op, Request
 
 Route: TypeAlias = Callable[[Tensor, float, int, Context], Generator[Request, Tensor, Sent]]

@@ -12,11 +12,11 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from dtrain.compressors.blocks import SMALLEST_SCALE, Blocks, Float8Scales, largest_magnitudes, mean_magnitudes
-from dtrain.compressors.packing import ROUND, Digits
-from dtrain.compressors.rounding import Rounding, with_feedback_where_biased
+from dtrain.compressors.codecs.blocks import SMALLEST_SCALE, Blocks, Float8Scales, largest_magnitudes, mean_magnitudes
+from dtrain.compressors.codecs.packing import ROUND, Digits
+from dtrain.compressors.codecs.workspace import Workspace
+from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
 from dtrain.compressors.two_phase import TwoPhase
-from dtrain.compressors.workspace import Workspace
 from dtrain.exchange import Compressor
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dtrain.compressors import narrow
-from dtrain.compressors.error_feedback import ErrorFeedback
+from dtrain.compressors.codecs import log_values
+from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.sparse_routes import Route, all_gather, route
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, State
 
@@ -65,5 +65,5 @@ def check_density(density: float) -> None:
 
 def check_value_bits(value_bits: int) -> None:
     """Raise ValueError for a width that values cannot have."""
-    if value_bits not in narrow.CODES:
-        raise ValueError(f"value_bits={value_bits} must be one of {', '.join(map(str, narrow.CODES))}")
+    if value_bits not in log_values.CODES:
+        raise ValueError(f"value_bits={value_bits} must be one of {', '.join(map(str, log_values.CODES))}")

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dtrain.compressors.workspace import Workspace
+from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.exchange import Bucket, Context, Exchange, Exchanged, Op, Request, State
 
 

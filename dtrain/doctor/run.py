@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dtrain.comm import Launch, detect_launch, open_communicator
-from dtrain.doctor import backends, host, link, network
+from dtrain.doctor import backends, host, link, reachability
 from dtrain.doctor.check import Check, Severity
 
 _TIMEOUT_SECONDS = 120.0
@@ -26,12 +26,12 @@ def examine(launch: Launch, environ: Mapping[str, str], folder: Path) -> list[Ch
         backends.nccl(),
         backends.mpi_stack(),
         backends.horovod(),
-        network.interfaces(),
-        network.gloo_interface(environ),
-        network.names(),
+        reachability.interfaces(),
+        reachability.gloo_interface(environ),
+        reachability.names(),
     ]
     if launch.launcher == "none":  # else the port is held by this job itself
-        checks.append(network.rendezvous_port(environ))
+        checks.append(reachability.rendezvous_port(environ))
     checks += [host.threads(environ, launch.local_world_size), host.clock(), host.disk(folder), host.shared_memory()]
     return checks
 

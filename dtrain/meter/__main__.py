@@ -19,9 +19,9 @@ import torch.distributed as dist
 from rich.console import Console
 
 from dtrain.meter import c10d, script
+from dtrain.meter.job_traffic import Report, gather, own_figures, read_figures
 from dtrain.meter.ledger import Ledger
 from dtrain.meter.nic import Counters, read_counters
-from dtrain.meter.report import Report, gather, own_figures, read_figures
 from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.meter.tally import Tally
 

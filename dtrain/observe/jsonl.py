@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.meter.ledger import StepRecord
-from dtrain.meter.metrics import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalMetrics, TrainMetrics
 
 
 class JsonLines:

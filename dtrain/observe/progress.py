@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dtrain.meter.metrics import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalMetrics, TrainMetrics
 
 
 def _line(metrics: TrainMetrics, bytes_per_step: float) -> str:

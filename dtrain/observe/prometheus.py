@@ -21,9 +21,9 @@ from prometheus_client.registry import Collector
 
 from dtrain.exchange import Op
 from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
-from dtrain.meter.metrics import EvalMetrics, TrainMetrics
 from dtrain.meter.nic import read_counters
 from dtrain.meter.wire import wire_bytes
+from dtrain.observe.figures import EvalMetrics, TrainMetrics
 
 STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 COLLECTIVE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)

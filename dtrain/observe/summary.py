@@ -13,9 +13,9 @@ from typing import Any
 
 from dtrain.exchange import Op
 from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
-from dtrain.meter.metrics import EvalMetrics, TrainMetrics
 from dtrain.meter.nic import read_counters
 from dtrain.meter.wire import wire_bytes
+from dtrain.observe.figures import EvalMetrics, TrainMetrics
 
 SCHEMA = 1
 _SECONDS_BETWEEN_WRITES = 5.0

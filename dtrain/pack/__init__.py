@@ -1,9 +1,9 @@
 """Models on disk in fewer bytes: stages that compose, entropy coding with contexts, and the .dtz container."""
 
 from dtrain.pack.container import Container, arrays, from_bytes, to_bytes
+from dtrain.pack.deep_compression import read_net
 from dtrain.pack.difference import apply_difference, make_difference
 from dtrain.pack.entropy import CODERS
-from dtrain.pack.han import read_net
 from dtrain.pack.model_file import Model, read_npz, read_safetensors, write_safetensors
 from dtrain.pack.pipeline import pack, unpack
 from dtrain.pack.presets import PRESETS

@@ -83,7 +83,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class OnGrid:
-    """For tensors whose values are multiples of a step already, as `dtrain.calibrate` makes them.
+    """For tensors whose values are multiples of a step already, as `dtrain.slim.calibrate` makes them.
 
     Args:
         steps: by tensor name.

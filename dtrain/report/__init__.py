@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dtrain.report.compare import compare_data, compare_table
-from dtrain.report.paper import claims
 from dtrain.report.runs import Run, load_runs
-from dtrain.report.verdicts import Claim, Finding, JudgedClaim, Verdict, claims_data, claims_table
+from dtrain.report.squeezenet.paper import claims
+from dtrain.report.squeezenet.verdicts import Claim, Finding, JudgedClaim, Verdict, claims_data, claims_table
 
 __all__ = [
     "Claim",

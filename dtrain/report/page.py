@@ -17,10 +17,10 @@ from markupsafe import Markup
 from dtrain.report import charts, units
 from dtrain.report.charts import Chart
 from dtrain.report.compare import GROUPS
-from dtrain.report.headline import headline
-from dtrain.report.paper import claims
 from dtrain.report.runs import Run
-from dtrain.report.verdicts import Verdict
+from dtrain.report.squeezenet.headline import headline
+from dtrain.report.squeezenet.paper import claims
+from dtrain.report.squeezenet.verdicts import Verdict
 
 
 @dataclass(frozen=True)

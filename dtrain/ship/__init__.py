@@ -6,7 +6,7 @@ replaces its file by the new one at once, and only when that is whole and verifi
 kept.
 """
 
-from dtrain.ship.counted import open_ledger
+from dtrain.ship.metered import open_ledger
 from dtrain.ship.publisher import Publisher, Sent, open_server
 from dtrain.ship.receiver import MAX_BYTES, Received, check_url, receive
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dtrain.pack import from_bytes, make_difference, read_safetensors
-from dtrain.ship.counted import PIECE_BYTES, counted
+from dtrain.ship.metered import PIECE_BYTES, counted
 from dtrain.ship.offer import FILES, HAVE, SUFFIXES, Blob, Offer, is_sha256
 
 if TYPE_CHECKING:

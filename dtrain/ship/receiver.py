@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from safetensors import SafetensorError, deserialize
 
 from dtrain.pack import apply_difference, from_bytes
-from dtrain.ship.counted import PIECE_BYTES, counted
+from dtrain.ship.metered import PIECE_BYTES, counted
 from dtrain.ship.offer import FILES, HAVE, MAX_OFFER_BYTES, Blob, Offer
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dtrain
 from dtrain.compressors import ErrorFeedback, NoCompression, Only, build
-from dtrain.compressors.only import at_least
+from dtrain.compressors.policies.only import at_least
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.c10d import installed
 from dtrain.meter.ledger import Entry, Ledger, Phase, Purpose

@@ -15,19 +15,20 @@ from ranks import Here, on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dtrain import data, schedule
 from dtrain.comm.lockstep import lockstep
 from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.compressors import ErrorFeedback, NoCompression, build
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.c10d import installed
 from dtrain.meter.ledger import Ledger, Phase, Purpose
-from dtrain.models import build as build_model
-from dtrain.sync.eager import EagerSynchronizer, NonFiniteGradientError
+from dtrain.sync.every_step import EagerSynchronizer, NonFiniteGradientError
 from dtrain.sync.fuse import SMALL_BYTES
 from dtrain.sync.parameters import share_parameters
-from dtrain.task import Plan, Task
-from dtrain.trainer import Trainer
+from dtrain.train import schedule
+from dtrain.train.loop import Trainer
+from dtrain.train.task import Plan, Task
+from dtrain.vision import data
+from dtrain.vision.models import build as build_model
 
 BUCKET_BYTES = SMALL_BYTES
 """Smaller buckets would travel together."""

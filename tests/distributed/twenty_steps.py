@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dtrain import data, models
 from dtrain.comm import Communicator
 from dtrain.compressors import COMPRESSORS, build
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.sync.eager import EagerSynchronizer
+from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.vision import data, models
 
 NUM_STEPS, BATCH_SIZE = 20, 4
 Outcome = tuple[list[float], int]

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import dtrain
 import dtrain.meter
-from dtrain import data
+from dtrain.vision import data
 
 EPOCHS, BATCH_SIZE = 12, 16
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from programs import dtrain_command, environment, run
 
-from dtrain.doctor import Check, Severity, backends, exit_code, host, network
+from dtrain.doctor import Check, Severity, backends, exit_code, host, reachability
 
 pytestmark = pytest.mark.timeout(600)
 needs_namespaces = pytest.mark.skipif(
@@ -26,7 +26,7 @@ needs_namespaces = pytest.mark.skipif(
 def in_namespaces(shell: str, function: str) -> tuple[str, str, str]:
     """What a check says where the shell commands have changed the host's name or network: severity, finding, cure."""
     program = (
-        f"from dtrain.doctor import network; c = network.{function}; print(c.severity, c.finding, c.cure, sep='|')"
+        f"from dtrain.doctor import reachability as r; c = r.{function}; print(c.severity, c.finding, c.cure, sep='|')"
     )
     script = f'{shell}; exec "$@"'
     command = ["unshare", "--uts", "--net", "--mount", "sh", "-ec", script, "sh", sys.executable, "-c", program]
@@ -69,10 +69,10 @@ def test_a_host_on_a_network_is_well_and_gloo_takes_its_interface(tmp_path: Path
 
 
 def test_an_interface_that_does_not_exist_is_an_error() -> None:
-    check = network.gloo_interface({"GLOO_SOCKET_IFNAME": "eth99"})
+    check = reachability.gloo_interface({"GLOO_SOCKET_IFNAME": "eth99"})
     assert (check.severity, check.finding) == (Severity.ERROR, "GLOO_SOCKET_IFNAME=eth99 does not exist here")
     assert "lo" in check.cure
-    assert network.gloo_interface({"GLOO_SOCKET_IFNAME": "lo"}).severity is Severity.OK
+    assert reachability.gloo_interface({"GLOO_SOCKET_IFNAME": "lo"}).severity is Severity.OK
 
 
 def test_a_port_that_is_taken_is_a_warning() -> None:
@@ -80,13 +80,13 @@ def test_a_port_that_is_taken_is_a_warning() -> None:
         taken.bind(("", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        check = network.rendezvous_port({"MASTER_PORT": port})
+        check = reachability.rendezvous_port({"MASTER_PORT": port})
         assert (check.severity, check.finding) == (
             Severity.WARNING,
             f"{port}, for the rendezvous: Address already in use",
         )
-    assert network.rendezvous_port({"MASTER_PORT": port}).severity is Severity.OK
-    assert network.rendezvous_port({"MASTER_PORT": "http"}).severity is Severity.ERROR
+    assert reachability.rendezvous_port({"MASTER_PORT": port}).severity is Severity.OK
+    assert reachability.rendezvous_port({"MASTER_PORT": "http"}).severity is Severity.ERROR
 
 
 def test_more_threads_than_cores_is_a_warning() -> None:

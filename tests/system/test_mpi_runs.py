@@ -139,7 +139,7 @@ def test_a_mistake_of_one_rank_alone_is_its_own_and_ends_the_others(tmp_path: Pa
     program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
-        "from dtrain.train import main\n"
+        "from dtrain.train.entry import main\n"
         "if os.environ['PMI_RANK'] == '1': sys.argv.append('num_epochs=1')\n"
         "sys.exit(main())\n"
     )

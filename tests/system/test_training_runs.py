@@ -332,7 +332,7 @@ def test_no_thread_of_the_backend_is_left_when_the_interpreter_exits(tmp_path: P
         "    names = sorted(open(path).read().strip() for path in glob.glob('/proc/self/task/*/comm'))\n"
         "    pathlib.Path(f'left{os.environ[\"RANK\"]}').write_text(' '.join(names))\n"
         "atexit.register(report)\n"
-        "from dtrain.train import main\n"
+        "from dtrain.train.entry import main\n"
         "sys.exit(main())\n"
     )
     settings = ["num_steps=2", "batch_size=4", "run_dir=run", "observe.progress=false"]

@@ -61,11 +61,11 @@ def test_it_holds_the_configuration_the_data_and_the_report_s_template(wheel: Pa
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "conf").rglob("*.yaml")}
     assert {f"dtrain/{name}" for name in conf} <= names
-    assert {"dtrain/data/digits.npz", "dtrain/report/report.html", "dtrain/report/report.css"} <= names
+    assert {"dtrain/vision/data/digits.npz", "dtrain/report/report.html", "dtrain/report/report.css"} <= names
     assert "dtrain/py.typed" in names
     assert {f"dtrain/metrics/{name}" for name in ("prometheus.yml", "rules/alerts.yml")} <= names
     assert "dtrain/metrics/grafana/dashboards/bandwidth.json" in names
-    outside = ("tests/", "benchmarks/", "build/", "dtrain/metrics/preview/", "dtrain/metrics/rules/tests/")
+    outside = ("tests/", "benchmarks/", "build/", "dtrain/metrics/rules/tests/")
     assert not [name for name in names if name.startswith(outside) or name.endswith("build_dashboards.py")]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dtrain
-from dtrain import data
+from dtrain.vision import data
 
 EPOCHS, BATCH_SIZE = 8, 16
 

@@ -1,0 +1,70 @@
+"""Sparse messages: the largest elements of a vector as one byte vector, whose size is known before it is read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dtrain.compressors.codecs import elias_fano, log_values
+from dtrain.compressors.codecs.selection import largest
+
+
+class SparseFormat(NamedTuple):
+    """`k` elements of a vector of `numel`: indices in Elias-Fano, then values of `value_bits` (8, 16 or 32)."""
+
+    k: int
+    numel: int
+    value_bits: int
+
+    @property
+    def num_bytes(self) -> int:
+        """elias_fano.num_bytes(k, numel) + log_values.num_bytes(k, value_bits)."""
+        return elias_fano.num_bytes(self.k, self.numel) + log_values.num_bytes(self.k, self.value_bits)
+
+    def pack(self, indices: Tensor, values: Tensor) -> Tensor:
+        """Ascending int64 indices and float32 values, each of shape (k,) -> uint8 of shape (num_bytes,)."""
+        return torch.cat((elias_fano.encode(indices, self.numel), log_values.encode(values, self.value_bits)))
+
+    def unpack(self, messages: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 of shape (n, num_bytes) -> indices and values, each of shape (n, k).
+
+        Raises ValueError for a message that does not hold k indices below numel.
+        """
+        size = elias_fano.num_bytes(self.k, self.numel)
+        assert messages.shape[1] == self.num_bytes, f"{messages.shape[1]} bytes and not {self.num_bytes}"
+        indices = elias_fano.decode(messages[:, :size], self.k, self.numel)
+        return indices, log_values.decode(messages[:, size:], self.k, self.value_bits)
+
+    def pack_largest(self, vector: Tensor) -> Tensor:
+        """Pack the k largest elements of a vector of at most `numel`, which counts as continued with zeros."""
+        real = min(self.k, vector.numel())
+        indices = torch.arange(vector.numel(), vector.numel() + self.k - real, device=vector.device)
+        values = vector.new_zeros(self.k - real)
+        if real:
+            chosen = largest(vector, real)
+            indices, values = torch.cat((chosen, indices)), torch.cat((vector[chosen], values))
+        return self.pack(indices, values)
+
+
+class Contribution(NamedTuple):
+    """What one rank contributed to a sum: sparse, plus `owned`, a dense part that starts at `start`."""
+
+    indices: Tensor
+    values: Tensor
+    start: int
+    owned: Tensor | None
+
+    def subtract_from(self, vector: Tensor) -> None:
+        """vector -= the contribution."""
+        vector.index_add_(0, self.indices, self.values, alpha=-1.0)
+        if self.owned is not None:
+            vector[self.start : self.start + self.owned.numel()].sub_(self.owned)
+
+
+class Sent(NamedTuple):
+    """What came of an exchange of sparse messages."""
+
+    mean: Tensor
+    contribution: Contribution

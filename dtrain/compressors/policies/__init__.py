@@ -1,0 +1,1 @@
+"""Compressors around compressors: error feedback, cast, warm-up, and which elements are exchanged at all."""

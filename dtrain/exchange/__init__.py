@@ -1,0 +1,30 @@
+"""The words everything else is written in: what a compressor may ask of the network, and what it answers.
+
+A gradient compressor asks for collectives and never performs one. It is a generator that yields requests and is sent
+their answers, so that one implementation serves every backend and bytes are counted in one place.
+"""
+
+from __future__ import annotations
+
+from dtrain.exchange.collective import Op, Request
+from dtrain.exchange.compressor import Compressor, Context, Exchange, Exchanged, Scratch, together
+from dtrain.exchange.state import Bucket, Layout, Parts, Replicated, State, put_together, share_out, take_apart
+
+__all__ = [
+    "Bucket",
+    "Compressor",
+    "Context",
+    "Exchange",
+    "Exchanged",
+    "Layout",
+    "Op",
+    "Parts",
+    "Replicated",
+    "Request",
+    "Scratch",
+    "State",
+    "put_together",
+    "share_out",
+    "take_apart",
+    "together",
+]

@@ -1,0 +1,1 @@
+"""What a job would put on the network, before anything runs."""

@@ -1,0 +1,1 @@
+"""The SqueezeNet paper: its claims and tables, beside what runs measured."""

@@ -1,0 +1,87 @@
+"""The one sentence that a report opens with: the strongest thing that these runs show, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dtrain.report import units
+from dtrain.report.runs import Run
+from dtrain.report.squeezenet.pairs import Pair, dense_pairs
+from dtrain.report.squeezenet.paper import PAPER_CLASSES
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A sentence to remember, the figure in it that matters most, and the numbers behind it."""
+
+    title: str
+    figure: str
+    detail: str
+
+    @property
+    def parts(self) -> tuple[str, str, str]:
+        """The title before its figure, the figure, and the title after it."""
+        return self.title.partition(self.figure) if self.figure else (self.title, "", "")
+
+
+def headline(runs: Sequence[Run]) -> Headline:
+    """The two networks if they can be compared, else the best saving, else what crosses the network."""
+    pairs = dense_pairs(runs)
+    if pairs:
+        return _of_pair(min(pairs, key=_num_incomplete))
+    saving = max(runs, key=lambda run: run.saving_vs_fp32 or 0)
+    if (saving.saving_vs_fp32 or 0) > 1:
+        return _of_saving(saving)
+    return _of_traffic(runs)
+
+
+def _of_pair(pair: Pair) -> Headline:
+    alexnet, squeezenet = pair
+    fewer = (alexnet.wire_bytes_per_step or 0) / (squeezenet.wire_bytes_per_step or 1)
+    heads = (
+        "" if alexnet.num_classes == PAPER_CLASSES else f" Both have {alexnet.num_classes} classes, not the paper's."
+    )
+    return Headline(
+        f"SqueezeNet exchanges {units.ratio(fewer)} fewer bytes per step than AlexNet",
+        units.ratio(fewer),
+        f"With {squeezenet.model} each of {squeezenet.world_size} ranks sends "
+        f"{units.short_bytes(squeezenet.wire_bytes_per_step)} in a step, with {alexnet.model} "
+        f"{units.short_bytes(alexnet.wire_bytes_per_step)} ({squeezenet.backend}, dense fp32). "
+        f"Their parameters stand in the ratio {units.ratio(alexnet.num_parameters / squeezenet.num_parameters)}: "
+        f"{units.count(squeezenet.num_parameters)} against {units.count(alexnet.num_parameters)}.{heads}",
+    )
+
+
+def _num_incomplete(pair: Pair) -> int:
+    return sum(not run.complete for run in pair)
+
+
+def _of_saving(run: Run) -> Headline:
+    return Headline(
+        f"{run.compressor} exchanges {units.ratio(run.saving_vs_fp32)} fewer bytes than dense fp32",
+        units.ratio(run.saving_vs_fp32),
+        f"{run.model} on {run.world_size} ranks ({run.backend}), over the whole run, warm-up included; against an fp16 "
+        f"all_reduce the saving is {units.ratio(run.saving_vs_fp16)}.",
+    )
+
+
+def _of_traffic(runs: Sequence[Run]) -> Headline:
+    sent = [run.wire_bytes_per_step for run in runs if run.wire_bytes_per_step is not None]
+    who = runs[0].model if len({run.model for run in runs}) == 1 else "Each network"
+    if not sent:
+        return Headline("No step was finished", "", "Nothing was measured.")
+    if max(sent) == 0:
+        return Headline(
+            "A single worker exchanges nothing",
+            "nothing",
+            "Train on 2 ranks or more to see what crosses the network.",
+        )
+    low, high = units.short_bytes(min(sent)), units.short_bytes(max(sent))
+    figure = low if low == high else f"{low} to {high}"
+    title = f"{who} sends {figure} per step and rank"
+    return Headline(title, figure, f"Wire bytes of the gradient exchange, in {_number_of_runs(runs)}.")
+
+
+def _number_of_runs(runs: Sequence[Run]) -> str:
+    return f"one run on {runs[0].world_size} ranks" if len(runs) == 1 else f"{len(runs)} runs"

@@ -1,0 +1,79 @@
+"""A compressor in a Horovod program, in place of hvd.DistributedOptimizer.
+
+The program keeps its optimizer: what an exchange needs is hooked to its step.
+"""
+
+from __future__ import annotations
+
+import atexit
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dtrain.comm.horovod import HorovodCommunicator
+from dtrain.exchange import Compressor
+from dtrain.meter.ledger import Ledger, Phase
+from dtrain.sync.every_step import EagerSynchronizer
+
+
+class HorovodSynchronizer:
+    """Averages a model's gradients whenever its optimizer steps. Made by `attach`."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, compressor: Compressor, *, seed: int = 0) -> None:
+        self.ledger = Ledger()
+        """What the exchange of gradients sends, not the program's own hvd calls; a record is closed after each step."""
+        self.ledger.phase = Phase.TRAIN
+        self._communicator = HorovodCommunicator(self.ledger)
+        self._synchronizer = EagerSynchronizer(
+            model, compressor, self._communicator, self.ledger, seed=seed, check_finite=False
+        )
+        self._step = 0
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        atexit.register(self.close)  # a thread that lets go of a tensor while the interpreter ends aborts the process
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Backward passes inside only accumulate; the next one outside exchanges the sum."""
+        return self._synchronizer.no_sync()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The compressor's state on this rank after the last step."""
+        return self._synchronizer.state_dict()
+
+    def load_state_dict(self, *saved: dict[str, Any]) -> None:
+        """Take up a saved state: that of this rank, or those of all the ranks that saved, in order."""
+        self._synchronizer.load_state_dict(*saved)
+
+    def close(self) -> None:
+        """Let go of the model and the optimizer, and end the threads. The program's end does so too."""
+        atexit.unregister(self.close)
+        for hook in self._hooks:
+            hook.remove()
+        self._synchronizer.close()
+        self._communicator.close()
+
+    def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if any(value is not None for value in (*arguments[1:], *keywords.values())):
+            raise ValueError("step() takes no closure here: call backward before it, so that gradients are exchanged")
+        self._synchronizer.finish()
+
+    def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self._synchronizer.commit()
+        self.ledger.close(self._step)
+        self._step += 1
+
+
+def attach(model: nn.Module, optimizer: Optimizer, compressor: Compressor, *, seed: int = 0) -> HorovodSynchronizer:
+    """Exchange the gradients of `model` through `compressor` whenever `optimizer` steps.
+
+    Raises ValueError before hvd.init(), and for an optimizer that exchanges gradients itself.
+    """
+    if hasattr(optimizer, "skip_synchronize"):
+        raise ValueError(
+            "this optimizer is hvd.DistributedOptimizer, which exchanges gradients itself: give the plain one"
+        )
+    return HorovodSynchronizer(model, optimizer, compressor, seed=seed)

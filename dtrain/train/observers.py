@@ -1,0 +1,125 @@
+"""What watches a run: its facts, its metrics, and what rank 0 shows and writes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtrain.comm import Launch
+from dtrain.meter.ledger import Ledger, StepRecord
+from dtrain.meter.nic import is_loopback, isolated_interface, read_counters
+from dtrain.observe import run_directory
+from dtrain.observe.endpoint import Endpoint, warn_if_public
+from dtrain.observe.jsonl import MetricsFile
+from dtrain.observe.progress import ShowProgress
+from dtrain.observe.prometheus import RunMetrics, Watched
+from dtrain.observe.summary import NicWindow, Summary
+from dtrain.sync.buckets import trainable
+from dtrain.train.build import Parts
+from dtrain.train.config import Prometheus, TrainConfig
+from dtrain.train.task import Observer
+from dtrain.vision import models
+
+
+def nic_window(config: TrainConfig, launch: Launch) -> NicWindow | None:
+    """The interface that carries nothing but this job's traffic, if one is known to.
+
+    Raises ValueError for the name of one that does not exist.
+    """
+    interface = config.observe.nic_interface or isolated_interface(launch.world_size, launch.local_world_size)
+    if interface is None:
+        return None
+    if interface not in read_counters():
+        raise ValueError(
+            f"observe.nic_interface={interface} does not exist here: choose one of {', '.join(read_counters())}"
+        )
+    return NicWindow(interface, launch.local_world_size)
+
+
+def open_endpoint(settings: Prometheus, launch: Launch) -> Endpoint:
+    """Where Prometheus finds this rank, if it is to."""
+    if settings.targets is not None and is_loopback(settings.host) and launch.world_size > launch.local_world_size:
+        raise ValueError(
+            f"observe.prometheus.targets would name {settings.host} for ranks of several hosts: add "
+            "observe.prometheus.host=0.0.0.0, or the address of each host"
+        )
+    if settings.enabled and launch.local_rank == 0:
+        warn_if_public(settings.host)
+    return Endpoint(
+        (settings.host, settings.port + launch.local_rank) if settings.enabled else None,
+        Path(settings.targets) if settings.targets is not None else None,
+        Path(settings.textfile) if settings.textfile is not None else None,
+    )
+
+
+def facts_of(config: TrainConfig, launch: Launch, parts: Parts, run_dir: Path) -> dict[str, Any]:
+    """What is known of a run before its first step, as summary.json has it."""
+    num_parameters = sum(p.numel() for _, p in trainable(parts.model))
+    return {
+        "run": run_dir.name,
+        "model": config.model.name,
+        "variant": models.variant(parts.model),
+        "num_parameters": num_parameters,
+        "num_classes": parts.description["model"]["num_classes"],
+        "image_size": parts.description["data"]["image_size"],
+        "data": config.data.name,
+        "world_size": launch.world_size,
+        "backend": config.backend.name,
+        "compressor": config.compressor.name,
+        "batch_size_per_rank": config.batch_size,
+        "grad_bytes": 4 * num_parameters,
+        "seed": config.seed,
+        "versions": run_directory.versions(),
+    }
+
+
+def run_metrics(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunMetrics:
+    """This rank's metrics, from its ledger."""
+    watched = Watched(
+        facts,
+        launch.rank,
+        host=socket.gethostname(),
+        interface=nic.interface if nic is not None and launch.local_rank == 0 else None,
+        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+    )
+    metrics = RunMetrics(watched, ledger)
+    ledger.sinks.append(metrics.on_record)
+    return metrics
+
+
+def open_observers(
+    config: TrainConfig, parts: Parts, run_dir: Path, summary: Summary, ledger: Ledger, stack: ExitStack
+) -> list[Observer]:
+    """Rank 0's: what it shows and writes of the run, until `stack` is closed."""
+    summary.start()
+    metrics_file = MetricsFile(run_dir / "metrics.jsonl")
+    stack.callback(metrics_file.close)
+    observers: list[Observer] = [metrics_file, summary]
+    if config.observe.progress:
+        progress = ShowProgress(parts.plan.num_steps)
+        stack.callback(progress.close)
+        observers.append(progress)
+    if config.observe.profile:
+        _profile(run_dir / "trace.json", ledger, stack)
+    return observers
+
+
+def _profile(path: Path, ledger: Ledger, stack: ExitStack) -> None:
+    """Trace six of rank 0's first steps, for chrome://tracing or Perfetto."""
+    profiler = stack.enter_context(
+        torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=1, warmup=1, active=6, repeat=1),
+            on_trace_ready=lambda p: p.export_chrome_trace(str(path)),
+        )
+    )
+
+    def on_record(record: StepRecord) -> None:
+        if record.step is not None:
+            profiler.step()
+
+    ledger.sinks.append(on_record)

@@ -1,0 +1,110 @@
+"""The networks by name, and how one is built from what a configuration or a saved model's metadata says.
+
+A model is fully described by its name, its number of classes and its options, all of them values that JSON can hold:
+`build(name, num_classes=n, **options)` gives the same modules again. Save `complete_options(...)` rather than what the
+user wrote, so that a file still means the same model after a default has changed.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from dtrain.vision.models.alexnet import AlexNet, alexnet, alexnet_torchvision
+from dtrain.vision.models.factors import factorise
+from dtrain.vision.models.squeezenet import SqueezeNet, squeezenet1_0, squeezenet1_1
+
+Option = bool | int | float | str | tuple[int, ...]
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "squeezenet1_0": squeezenet1_0,
+        "squeezenet1_1": squeezenet1_1,
+        "squeezenet": SqueezeNet,
+        "alexnet": alexnet,
+        "alexnet_torchvision": alexnet_torchvision,
+    }
+)
+
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Option]]] = MappingProxyType(
+    {
+        "caffe": {
+            "squeezenet1_0": {"conv10_padding": 1, "final_relu": True},
+            "squeezenet1_1": {"final_relu": True},
+            "alexnet": {},
+        },
+        "torchvision": {
+            "squeezenet1_0": {"final_relu": True},
+            "squeezenet1_1": {"final_relu": True},
+            "alexnet_torchvision": {},
+        },
+    }
+)
+"""The options under which published weights compute what they did where they were trained: source -> model -> options.
+
+`build(name, num_classes=1000, **PUBLISHED["caffe"][name])`, then `load_weights`. The defaults are for training.
+"""
+
+
+def build(name: str, *, num_classes: int, **options: object) -> nn.Module:
+    """A new model on torch's default device, its weights drawn from torch's global generator.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: how many logits, at least 1.
+        options: what `complete_options(name)` lists; a value of the wrong type is refused, a list is taken for a tuple.
+
+    Returns:
+        A module from images (N, 3, H, W) to logits (N, num_classes), in training mode.
+
+    Raises:
+        ValueError: the name or an option does not exist (the message lists what does), or a value is out of range.
+    """
+    complete = complete_options(name, **options)
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
+        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    return MODELS[name](num_classes=num_classes, **complete)
+
+
+def rebuild(description: Mapping[str, Any]) -> nn.Module:
+    """The model that a saved file's description is of: `build`'s arguments, and the `ranks` of its factored layers."""
+    model = build(description["name"], num_classes=description["num_classes"], **description["options"])
+    factorise(model, description.get("ranks", {}), fill=False)
+    return model
+
+
+def complete_options(name: str, **options: object) -> dict[str, Option]:
+    """Every option of model `name` with its value: the one in `options`, else the default. Same errors as `build`."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    parameters = inspect.signature(MODELS[name]).parameters
+    complete: dict[str, Option] = {key: p.default for key, p in parameters.items() if key != "num_classes"}
+    for key, value in options.items():
+        if key not in complete:
+            raise ValueError(f"model {name} has no option {key!r}: it has {', '.join(complete)}")
+        complete[key] = _typed(key, value, complete[key])
+    return complete
+
+
+def variant(model: nn.Module) -> str:
+    """Which layout `model` is, for reports: "torchvision layout, simple bypass, final ReLU off", say.
+
+    A model from elsewhere is called by its class.
+    """
+    return model.variant if isinstance(model, SqueezeNet | AlexNet) else type(model).__name__
+
+
+def _typed(key: str, value: object, default: Option) -> Option:
+    """`value` as the type of `default`; strictly, since "no" would turn a flag on and 0.5 pass for a count."""
+    if isinstance(default, tuple):
+        if isinstance(value, Sequence) and all(type(item) is int for item in value):
+            return tuple(value)
+    elif isinstance(default, float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, bool | int | str) and type(value) is type(default):
+        return value
+    kind = "list of integers" if isinstance(default, tuple) else type(default).__name__
+    raise ValueError(f"option {key} must be of type {kind}, such as {default!r}; got {value!r}")
