@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from dtrain.comm.polled import Collective, Poll, PolledCommunicator, RollCall, as_bytes
+from dtrain.comm.polled import Collective, Poll, PolledCommunicator, Waiting, as_bytes
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger
 
@@ -56,7 +56,7 @@ class HorovodCommunicator(PolledCommunicator):
             ledger,
             timeout_seconds=timeout_seconds,
             group=group,
-            roll_call=RollCall(),
+            waiting=Waiting(),
         )
 
     def duplicate(self) -> HorovodCommunicator:

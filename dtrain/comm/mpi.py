@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dtrain.comm.mpi_failure import MpiRollCall, exchange_failures
-from dtrain.comm.polled import Collective, Poll, PolledCommunicator, RollCall, as_bytes
+from dtrain.comm.mpi_failure import MpiWaiting, exchange_failures
+from dtrain.comm.polled import Collective, Poll, PolledCommunicator, Waiting, as_bytes
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger
 
@@ -33,7 +33,7 @@ class MpiCommunicator(PolledCommunicator):
         ledger: records every collective, once, if given.
         timeout_seconds: how long `wait` waits for a missing rank; then it raises CollectiveError.
         group: its name in the ledger.
-        roll_call: the one of the communicator that this one duplicates.
+        waiting: the one of the communicator that this one duplicates.
     """
 
     backend = "mpi"
@@ -45,7 +45,7 @@ class MpiCommunicator(PolledCommunicator):
         *,
         timeout_seconds: float = 60.0,
         group: str = "world",
-        roll_call: RollCall | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         from mpi4py import MPI
 
@@ -62,7 +62,7 @@ class MpiCommunicator(PolledCommunicator):
             ledger,
             timeout_seconds=timeout_seconds,
             group=group,
-            roll_call=roll_call or MpiRollCall(comm),
+            waiting=waiting or MpiWaiting(comm),
         )
 
     def duplicate(self) -> MpiCommunicator:
@@ -72,7 +72,7 @@ class MpiCommunicator(PolledCommunicator):
             self._ledger,
             timeout_seconds=self._timeout_seconds,
             group=f"{self._group}.duplicate",
-            roll_call=self._roll_call,
+            waiting=self._waiting,
         )
 
     def _check(self, request: Request) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dtrain.comm.polled import RollCall
+from dtrain.comm.polled import Waiting
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -19,7 +19,7 @@ _WAITING_TAG, _FAILURE_TAG = 1, 2
 _POLL_SECONDS = 0.01
 
 
-class MpiRollCall(RollCall):
+class MpiWaiting(Waiting):
     """Who else waits. A rank that has waited half its time says so to all, so that who gives up can name the others."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:

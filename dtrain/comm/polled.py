@@ -41,7 +41,7 @@ def check_summed(backend: str, dtype: torch.dtype) -> None:
         )
 
 
-class RollCall:
+class Waiting:
     """Who else waits; on a backend whose ranks cannot tell each other, nobody knows."""
 
     def tell(self, *, waiting: bool) -> None:
@@ -55,9 +55,9 @@ class RollCall:
 class Collective:
     """A collective under way."""
 
-    def __init__(self, what: str, timeout_seconds: float, roll_call: RollCall) -> None:
+    def __init__(self, what: str, timeout_seconds: float, waiting: Waiting) -> None:
         self.done = threading.Event()
-        self._what, self._timeout_seconds, self._roll_call = what, timeout_seconds, roll_call
+        self._what, self._timeout_seconds, self._waiting = what, timeout_seconds, waiting
         self._outcome: Tensor | BaseException | None = None
 
     def finish(self, outcome: Tensor | BaseException) -> None:
@@ -68,12 +68,12 @@ class Collective:
     def wait(self) -> Tensor:
         half = self._timeout_seconds / 2
         if not self.done.wait(half):
-            self._roll_call.tell(waiting=True)
+            self._waiting.tell(waiting=True)
             if not self.done.wait(half):
                 raise CollectiveError(
-                    f"waited {self._timeout_seconds:g} s for an {self._what}: {self._roll_call.missing()}"
+                    f"waited {self._timeout_seconds:g} s for an {self._what}: {self._waiting.missing()}"
                 )
-            self._roll_call.tell(waiting=False)
+            self._waiting.tell(waiting=False)
         if isinstance(self._outcome, BaseException):
             reason = (str(self._outcome).splitlines() or [type(self._outcome).__name__])[0]
             raise CollectiveError(f"{self._what} failed: {reason}") from self._outcome
@@ -89,7 +89,7 @@ class PolledCommunicator:
         ledger: records every collective, once, if given.
         timeout_seconds: how long `wait` waits for a missing rank; then it raises CollectiveError.
         group: its name in the ledger.
-        roll_call: tells who is missing then.
+        waiting: tells who is missing then.
     """
 
     backend: str
@@ -102,11 +102,11 @@ class PolledCommunicator:
         *,
         timeout_seconds: float,
         group: str,
-        roll_call: RollCall,
+        waiting: Waiting,
     ) -> None:
         self.rank, self.world_size = rank, world_size
         self._ledger, self._timeout_seconds, self._group = ledger, timeout_seconds, group
-        self._roll_call = roll_call
+        self._waiting = waiting
         self._jobs: queue.SimpleQueue[tuple[Collective, Poll, Pending | None] | None] = queue.SimpleQueue()
         self._open = True
         self._thread = threading.Thread(target=self._watch, name=f"dtrain-{self.backend}", daemon=True)
@@ -121,7 +121,7 @@ class PolledCommunicator:
             raise RuntimeError("this communicator is closed")
         self._check(request)
         pending = self._record(request)
-        collective = Collective(f"{request.op} on {TITLES[self.backend]}", self._timeout_seconds, self._roll_call)
+        collective = Collective(f"{request.op} on {TITLES[self.backend]}", self._timeout_seconds, self._waiting)
         self._jobs.put((collective, self._begin(request, collective), pending))
         return collective
 

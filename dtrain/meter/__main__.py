@@ -19,7 +19,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from dtrain.meter import c10d, script
-from dtrain.meter.job_traffic import Report, gather, own_figures, read_figures
+from dtrain.meter.job_traffic import JobTraffic, gather, own_figures, read_figures
 from dtrain.meter.ledger import Ledger
 from dtrain.meter.nic import Counters, read_counters
 from dtrain.meter.roll_call import RollCall, job_store
@@ -62,7 +62,7 @@ class _Meter:
         return None if self._interface is None else read_counters()[self._interface]
 
     def finish(self) -> None:
-        """Report; called when the interpreter exits, after whatever the program itself does then."""
+        """JobTraffic; called when the interpreter exits, after whatever the program itself does then."""
         if os.getpid() != self._process:  # a child that the program forked
             return
         try:
@@ -84,7 +84,7 @@ class _Meter:
             if self._store is not None:
                 limit = GATHER_SECONDS if self.error is None else FAILED_GATHER_SECONDS
                 ranks = gather(self._store, self._world_size, limit)
-            self._show(Report(self._command, self._world_size, ranks, self._interface))
+            self._show(JobTraffic(self._command, self._world_size, ranks, self._interface))
         if self._roll_call is not None:
             self._roll_call.leave()
 
@@ -94,7 +94,7 @@ class _Meter:
             if missing and self._roll_call.is_first_of_host():
                 _say(f"{missing} (roll call by rank {self._rank} on host {self._roll_call.host})")
 
-    def _show(self, report: Report) -> None:
+    def _show(self, report: JobTraffic) -> None:
         if self._json is not None:
             self._json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
         console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)

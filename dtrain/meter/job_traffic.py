@@ -12,7 +12,7 @@ from rich.table import Table
 from torch._C._distributed_c10d import Store
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Phase
+from dtrain.meter.ledger import Activity
 from dtrain.meter.nic import Counters
 from dtrain.meter.roll_call import await_keys
 from dtrain.meter.tally import Kind, Sum, Tally, from_json
@@ -73,7 +73,7 @@ def gather(store: Store, world_size: int, timeout_seconds: float) -> list[RankFi
 
 
 @dataclass(frozen=True)
-class Report:
+class JobTraffic:
     """A program's communication, of the ranks that could say theirs."""
 
     command: Sequence[str]
@@ -123,7 +123,7 @@ class Report:
                 for group, s in self.by(lambda kind: kind.group).items()
             ],
             "purposes": [{"purpose": p, **_json(s)} for p, s in self.by(lambda kind: kind.purpose).items()],
-            "phases": [{"phase": p, **_json(s)} for p, s in self.by(lambda kind: kind.phase).items()],
+            "phases": [{"phase": p, **_json(s)} for p, s in self.by(lambda kind: kind.activity).items()],
             "ranks": [
                 {
                     "rank": figures.rank,
@@ -154,8 +154,8 @@ class Report:
         parts.append(self._table("operation", self.by(lambda kind: kind.op)))
         parts.append(self._table("payload", self.by(lambda kind: (kind.op, kind.size)), _size_class))
         parts.append(self._table("group", self.by(lambda kind: kind.group), lambda g: f"{g.name} {_ranks(g.ranks)}"))
-        phases = self.by(lambda kind: kind.phase)
-        if set(phases) != {Phase.INIT}:  # nobody stated one
+        phases = self.by(lambda kind: kind.activity)
+        if set(phases) != {Activity.INIT}:  # nobody stated one
             parts.append(self._table("phase", phases))
         parts.append(self._table("purpose", self.by(lambda kind: kind.purpose)))
         parts.append(self._rank_table())

@@ -15,7 +15,7 @@ from dtrain.exchange import Op
 from dtrain.meter.clock import HOST_CLOCK, Clock
 
 
-class Phase(StrEnum):
+class Activity(StrEnum):
     """What the program is doing."""
 
     INIT = "init"
@@ -45,7 +45,7 @@ class Entry:
     """
 
     op: Op
-    phase: Phase
+    activity: Activity
     purpose: Purpose
     payload_bytes: int
     wire_bytes: float
@@ -53,6 +53,10 @@ class Entry:
     group: str
     start: float
     seconds: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as plain JSON data, in which the activity is called phase."""
+        return {"phase" if name == "activity" else name: value for name, value in asdict(self).items()}
 
 
 class Times(NamedTuple):
@@ -77,7 +81,7 @@ class StepRecord:
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON data."""
         times = self.times._asdict() if self.times else None
-        return {"step": self.step, "times": times, "entries": [asdict(entry) for entry in self.entries]}
+        return {"step": self.step, "times": times, "entries": [entry.as_json() for entry in self.entries]}
 
 
 class Group(NamedTuple):
@@ -91,7 +95,7 @@ class Key(NamedTuple):
     """What the totals are split by."""
 
     op: Op
-    phase: Phase
+    activity: Activity
     purpose: Purpose
 
 
@@ -109,7 +113,7 @@ class Pending:
 
     __slots__ = ("_clock", "_end", "_fields", "_mark", "_start")
 
-    def __init__(self, fields: tuple[Op, Phase, Purpose, int, float, int, str], clock: Clock) -> None:
+    def __init__(self, fields: tuple[Op, Activity, Purpose, int, float, int, str], clock: Clock) -> None:
         self._fields, self._clock = fields, clock
         self._start = time.perf_counter()
         self._mark: Any = clock.mark()
@@ -137,7 +141,7 @@ class _OfThread(threading.local):
 class Ledger:
     """Counts every collective of one rank. Recording is thread-safe; closing belongs to the training thread.
 
-    The phase holds for the whole process, since threads of autograd and of the exchange belong to the same phase; the
+    The activity holds for the whole process, since threads of autograd and of the exchange take part in the same; the
     purpose holds for the thread that opened the scope.
 
     What was recorded is kept until it is closed. `close_every` is for programs that never close: whenever so many
@@ -147,7 +151,7 @@ class Ledger:
 
     def __init__(self, *sinks: Sink, close_every: int | None = None) -> None:
         self.sinks = list(sinks)
-        self.phase = Phase.INIT
+        self.activity = Activity.INIT
         self.totals: dict[Key, Total] = {}
         self.groups: dict[str, Group] = {}
         """The groups of torch.distributed that were seen, by the name that entries have."""
@@ -158,17 +162,17 @@ class Ledger:
         self._thread = _OfThread()
 
     @contextmanager
-    def scope(self, *, phase: Phase | None = None, purpose: Purpose | None = None) -> Iterator[None]:
+    def scope(self, *, activity: Activity | None = None, purpose: Purpose | None = None) -> Iterator[None]:
         """Say what the traffic inside is for."""
-        before_phase, before_purpose = self.phase, self.purpose
-        if phase is not None:
-            self.phase = phase
+        before_activity, before_purpose = self.activity, self.purpose
+        if activity is not None:
+            self.activity = activity
         self._thread.purpose = purpose or before_purpose
         try:
             yield
         finally:
-            if phase is not None:
-                self.phase = before_phase
+            if activity is not None:
+                self.activity = before_activity
             self._thread.purpose = before_purpose
 
     @property
@@ -192,11 +196,11 @@ class Ledger:
         clock: Clock = HOST_CLOCK,
     ) -> Pending:
         """Record a collective that is about to start. `purpose` applies where no scope states one."""
-        phase, purpose = self.phase, self.purpose or purpose
-        pending = Pending((op, phase, purpose, payload_bytes, wire_bytes, world_size, group), clock)
+        activity, purpose = self.activity, self.purpose or purpose
+        pending = Pending((op, activity, purpose, payload_bytes, wire_bytes, world_size, group), clock)
         with self._lock:
             self._pending.append(pending)
-            key = Key(op, phase, purpose)
+            key = Key(op, activity, purpose)
             total = self.totals.get(key)
             if total is None:
                 total = self.totals[key] = Total()
@@ -225,11 +229,11 @@ class Ledger:
             sink(record)
         return record
 
-    def total(self, *, phase: Phase | None = None, purpose: Purpose | None = None) -> Total:
-        """The totals so far, of all operations, in one phase or purpose or in all."""
+    def total(self, *, activity: Activity | None = None, purpose: Purpose | None = None) -> Total:
+        """The totals so far, of all operations, in one activity or purpose or in all."""
         result = Total()
         for key, total in self.split().items():
-            if phase in (None, key.phase) and purpose in (None, key.purpose):
+            if activity in (None, key.activity) and purpose in (None, key.purpose):
                 result.count += total.count
                 result.payload_bytes += total.payload_bytes
                 result.wire_bytes += total.wire_bytes

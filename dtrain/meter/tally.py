@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Entry, Group, Ledger, Phase, Purpose, StepRecord
+from dtrain.meter.ledger import Activity, Entry, Group, Ledger, Purpose, StepRecord
 from dtrain.meter.wire import bus_bytes
 
 
@@ -16,7 +16,7 @@ class Kind(NamedTuple):
     """What collectives are told apart by. `size` is the power of two at or below the payload of one, 0 for none."""
 
     op: Op
-    phase: Phase
+    activity: Activity
     purpose: Purpose
     group: Group
     size: int
@@ -67,7 +67,7 @@ class Tally:
     def _add(self, entry: Entry) -> None:
         group = self._ledger.groups.get(entry.group) or Group(entry.group, ())
         size = 1 << entry.payload_bytes.bit_length() >> 1
-        kind = Kind(entry.op, entry.phase, entry.purpose, group, size)
+        kind = Kind(entry.op, entry.activity, entry.purpose, group, size)
         total = self.sums.setdefault(kind, Sum())
         total.collectives += 1
         total.payload_bytes += entry.payload_bytes
@@ -88,7 +88,7 @@ class Tally:
             return [
                 {
                     "op": kind.op,
-                    "phase": kind.phase,
+                    "phase": kind.activity,
                     "purpose": kind.purpose,
                     "group": kind.group.name,
                     "group_ranks": list(kind.group.ranks),
@@ -104,7 +104,7 @@ def from_json(data: Iterable[dict[str, Any]]) -> dict[Kind, Sum]:
     return {
         Kind(
             Op(item["op"]),
-            Phase(item["phase"]),
+            Activity(item["phase"]),
             Purpose(item["purpose"]),
             Group(item["group"], tuple(item["group_ranks"])),
             item["size"],

@@ -16,7 +16,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, MetricsHandler, write_to_textfile
 
 from dtrain.meter.nic import is_loopback
-from dtrain.observe.prometheus import RunMetrics
+from dtrain.observe.prometheus import RunCollector
 
 EVERYWHERE = ("", "0.0.0.0", "::")
 SCRAPE_SECONDS = 5.0
@@ -89,7 +89,7 @@ class Endpoint:
         if address is not None:
             self._stack.enter_context(serving(*address, self._registry))
 
-    def show(self, metrics: RunMetrics) -> None:
+    def show(self, metrics: RunCollector) -> None:
         """From now on these metrics are what Prometheus sees."""
         self._registry.register(metrics)
         if self._address is not None and self._targets is not None:
@@ -102,7 +102,7 @@ class Endpoint:
         """Write the last figures, and stop listening."""
         self._stack.close()
 
-    def _announce(self, folder: Path, host: str, port: int, metrics: RunMetrics) -> None:
+    def _announce(self, folder: Path, host: str, port: int, metrics: RunCollector) -> None:
         reached = socket.gethostname() if host in EVERYWHERE else host
         address = f"[{reached}]:{port}" if ":" in reached else f"{reached}:{port}"
         target = {"targets": [address], "labels": {"run": metrics.run, "rank": str(metrics.rank)}}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class TrainMetrics:
+class TrainFigures:
     """Training between two logging points. Byte counts run from the start of the run; the rest covers the interval.
 
     `loss`, `accuracy` (a fraction) and `images_per_second` are over all ranks. `wire_bytes` is rank 0's, of gradients
@@ -34,8 +34,8 @@ class TrainMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class EvalMetrics:
-    """One evaluation over the whole test set. `wire_bytes` as in TrainMetrics, `accuracy` a fraction."""
+class EvalFigures:
+    """One evaluation over the whole test set. `wire_bytes` as in TrainFigures, `accuracy` a fraction."""
 
     step: int
     epoch: int

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.meter.ledger import StepRecord
-from dtrain.observe.figures import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalFigures, TrainFigures
 
 
 class JsonLines:
@@ -49,10 +49,10 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
 
-    def on_train(self, metrics: TrainMetrics) -> None:
+    def on_train(self, metrics: TrainFigures) -> None:
         self._lines.write({"kind": "train", **asdict(metrics)})
 
-    def on_eval(self, metrics: EvalMetrics) -> None:
+    def on_eval(self, metrics: EvalFigures) -> None:
         self._lines.write({"kind": "eval", **asdict(metrics)})
 
     def close(self) -> None:

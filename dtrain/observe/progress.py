@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dtrain.observe.figures import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalFigures, TrainFigures
 
 
-def _line(metrics: TrainMetrics, bytes_per_step: float) -> str:
+def _line(metrics: TrainFigures, bytes_per_step: float) -> str:
     share = metrics.exposed_comm_seconds / metrics.step_seconds
     return (
         f"loss {metrics.loss:.4f}  accuracy {metrics.accuracy:6.1%}  {metrics.images_per_second:,.0f} images/s  "
@@ -22,7 +22,7 @@ class ShowProgress:
     def __init__(self, num_steps: int, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
         self._num_steps = num_steps
-        self._last: TrainMetrics | None = None
+        self._last: TrainFigures | None = None
         self._bar: Progress | None = None
         if self._console.is_terminal:
             self._bar = Progress(
@@ -35,7 +35,7 @@ class ShowProgress:
             self._task = self._bar.add_task("train", total=num_steps, line="")
             self._bar.start()
 
-    def on_train(self, metrics: TrainMetrics) -> None:
+    def on_train(self, metrics: TrainFigures) -> None:
         before = self._last
         steps = metrics.step - (before.step if before else 0)
         line = _line(metrics, (metrics.wire_bytes - (before.wire_bytes if before else 0.0)) / steps)
@@ -45,7 +45,7 @@ class ShowProgress:
         else:
             self._print(f"step {metrics.step}/{self._num_steps}  {line}")
 
-    def on_eval(self, metrics: EvalMetrics) -> None:
+    def on_eval(self, metrics: EvalFigures) -> None:
         self._print(
             f"test after step {metrics.step}: loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.2%} "
             f"of {metrics.num_images:,} images"

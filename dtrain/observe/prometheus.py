@@ -20,10 +20,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
+from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import read_counters
 from dtrain.meter.wire import wire_bytes
-from dtrain.observe.figures import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalFigures, TrainFigures
 
 STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 COLLECTIVE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -67,7 +67,7 @@ class _Score(NamedTuple):
     accuracy: float
 
 
-class RunMetrics(Collector):
+class RunCollector(Collector):
     """One rank's metrics: a sink of its ledger and, on rank 0, an observer of the trainer. `collect` is thread-safe.
 
     Bytes are those of the ledger's totals when a record was closed: those of a step come with the step, so that what is
@@ -87,7 +87,7 @@ class RunMetrics(Collector):
         self._collective_seconds: dict[Op, _Histogram] = {}
         self._codec_seconds = self._exposed_seconds = 0.0
         self._last_step = 0.0
-        self._train: TrainMetrics | None = None
+        self._train: TrainFigures | None = None
         self._steps_before = 0  # of this process, at the last logging point: a run that was resumed counts on
         self._waits: dict[str, float] = {}
         self._scores: dict[str, _Score] = {}
@@ -110,7 +110,7 @@ class RunMetrics(Collector):
                 self._exposed_seconds += record.times.exposed_comm
                 self._last_step = time.time()
 
-    def on_train(self, metrics: TrainMetrics) -> None:
+    def on_train(self, metrics: TrainFigures) -> None:
         with self._lock:
             num_steps = sum(self._step_seconds.counts) - self._steps_before
             self._steps_before += num_steps
@@ -121,7 +121,7 @@ class RunMetrics(Collector):
             self._train = metrics
             self._scores["train"] = _Score(metrics.loss, metrics.accuracy)
 
-    def on_eval(self, metrics: EvalMetrics) -> None:
+    def on_eval(self, metrics: EvalFigures) -> None:
         with self._lock:
             self._scores["test"] = _Score(metrics.loss, metrics.accuracy)
 
@@ -143,7 +143,7 @@ class RunMetrics(Collector):
             yield self._counter(name, text, rows, split)
         facts, steps = self._watched.facts, sum(self._step_seconds.counts)
         dense = wire_bytes(facts["backend"], Op.ALL_REDUCE, facts["grad_bytes"], facts["world_size"])
-        key = (Op.ALL_REDUCE, Phase.TRAIN, Purpose.GRADIENT, compressor)
+        key = (Op.ALL_REDUCE, Activity.TRAIN, Purpose.GRADIENT, compressor)
         text = "Bytes that a dense fp32 all_reduce of the gradients would have sent in the steps so far"
         yield self._counter("dense_bytes", text, [(key, dense * steps)] if totals else [], split)
 
@@ -164,9 +164,9 @@ class RunMetrics(Collector):
         yield self._counter("codec_seconds", "Time in the compressor", [((), self._codec_seconds)])
         text = "Time that steps really waited for their exchange, after backward"
         yield self._counter("exposed_comm_seconds", text, [((), self._exposed_seconds)])
-        phase = self._ledger.phase
+        now = self._ledger.activity
         text = "1 for what the rank is doing: train, eval (testing), ..., init before and after training"
-        yield self._gauge("phase", text, [((name,), float(name == phase)) for name in Phase], ("phase",))
+        yield self._gauge("phase", text, [((activity,), float(activity == now)) for activity in Activity], ("phase",))
         if self._last_step:
             yield self._gauge("last_step_timestamp_seconds", "When the last step ended", [((), self._last_step)])
 

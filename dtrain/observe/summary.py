@@ -12,10 +12,10 @@ from statistics import median
 from typing import Any
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Ledger, Phase, Purpose, StepRecord
+from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import read_counters
 from dtrain.meter.wire import wire_bytes
-from dtrain.observe.figures import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalFigures, TrainFigures
 
 SCHEMA = 1
 _SECONDS_BETWEEN_WRITES = 5.0
@@ -57,8 +57,8 @@ class Summary:
         self._phases: list[_Phase] = []
         self.packed_bytes: int | None = None
         """Of the packed model beside the trained one, once there is one."""
-        self._train: list[TrainMetrics] = []
-        self._eval: EvalMetrics | None = None
+        self._train: list[TrainFigures] = []
+        self._eval: EvalFigures | None = None
         self._nic_start = self._nic_end = 0
         self._written = 0.0
         self._started = time.monotonic()
@@ -85,13 +85,13 @@ class Summary:
             lines.append(f"phase {phase['name']}: {steps}{sent}{accuracy}")
         return lines
 
-    def on_train(self, metrics: TrainMetrics) -> None:
+    def on_train(self, metrics: TrainFigures) -> None:
         self._train.append(metrics)
         self._nic_end = self._transmitted()
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
 
-    def on_eval(self, metrics: EvalMetrics) -> None:
+    def on_eval(self, metrics: EvalFigures) -> None:
         self._eval = metrics
         if self._phases:
             self._phases[-1].accuracy = metrics.accuracy
@@ -115,7 +115,7 @@ class Summary:
 
     def _content(self, complete: bool, total_wire: float | None) -> dict[str, Any]:
         num_steps = len(self._steps)
-        gradient = self._ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT)
+        gradient = self._ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT)
         last = self._train[-1] if self._train else None
         times = [record.times for record in self._steps if record.times is not None]
         metered = self._ledger.total().count > 0  # else nothing was counted, which is not the same as nothing sent
@@ -129,7 +129,7 @@ class Summary:
             "payload_bytes_per_step": None if payload is None else _exact(payload / num_steps),
             "wire_bytes_per_step": None if wire is None else _exact(wire / num_steps),
             "nic_bytes_per_step": self._nic_bytes_per_step(num_steps),
-            "init_wire_bytes": _exact(self._ledger.total(phase=Phase.INIT).wire_bytes) if metered else None,
+            "init_wire_bytes": _exact(self._ledger.total(activity=Activity.INIT).wire_bytes) if metered else None,
             **self._savings(None if wire is None else wire / num_steps),
             "accuracy": self._eval.accuracy if self._eval else None,
             "loss": self._eval.loss if self._eval else None,
@@ -142,10 +142,10 @@ class Summary:
             "straggler_wait_seconds_median": _median([m.straggler_wait_seconds for m in self._train]),
             "total_wire_bytes_all_ranks": _exact(total_wire) if metered else None,
             "wire_bytes_by_phase_and_purpose": {
-                f"{phase}/{purpose}": _exact(self._ledger.total(phase=phase, purpose=purpose).wire_bytes)
-                for phase in Phase
+                f"{activity}/{purpose}": _exact(self._ledger.total(activity=activity, purpose=purpose).wire_bytes)
+                for activity in Activity
                 for purpose in Purpose
-                if self._ledger.total(phase=phase, purpose=purpose).count
+                if self._ledger.total(activity=activity, purpose=purpose).count
             },
             "phases": self._phase_figures(),
             "packed_bytes": self.packed_bytes,
@@ -154,7 +154,7 @@ class Summary:
 
     def _gradients(self) -> tuple[int, float]:
         """Payload and wire bytes so far."""
-        total = self._ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT)
+        total = self._ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT)
         return total.payload_bytes, total.wire_bytes
 
     def _phase_figures(self) -> list[dict[str, Any]]:

@@ -22,12 +22,12 @@ def open_ledger(path: Path | None) -> Iterator[Ledger | None]:
     if path is None:
         yield None
         return
-    from dtrain.meter.ledger import Ledger, Phase  # here and below, since it takes torch
+    from dtrain.meter.ledger import Activity, Ledger  # here and below, since it takes torch
     from dtrain.observe.jsonl import LedgerFile
 
     with closing(LedgerFile(path)) as lines:
         ledger = Ledger(lines)
-        ledger.phase = Phase.EXPORT
+        ledger.activity = Activity.EXPORT
         yield ledger
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dtrain.comm.horovod import HorovodCommunicator
 from dtrain.exchange import Compressor
-from dtrain.meter.ledger import Ledger, Phase
+from dtrain.meter.ledger import Activity, Ledger
 from dtrain.sync.every_step import EagerSynchronizer
 
 
@@ -24,7 +24,7 @@ class HorovodSynchronizer:
     def __init__(self, model: nn.Module, optimizer: Optimizer, compressor: Compressor, *, seed: int = 0) -> None:
         self.ledger = Ledger()
         """What the exchange of gradients sends, not the program's own hvd calls; a record is closed after each step."""
-        self.ledger.phase = Phase.TRAIN
+        self.ledger.activity = Activity.TRAIN
         self._communicator = HorovodCommunicator(self.ledger)
         self._synchronizer = EagerSynchronizer(
             model, compressor, self._communicator, self.ledger, seed=seed, check_finite=False

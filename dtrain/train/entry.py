@@ -31,11 +31,11 @@ from dtrain.comm import (
     open_communicator,
 )
 from dtrain.meter import c10d
-from dtrain.meter.ledger import Ledger, Phase, Purpose
+from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.observe import run_directory
 from dtrain.observe.jsonl import LedgerFile
-from dtrain.observe.prometheus import RunMetrics
+from dtrain.observe.prometheus import RunCollector
 from dtrain.observe.summary import Summary
 from dtrain.sync.every_step import NonFiniteGradientError
 from dtrain.sync.parameters import share_parameters
@@ -161,7 +161,7 @@ def _naming_the_missing(launch: Launch) -> Iterator[None]:
 
 
 def _train(
-    phases: Phases, resume_from: str | None, metrics: RunMetrics, summary: Summary | None
+    phases: Phases, resume_from: str | None, metrics: RunCollector, summary: Summary | None
 ) -> tuple[Trainer, bool]:
     """One phase after the other. Returns the trainer, and whether it reached the end of the last one."""
     folder = None if resume_from is None else Path(resume_from)
@@ -179,7 +179,7 @@ def _train(
     return trainer, complete
 
 
-def _run_phase(trainer: Trainer, span: Span, phases: Phases, metrics: RunMetrics, summary: Summary | None) -> bool:
+def _run_phase(trainer: Trainer, span: Span, phases: Phases, metrics: RunCollector, summary: Summary | None) -> bool:
     metrics.model_bytes["exchanged"] = 4 * phases.num_values
     if summary is not None and span.name:
         summary.begin_phase(span.name, phases.num_values)
@@ -208,7 +208,7 @@ def _share_path(path: Path, communicator: Communicator, ledger: Ledger, device: 
 def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: torch.device) -> float:
     """What all ranks sent in all, this last message included (it costs each rank the same)."""
     before = ledger.total().wire_bytes
-    with ledger.scope(phase=Phase.EVAL, purpose=Purpose.METRICS):
+    with ledger.scope(activity=Activity.EVAL, purpose=Purpose.METRICS):
         mine = torch.tensor([before], dtype=torch.float64, device=device)
         total = float(all_gather(communicator, mine).sum())
     own_last = ledger.total().wire_bytes - before

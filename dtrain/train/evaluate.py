@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from dtrain.observe.figures import EvalMetrics
+from dtrain.observe.figures import EvalFigures
 from dtrain.train.checkpoint import load_model_state, read_description
 from dtrain.vision import data, models
 
@@ -42,6 +42,6 @@ def evaluate(
             logits = model(batch.images)
             loss += float(cross_entropy(logits, batch.labels, reduction="sum"))
             correct += int((logits.argmax(1) == batch.labels).sum())
-    metrics = EvalMetrics(description["step"], 0, loss / len(dataset), correct / len(dataset), len(dataset), 0.0)
+    metrics = EvalFigures(description["step"], 0, loss / len(dataset), correct / len(dataset), len(dataset), 0.0)
     result = {key: value for key, value in asdict(metrics).items() if key not in ("epoch", "wire_bytes")}
     return {"model": built["name"], "data": dataset.name, "split": split, **result}

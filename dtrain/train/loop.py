@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from dtrain.comm import all_gather
-from dtrain.meter.ledger import Phase, Purpose, StepRecord, Times
-from dtrain.observe.figures import EvalMetrics, TrainMetrics, split_transfer
+from dtrain.meter.ledger import Activity, Purpose, StepRecord, Times
+from dtrain.observe.figures import EvalFigures, TrainFigures, split_transfer
 from dtrain.sync.every_step import NonFiniteGradientError
 from dtrain.train.task import Batch, Plan, Task
 
@@ -60,7 +60,7 @@ class Trainer:
         """Train to the end of the plan. Returns whether it was reached, False after a request to stop."""
         task, plan = self.task, self.plan
         interval, stopped = _Interval(), False
-        with task.ledger.scope(phase=Phase.TRAIN):
+        with task.ledger.scope(activity=Activity.TRAIN):
             for epoch, batch in self._batches():
                 self._train_step(batch, interval)
                 if self.step % plan.log_every == 0 or self.step == plan.num_steps:
@@ -77,12 +77,12 @@ class Trainer:
             self.evaluate(max(0, self.step - 1) // task.loader.steps_per_epoch)
         return not stopped
 
-    def evaluate(self, epoch: int) -> EvalMetrics:
+    def evaluate(self, epoch: int) -> EvalFigures:
         """Score the model on the test set, every image once over all ranks."""
-        with self.task.ledger.scope(phase=Phase.EVAL):
+        with self.task.ledger.scope(activity=Activity.EVAL):
             return self._evaluate(epoch)
 
-    def _evaluate(self, epoch: int) -> EvalMetrics:
+    def _evaluate(self, epoch: int) -> EvalFigures:
         task = self.task
         task.model.eval()
         score = torch.zeros(3, dtype=torch.float64, device=task.device)
@@ -99,8 +99,8 @@ class Trainer:
         with task.ledger.scope(purpose=Purpose.METRICS):
             loss_sum, correct_sum, count = all_gather(task.communicator, score).sum(0).tolist()
         task.ledger.close()
-        wire = task.ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
-        metrics = EvalMetrics(self.step, epoch, loss_sum / count, correct_sum / count, int(count), wire)
+        wire = task.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
+        metrics = EvalFigures(self.step, epoch, loss_sum / count, correct_sum / count, int(count), wire)
         for observer in task.observers:
             observer.on_eval(metrics)
         return metrics
@@ -167,14 +167,14 @@ class Trainer:
         stop, loss, correct, images, total_sent = everyone[:, :5].sum(0).tolist()
         split = split_transfer(everyone[:, 5:].tolist())
         num_steps = len(interval.records)
-        metrics = TrainMetrics(
+        metrics = TrainFigures(
             step=self.step,
             epoch=epoch,
             loss=loss / images,
             accuracy=correct / images,
             learning_rate=task.optimizer.param_groups[0]["lr"],
             images_per_second=images / elapsed,
-            wire_bytes=task.ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT).wire_bytes,
+            wire_bytes=task.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes,
             step_seconds=interval.mean(lambda t: t.step),
             exposed_comm_seconds=interval.mean(lambda t: t.exposed_comm),
             codec_seconds=interval.mean(lambda t: t.codec),

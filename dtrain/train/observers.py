@@ -17,7 +17,7 @@ from dtrain.observe import run_directory
 from dtrain.observe.endpoint import Endpoint, warn_if_public
 from dtrain.observe.jsonl import MetricsFile
 from dtrain.observe.progress import ShowProgress
-from dtrain.observe.prometheus import RunMetrics, Watched
+from dtrain.observe.prometheus import RunCollector, Watched
 from dtrain.observe.summary import NicWindow, Summary
 from dtrain.sync.buckets import trainable
 from dtrain.train.build import Parts
@@ -78,7 +78,7 @@ def facts_of(config: TrainConfig, launch: Launch, parts: Parts, run_dir: Path) -
     }
 
 
-def run_metrics(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunMetrics:
+def run_metrics(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunCollector:
     """This rank's metrics, from its ledger."""
     watched = Watched(
         facts,
@@ -87,7 +87,7 @@ def run_metrics(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicW
         interface=nic.interface if nic is not None and launch.local_rank == 0 else None,
         restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
-    metrics = RunMetrics(watched, ledger)
+    metrics = RunCollector(watched, ledger)
     ledger.sinks.append(metrics.on_record)
     return metrics
 

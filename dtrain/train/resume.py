@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dtrain.comm import all_gather
-from dtrain.meter.ledger import Phase, Purpose
+from dtrain.meter.ledger import Activity, Purpose
 from dtrain.sync.buckets import trainable
 from dtrain.train import checkpoint
 from dtrain.train.task import Task
@@ -25,7 +25,7 @@ def save(task: Task, description: Mapping[str, Any], folder: Path, step: int) ->
         checkpoint.save_model(task.model, folder / "model.safetensors", {**description, "step": step})
         checkpoint.save_optimizer(task.optimizer, names, folder / "optimizer.safetensors")
     checkpoint.save_rank(task.synchronizer.state_dict(), folder / f"rank{communicator.rank}.safetensors")
-    with task.ledger.scope(phase=Phase.CHECKPOINT, purpose=Purpose.CONTROL):
+    with task.ledger.scope(activity=Activity.CHECKPOINT, purpose=Purpose.CONTROL):
         all_gather(communicator, torch.zeros(1, device=task.device))  # every rank has written
     if communicator.rank == 0:
         checkpoint.write_manifest(folder, step=step, world_size=communicator.world_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dtrain.comm import Communicator
 from dtrain.meter.ledger import Ledger
-from dtrain.observe.figures import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalFigures, TrainFigures
 from dtrain.sync.every_step import EagerSynchronizer
 from dtrain.train.loss import Loss, against_labels
 from dtrain.train.schedule import Schedule
@@ -39,8 +39,8 @@ class Loader(Protocol):
 class Observer(Protocol):
     """Reads what the trainer reports; nothing flows back."""
 
-    def on_train(self, metrics: TrainMetrics) -> None: ...
-    def on_eval(self, metrics: EvalMetrics) -> None: ...
+    def on_train(self, metrics: TrainFigures) -> None: ...
+    def on_eval(self, metrics: EvalFigures) -> None: ...
 
 
 @dataclass(frozen=True)

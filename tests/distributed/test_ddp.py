@@ -36,7 +36,7 @@ from dtrain.compressors import ErrorFeedback, NoCompression, Only, build
 from dtrain.compressors.policies.only import at_least
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.c10d import installed
-from dtrain.meter.ledger import Entry, Ledger, Phase, Purpose
+from dtrain.meter.ledger import Activity, Entry, Ledger, Purpose
 from dtrain.sync.ddp import DdpSynchronizer, attach
 
 
@@ -432,7 +432,7 @@ def test_the_broadcast_at_construction_is_recorded(here: Here) -> None:
     sent = [e.payload_bytes for e in broadcasts]
     assert sum(sent) == (num_bytes + metadata if here.rank == 0 else 0), sent
     assert [e.wire_bytes for e in broadcasts] == [2.0 * payload for payload in sent]
-    assert all(e.purpose is Purpose.PARAMETERS and e.phase is Phase.INIT for e in entries)
+    assert all(e.purpose is Purpose.PARAMETERS and e.activity is Activity.INIT for e in entries)
     del ddp
 
 
@@ -499,11 +499,11 @@ def test_scopes_around_a_step_are_left_as_they_were(here: Here) -> None:
         assert synchronizer.error is None
     with installed(Ledger()) as ledger:
         ddp = stock_ddp(model)
-        with attached(ddp, NoCompression(), ledger), ledger.scope(phase=Phase.TRAIN, purpose=Purpose.OTHER):
+        with attached(ddp, NoCompression(), ledger), ledger.scope(activity=Activity.TRAIN, purpose=Purpose.OTHER):
             loss = ddp(batch(model, here.rank, 0)).square().mean()
-            assert (ledger.phase, ledger.purpose) == (Phase.TRAIN, Purpose.OTHER)
+            assert (ledger.activity, ledger.purpose) == (Activity.TRAIN, Purpose.OTHER)
             loss.backward()
-            assert (ledger.phase, ledger.purpose) == (Phase.TRAIN, Purpose.OTHER)
+            assert (ledger.activity, ledger.purpose) == (Activity.TRAIN, Purpose.OTHER)
 
 
 @on_ranks(2)

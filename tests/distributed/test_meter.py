@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dtrain.exchange import Op
 from dtrain.meter import c10d
 from dtrain.meter.c10d import _CALLS, install, installed
-from dtrain.meter.ledger import Ledger, Pending, Phase, Purpose
+from dtrain.meter.ledger import Activity, Ledger, Pending, Purpose
 
 Seen = list[tuple[str, int, float]]
 """(operation, payload bytes, wire bytes) of each entry."""
@@ -463,13 +463,13 @@ def test_two_threads_at_once_are_both_recorded_each_under_its_own_purpose(here: 
 @on_ranks(2)
 def test_scopes_say_what_the_traffic_is_for(here: Here) -> None:
     with installed(Ledger()) as ledger:
-        with ledger.scope(phase=Phase.EVAL, purpose=Purpose.METRICS):
+        with ledger.scope(activity=Activity.EVAL, purpose=Purpose.METRICS):
             dist.all_reduce(floats())
         dist.all_reduce(floats())
         entries = ledger.close().entries
-    assert [(e.phase, e.purpose) for e in entries] == [
-        (Phase.EVAL, Purpose.METRICS),
-        (Phase.INIT, Purpose.OTHER),
+    assert [(e.activity, e.purpose) for e in entries] == [
+        (Activity.EVAL, Purpose.METRICS),
+        (Activity.INIT, Purpose.OTHER),
     ]
 
 

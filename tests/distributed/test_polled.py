@@ -22,7 +22,7 @@ from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.compressors import build
 from dtrain.exchange import Bucket, Context, Op, Request
 from dtrain.meter import c10d
-from dtrain.meter.ledger import Ledger, Phase, Purpose
+from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.meter.wire import wire_bytes
 from dtrain.sync.drive import drive
 
@@ -187,7 +187,7 @@ def test_every_collective_is_recorded_once_with_what_it_is_for(here: Here) -> No
     ledger = Ledger()
     comm = communicator(here, ledger)
     exchange = comm.duplicate()
-    with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.GRADIENT):
+    with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.GRADIENT):
         for collective in CONTRACT.values():
             perform(exchange, collective.request(here.rank, here.world_size))
     refused = Request(Op.ALL_REDUCE, torch.ones(1, dtype=torch.bfloat16))
@@ -199,7 +199,7 @@ def test_every_collective_is_recorded_once_with_what_it_is_for(here: Here) -> No
         is_root = collective.op is Op.BROADCAST and here.rank == 0
         hands_over = collective.op is not Op.BROADCAST or is_root
         payload = collective.request(here.rank, here.world_size).payload_bytes if hands_over else 0
-        assert (entry.op, entry.phase, entry.purpose) == (collective.op, Phase.TRAIN, Purpose.GRADIENT)
+        assert (entry.op, entry.activity, entry.purpose) == (collective.op, Activity.TRAIN, Purpose.GRADIENT)
         assert (entry.payload_bytes, entry.world_size) == (payload, here.world_size)
         assert entry.wire_bytes == wire_bytes(comm.backend, entry.op, payload, here.world_size, is_root=is_root)
         assert entry.seconds is not None

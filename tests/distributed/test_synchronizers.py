@@ -20,7 +20,7 @@ from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.compressors import ErrorFeedback, NoCompression, build
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.c10d import installed
-from dtrain.meter.ledger import Ledger, Phase, Purpose
+from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.sync.every_step import EagerSynchronizer, NonFiniteGradientError
 from dtrain.sync.fuse import SMALL_BYTES
 from dtrain.sync.parameters import share_parameters
@@ -448,7 +448,7 @@ def test_training_with_the_meter_on_and_off_ends_in_bitwise_equal_weights(here: 
     with installed(Ledger()) as ledger:
         on = train(ledger)
     assert unmetered.total().count == 0
-    assert ledger.total(phase=Phase.TRAIN, purpose=Purpose.GRADIENT).payload_bytes == 4 * 4 * off.numel()
+    assert ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).payload_bytes == 4 * 4 * off.numel()
     assert torch.equal(on, off)
     assert not torch.equal(off, flat_weights(squeezenet()))
 
@@ -463,15 +463,15 @@ def test_what_the_trainer_sends_is_told_apart_by_phase_and_purpose(here: Here) -
         trainer, synchronizer = trainer_for(model, world(), ledger, num_steps=4, batch_size=2)
         trainer.run()
         synchronizer.close()
-    by = {(phase, purpose): ledger.total(phase=phase, purpose=purpose) for phase in Phase for purpose in Purpose}
-    parameters = by[Phase.INIT, Purpose.PARAMETERS]
+    by = {(a, purpose): ledger.total(activity=a, purpose=purpose) for a in Activity for purpose in Purpose}
+    parameters = by[Activity.INIT, Purpose.PARAMETERS]
     assert (parameters.payload_bytes, parameters.wire_bytes) == (
         (num_bytes, 2.0 * num_bytes) if here.rank == 0 else (0, 0.0)
     )
-    gradients = by[Phase.TRAIN, Purpose.GRADIENT]
+    gradients = by[Activity.TRAIN, Purpose.GRADIENT]
     assert gradients.payload_bytes == 4 * num_bytes
     assert gradients.wire_bytes == pytest.approx(4 * num_bytes * 4 / 3)
-    assert by[Phase.TRAIN, Purpose.METRICS].count == 2
+    assert by[Activity.TRAIN, Purpose.METRICS].count == 2
     assert ledger.total().count == parameters.count + gradients.count + 2
 
 

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Key, Ledger, Phase, Purpose, StepRecord, Times, Total
+from dtrain.meter.ledger import Activity, Key, Ledger, Purpose, StepRecord, Times, Total
 
 
 def record(ledger: Ledger, payload: int = 100, wire: float = 150.0, op: Op = Op.ALL_REDUCE, **more):
@@ -28,10 +28,10 @@ def test_a_record_holds_what_came_since_the_last_one_and_nothing_else() -> None:
 
 def test_an_entry_says_what_happened() -> None:
     ledger = Ledger()
-    with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.GRADIENT):
+    with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.GRADIENT):
         record(ledger, 100, 150.0).complete()
     (entry,) = ledger.close().entries
-    assert (entry.op, entry.phase, entry.purpose) == (Op.ALL_REDUCE, Phase.TRAIN, Purpose.GRADIENT)
+    assert (entry.op, entry.activity, entry.purpose) == (Op.ALL_REDUCE, Activity.TRAIN, Purpose.GRADIENT)
     assert (entry.payload_bytes, entry.wire_bytes, entry.world_size, entry.group) == (100, 150.0, 4, "default")
     assert entry.seconds is not None
     assert entry.seconds >= 0
@@ -82,47 +82,47 @@ def test_every_sink_gets_every_record_in_order() -> None:
 
 def test_totals_are_split_by_operation_phase_and_purpose_and_outlive_closing() -> None:
     ledger = Ledger()
-    with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.GRADIENT):
+    with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.GRADIENT):
         record(ledger, 10, 15.0)
         ledger.close()
         record(ledger, 20, 30.0)
-    with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.METRICS):
+    with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.METRICS):
         record(ledger, 1, 2.0, Op.ALL_GATHER)
     record(ledger, 5, 7.0, Op.BROADCAST)
     assert ledger.totals == {
-        Key(Op.ALL_REDUCE, Phase.TRAIN, Purpose.GRADIENT): Total(2, 30, 45.0),
-        Key(Op.ALL_GATHER, Phase.TRAIN, Purpose.METRICS): Total(1, 1, 2.0),
-        Key(Op.BROADCAST, Phase.INIT, Purpose.OTHER): Total(1, 5, 7.0),
+        Key(Op.ALL_REDUCE, Activity.TRAIN, Purpose.GRADIENT): Total(2, 30, 45.0),
+        Key(Op.ALL_GATHER, Activity.TRAIN, Purpose.METRICS): Total(1, 1, 2.0),
+        Key(Op.BROADCAST, Activity.INIT, Purpose.OTHER): Total(1, 5, 7.0),
     }
     assert ledger.total() == Total(4, 36, 54.0)
-    assert ledger.total(phase=Phase.TRAIN) == Total(3, 31, 47.0)
+    assert ledger.total(activity=Activity.TRAIN) == Total(3, 31, 47.0)
     assert ledger.total(purpose=Purpose.GRADIENT) == Total(2, 30, 45.0)
-    assert ledger.total(phase=Phase.INIT, purpose=Purpose.GRADIENT) == Total()
+    assert ledger.total(activity=Activity.INIT, purpose=Purpose.GRADIENT) == Total()
 
 
 def test_a_scope_inside_a_scope_changes_only_what_it_states_and_ends_where_it_ends() -> None:
     ledger = Ledger()
 
-    def now() -> tuple[Phase, Purpose | None]:
-        return ledger.phase, ledger.purpose
+    def now() -> tuple[Activity, Purpose | None]:
+        return ledger.activity, ledger.purpose
 
-    assert now() == (Phase.INIT, None)
-    with ledger.scope(phase=Phase.TRAIN):
-        assert now() == (Phase.TRAIN, None)
+    assert now() == (Activity.INIT, None)
+    with ledger.scope(activity=Activity.TRAIN):
+        assert now() == (Activity.TRAIN, None)
         with ledger.scope(purpose=Purpose.METRICS):
-            assert now() == (Phase.TRAIN, Purpose.METRICS)
-            with ledger.scope(phase=Phase.EVAL):
-                assert now() == (Phase.EVAL, Purpose.METRICS)
-            assert now() == (Phase.TRAIN, Purpose.METRICS)
-        assert now() == (Phase.TRAIN, None)
-    assert now() == (Phase.INIT, None)
+            assert now() == (Activity.TRAIN, Purpose.METRICS)
+            with ledger.scope(activity=Activity.EVAL):
+                assert now() == (Activity.EVAL, Purpose.METRICS)
+            assert now() == (Activity.TRAIN, Purpose.METRICS)
+        assert now() == (Activity.TRAIN, None)
+    assert now() == (Activity.INIT, None)
 
 
 def test_a_scope_ends_with_an_exception_too() -> None:
     ledger = Ledger()
-    with pytest.raises(KeyError), ledger.scope(phase=Phase.EVAL, purpose=Purpose.METRICS):
+    with pytest.raises(KeyError), ledger.scope(activity=Activity.EVAL, purpose=Purpose.METRICS):
         raise KeyError
-    assert (ledger.phase, ledger.purpose) == (Phase.INIT, None)
+    assert (ledger.activity, ledger.purpose) == (Activity.INIT, None)
 
 
 def test_what_a_scope_states_wins_over_what_the_caller_supposes() -> None:
@@ -141,10 +141,10 @@ def in_a_thread(function: Callable[[], object]) -> None:
 
 def test_the_phase_is_the_process_s_and_the_purpose_the_thread_s() -> None:
     ledger = Ledger()
-    with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.METRICS):
+    with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.METRICS):
         in_a_thread(lambda: record(ledger))
     (entry,) = ledger.close().entries
-    assert (entry.phase, entry.purpose) == (Phase.TRAIN, Purpose.OTHER)
+    assert (entry.activity, entry.purpose) == (Activity.TRAIN, Purpose.OTHER)
 
 
 def test_nothing_is_lost_when_threads_record_while_another_closes() -> None:

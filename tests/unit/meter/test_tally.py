@@ -7,8 +7,8 @@ import json
 import pytest
 
 from dtrain.exchange import Op
-from dtrain.meter.job_traffic import RankFigures, Report, own_figures, read_figures
-from dtrain.meter.ledger import Entry, Group, Ledger, Phase, Purpose, StepRecord
+from dtrain.meter.job_traffic import JobTraffic, RankFigures, own_figures, read_figures
+from dtrain.meter.ledger import Activity, Entry, Group, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import Counters
 from dtrain.meter.tally import Kind, Sum, Tally, from_json
 from dtrain.meter.wire import bus_bytes
@@ -17,7 +17,7 @@ WORLD = Group("default_pg", (0, 1, 2, 3))
 
 
 def entry(start: float, seconds: float | None, payload: int = 1000, op: Op = Op.ALL_REDUCE) -> Entry:
-    return Entry(op, Phase.INIT, Purpose.OTHER, payload, 1.5 * payload, 4, "0", start, seconds)
+    return Entry(op, Activity.INIT, Purpose.OTHER, payload, 1.5 * payload, 4, "0", start, seconds)
 
 
 def tally(*entries: Entry) -> Tally:
@@ -33,7 +33,7 @@ def test_collectives_of_one_kind_are_added_up_and_others_kept_apart() -> None:
     sums = tally(entry(0, 1.0), entry(1, 1.0, 600), entry(2, None, 2000), entry(3, 1.0, 0, Op.BARRIER)).sums
 
     def kind(op: Op, size: int) -> Kind:
-        return Kind(op, Phase.INIT, Purpose.OTHER, WORLD, size)
+        return Kind(op, Activity.INIT, Purpose.OTHER, WORLD, size)
 
     assert sums == {
         kind(Op.ALL_REDUCE, 512): Sum(2, 2, 1600, 2400.0, 2400.0, 2.0),
@@ -100,7 +100,7 @@ def test_what_may_be_under_way_is_not_closed_before_its_time_is_known() -> None:
 
 def test_a_report_without_all_ranks_says_so_and_shows_the_others() -> None:
     figures = [RankFigures(rank, f"node{rank}", 5.0, 1.0, tally(entry(0, 1.0)).sums, None) for rank in (0, 2)]
-    report = Report(["x.py"], 4, figures, None)
+    report = JobTraffic(["x.py"], 4, figures, None)
     assert report.missing_ranks == [1, 3]
     assert report.as_json()["total_wire_bytes_all_ranks"] == 3000.0
     assert report.as_json()["operations"][0]["bus_bytes_per_second"] == 1500.0
@@ -111,7 +111,9 @@ def test_top_talkers_come_first_and_hosts_count_once() -> None:
     def rank(number: int, *entries: Entry) -> RankFigures:
         return RankFigures(number, "node0", 5.0, 1.0, tally(*entries).sums, Counters(10 + number, 20))
 
-    report = Report(["x.py"], 2, [rank(0, entry(0, 1.0, 10)), rank(1, entry(0, 1.0), entry(1, 1.0, op=Op.SEND))], "lo")
+    report = JobTraffic(
+        ["x.py"], 2, [rank(0, entry(0, 1.0, 10)), rank(1, entry(0, 1.0), entry(1, 1.0, op=Op.SEND))], "lo"
+    )
     assert list(report.by(lambda kind: kind.op)) == [Op.ALL_REDUCE, Op.SEND]
     assert report._rank_table().columns[0]._cells == ["1", "0"]
     assert report.hosts == {"node0": Counters(10, 20)}

@@ -17,11 +17,11 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Ledger, Phase, Purpose, Times
+from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.meter.nic import read_counters
 from dtrain.observe.endpoint import Endpoint, warn_if_public
-from dtrain.observe.figures import EvalMetrics, TrainMetrics
-from dtrain.observe.prometheus import RunMetrics, Watched
+from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.prometheus import RunCollector, Watched
 
 FACTS = {
     "run": "a run",
@@ -35,7 +35,7 @@ FACTS = {
     "grad_bytes": 4000,
     "versions": {"dtrain": "0.1.0", "torch": "2.13.0"},
 }
-TRAIN = TrainMetrics(
+TRAIN = TrainFigures(
     step=10,
     epoch=0,
     loss=2.5,
@@ -52,20 +52,20 @@ TRAIN = TrainMetrics(
 )
 
 
-def watched(ledger: Ledger, *, rank: int = 0, interface: str | None = None, **facts: Any) -> RunMetrics:
-    metrics = RunMetrics(Watched({**FACTS, **facts}, rank, "node0", interface, restarts=2), ledger)
+def watched(ledger: Ledger, *, rank: int = 0, interface: str | None = None, **facts: Any) -> RunCollector:
+    metrics = RunCollector(Watched({**FACTS, **facts}, rank, "node0", interface, restarts=2), ledger)
     ledger.sinks.append(metrics.on_record)
     return metrics
 
 
 def step(ledger: Ledger, number: int, *, buckets: int = 1) -> None:
-    with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.GRADIENT):
+    with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.GRADIENT):
         for _ in range(buckets):
             ledger.record(Op.ALL_GATHER, 100, 300.0, world_size=4, group="g").complete()
         ledger.close(number, Times(step=0.3, codec=0.05, exposed_comm=0.1))
 
 
-def samples(metrics: RunMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def samples(metrics: RunCollector) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """By name and labels, without run and rank."""
     found = {}
     for family in metrics.collect():
@@ -101,7 +101,7 @@ def test_the_bytes_of_a_step_come_with_the_step() -> None:
     ledger = Ledger()
     metrics = watched(ledger)
     step(ledger, 0)
-    with ledger.scope(phase=Phase.TRAIN, purpose=Purpose.GRADIENT):
+    with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.GRADIENT):
         ledger.record(Op.ALL_GATHER, 100, 300.0, world_size=4, group="g")
     found = samples(metrics)
     assert (found["dtrain_wire_bytes_total", GRADIENT], found["dtrain_steps_total", ()]) == (300, 1)
@@ -146,7 +146,7 @@ def test_rank_0_speaks_for_all_and_others_for_themselves() -> None:
     for number in range(10):
         step(ledger, number)
     metrics.on_train(TRAIN)
-    metrics.on_eval(EvalMetrics(10, 0, 1.5, 0.5, 100, 1.0))
+    metrics.on_eval(EvalFigures(10, 0, 1.5, 0.5, 100, 1.0))
     metrics.model_bytes["packed"] = 500
     found = samples(metrics)
     assert found["dtrain_loss", (("split", "train"),)] == 2.5
@@ -199,7 +199,7 @@ def test_a_folder_s_name_that_is_no_text_is_made_one(port: int) -> None:
 def test_the_phase_is_the_ledger_s() -> None:
     ledger = Ledger()
     metrics = watched(ledger)
-    with ledger.scope(phase=Phase.EVAL):
+    with ledger.scope(activity=Activity.EVAL):
         found = samples(metrics)
     assert found["dtrain_phase", (("phase", "eval"),)] == 1
     assert sum(value for (name, _), value in found.items() if name == "dtrain_phase") == 1

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Ledger, Phase, Purpose, Times
+from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.meter.nic import Counters
 from dtrain.meter.wire import wire_bytes
 from dtrain.observe import summary as module
-from dtrain.observe.figures import EvalMetrics, TrainMetrics
+from dtrain.observe.figures import EvalFigures, TrainFigures
 from dtrain.observe.jsonl import LedgerFile, MetricsFile
 from dtrain.observe.summary import NicWindow, Summary
 
@@ -30,17 +30,17 @@ FACTS = {
 DENSE_WIRE = 4 * PARAMETERS * 2 * 3 / 4
 
 
-def train_metrics(step: int, **more: Any) -> TrainMetrics:
+def train_metrics(step: int, **more: Any) -> TrainFigures:
     values = {
         "epoch": 0, "loss": 1.0, "accuracy": 0.5, "learning_rate": 0.1, "images_per_second": 100.0, "wire_bytes": 0.0,
         "step_seconds": 1.0, "exposed_comm_seconds": 0.5, "codec_seconds": 0.25, "transfer_seconds": 0.125,
         "straggler_wait_seconds": 0.0625, "total_wire_bytes_all_ranks": 7.0 * step, **more,
     }  # fmt: skip
-    return TrainMetrics(step=step, **values)
+    return TrainFigures(step=step, **values)
 
 
-def eval_metrics(step: int, accuracy: float) -> EvalMetrics:
-    return EvalMetrics(step, 0, 1.0 - accuracy, accuracy, 100, 0.0)
+def eval_metrics(step: int, accuracy: float) -> EvalFigures:
+    return EvalFigures(step, 0, 1.0 - accuracy, accuracy, 100, 0.0)
 
 
 class Run:
@@ -52,15 +52,15 @@ class Run:
         self.facts = {**FACTS, **facts}
         self.summary = Summary(self.path, self.facts, self.ledger, nic)
 
-    def record(self, payload: int, phase: Phase, purpose: Purpose) -> None:
+    def record(self, payload: int, activity: Activity, purpose: Purpose) -> None:
         n = self.facts["world_size"]
-        with self.ledger.scope(phase=phase, purpose=purpose):
+        with self.ledger.scope(activity=activity, purpose=purpose):
             self.ledger.record(
                 Op.ALL_REDUCE, payload, wire_bytes("gloo", Op.ALL_REDUCE, payload, n), world_size=n, group="g"
             )
 
     def step(self, step: int, *, bytes_per_element: int = 4, seconds: float = 1.0) -> None:
-        self.record(bytes_per_element * PARAMETERS, Phase.TRAIN, Purpose.GRADIENT)
+        self.record(bytes_per_element * PARAMETERS, Activity.TRAIN, Purpose.GRADIENT)
         self.ledger.close(step, Times(seconds, seconds / 4, seconds / 2))
 
     def read(self) -> dict[str, Any]:
@@ -69,13 +69,13 @@ class Run:
 
 def test_per_step_figures_cover_gradients_in_training_and_nothing_else(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.record(9000, Phase.INIT, Purpose.PARAMETERS)
+    run.record(9000, Activity.INIT, Purpose.PARAMETERS)
     run.ledger.close()
     run.summary.start()
     for step in range(4):
         run.step(step)
-    run.record(80, Phase.TRAIN, Purpose.METRICS)
-    run.record(160, Phase.EVAL, Purpose.METRICS)
+    run.record(80, Activity.TRAIN, Purpose.METRICS)
+    run.record(160, Activity.EVAL, Purpose.METRICS)
     run.ledger.close()
     content = run.summary.write(complete=True, total_wire_bytes_all_ranks=12345.0)
     assert content == run.read()
@@ -212,7 +212,7 @@ def test_ledger_file_has_a_line_for_each_record_that_holds_anything(tmp_path: Pa
     run.ledger.sinks.append(file)
     run.step(0)
     run.ledger.close()
-    run.record(8, Phase.EVAL, Purpose.METRICS)
+    run.record(8, Activity.EVAL, Purpose.METRICS)
     run.ledger.close()
     file.close()
     lines = [json.loads(line) for line in (tmp_path / "ledger" / "rank0.jsonl").read_text().splitlines()]
@@ -239,7 +239,7 @@ def test_each_phase_has_its_own_steps_and_bytes(tmp_path: Path) -> None:
         run.summary.begin_phase(name, size * PARAMETERS // 4)
         for step in range(steps):
             run.step(step, bytes_per_element=size)
-        run.record(999, Phase.EVAL, Purpose.METRICS)
+        run.record(999, Activity.EVAL, Purpose.METRICS)
         run.summary.on_eval(eval_metrics(steps, steps / 4))
     run.summary.write()
     dense, nothing, prune = run.read()["phases"]

@@ -15,28 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packable import small_model
 
 from dtrain.pack import PRESETS, Container, Model, Tensor, from_bytes, pack, to_bytes, unpack
 from dtrain.pack.container import MAGIC
 from dtrain.pack.low_rank import LowRank
-
-
-def small_model() -> Model:
-    rng = np.random.default_rng(0)
-    dense = rng.normal(0, 0.1, (16, 8, 3, 3)).astype("<f4")
-    sparse = dense.reshape(8, 144) * (rng.uniform(size=(8, 144)) < 0.3)
-    return Model(
-        {
-            "conv.weight": Tensor.of(dense),
-            "conv.bias": Tensor.of(dense[0, 0, 0]),
-            "shared": Tensor.of(rng.choice(np.array([-0.5, 0, 0.25], "<f4"), (20, 30))),
-            "sparse": Tensor.of(sparse.astype("<f4")),
-            "steps": Tensor.of(np.array(7, "<i8")),
-            "nothing": Tensor.of(np.zeros((0, 3), "<f2")),
-        },
-        {"dtrain": '{"format": "x"}', "Ü": "ß"},
-    )
-
 
 PACKED = to_bytes(pack(small_model()))
 

@@ -10,26 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_pack_container import small_model
+from packable import small_model, trained
 
 from dtrain.pack import PRESETS, Model, Tensor, apply_difference, from_bytes, make_difference, pack, to_bytes
 from dtrain.pack.container import Array, Container
 from dtrain.pack.tensor import BITS
 from dtrain.pack.uniform import Uniform
-
-
-def trained(seed: int, moved: float) -> Model:
-    """A network's weights, and the same after some more steps."""
-    rng = np.random.default_rng(0)
-    tensors = {
-        "conv.weight": rng.normal(0, 0.05, (48, 32, 3, 3)),
-        "fc.weight": rng.normal(0, 0.05, (60, 300)),
-        "fc.bias": rng.normal(0, 0.1, (60,)),
-    }
-    more = np.random.default_rng(seed)
-    return Model(
-        {name: Tensor.of((w + moved * more.normal(0, 0.05, w.shape)).astype("<f4")) for name, w in tensors.items()}, {}
-    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_pack_container import small_model
-from test_pack_difference import trained
+from packable import small_model, trained
 
 from dtrain import ship
 from dtrain.cli import main
-from dtrain.meter.ledger import Ledger, Phase, Purpose
+from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.pack import make_difference, pack, to_bytes, write_safetensors
 from dtrain.ship import receiver as receiving
 from dtrain.ship.offer import Blob, Offer
@@ -179,11 +178,11 @@ def test_a_file_that_is_no_model_is_not_published(tmp_path: Path, capsys: pytest
 
 def test_bytes_and_time_are_in_both_ledgers_as_export(tmp_path: Path) -> None:
     at_sender, at_receiver = Ledger(), Ledger()
-    at_sender.phase = at_receiver.phase = Phase.EXPORT
+    at_sender.activity = at_receiver.activity = Activity.EXPORT
     with published(tmp_path / "m.dtz", ledger=at_sender) as url:
         ship.receive(url, tmp_path / "r.dtz", ledger=at_receiver)
-    sent = at_sender.total(phase=Phase.EXPORT, purpose=Purpose.PARAMETERS)
-    received = at_receiver.total(phase=Phase.EXPORT, purpose=Purpose.PARAMETERS)
+    sent = at_sender.total(activity=Activity.EXPORT, purpose=Purpose.PARAMETERS)
+    received = at_receiver.total(activity=Activity.EXPORT, purpose=Purpose.PARAMETERS)
     assert (sent.payload_bytes, sent.wire_bytes) == (len(OLD), len(OLD))
     assert (received.payload_bytes, received.wire_bytes) == (len(OLD), 0)  # counted once, where it is sent
 
