@@ -26,7 +26,7 @@ from dtrain.compressors import build
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.meter.nic import LOOPBACK, read_counters
-from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.sync.every_step import EveryStep
 from dtrain.vision import models
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -65,15 +65,15 @@ def label(name: str, options: dict[str, Any]) -> str:
 def measure(communicator: TorchCommunicator, ledger: Ledger, name: str, options: dict[str, Any]) -> Cell:
     torch.manual_seed(0)
     model = models.build("squeezenet1_0", num_classes=1000)
-    synchronizer = EagerSynchronizer(model, build(name, **options), communicator.duplicate(), ledger)
+    synchronizer = EveryStep(model, build(name, **options), communicator.duplicate(), ledger)
     generator = torch.Generator().manual_seed(communicator.rank)
 
     def run(steps: int) -> None:
         for _ in range(steps):
             for parameter in model.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
-            synchronizer.finish()
-            synchronizer.commit()
+            synchronizer.before_step()
+            synchronizer.after_step()
 
     def look() -> tuple[float, float, int]:
         all_gather(communicator, torch.zeros(1))  # everybody is here

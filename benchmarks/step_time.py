@@ -27,7 +27,7 @@ from dtrain.compressors import build
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Times
 from dtrain.observe.jsonl import LedgerFile
-from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.sync.every_step import EveryStep
 from dtrain.vision import models
 
 SEED = 0
@@ -63,16 +63,16 @@ class Bench:
     def ours(self, name: str, *, overlap: bool = True, check_finite: bool = False) -> Step:
         """The trainer's synchroniser with compressor `none`; like DDP, it looks for NaN only if told to."""
         model, optimizer = self.model(name)
-        synchronizer = EagerSynchronizer(
+        synchronizer = EveryStep(
             model, build("none"), self.communicator.duplicate(), Ledger(), overlap=overlap, check_finite=check_finite
         )
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
             cross_entropy(model(self.images), self.labels).backward()
-            synchronizer.finish()
+            synchronizer.before_step()
             optimizer.step()
-            synchronizer.commit()
+            synchronizer.after_step()
             synchronizer.take_codec_seconds()
 
         return step

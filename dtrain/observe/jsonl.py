@@ -52,6 +52,9 @@ class MetricsFile:
     def on_train(self, metrics: TrainFigures) -> None:
         self._lines.write({"kind": "train", **asdict(metrics)})
 
+    def on_phase(self, name: str, num_values: int) -> None: ...
+    def on_packed(self, num_bytes: int) -> None: ...
+
     def on_eval(self, metrics: EvalFigures) -> None:
         self._lines.write({"kind": "eval", **asdict(metrics)})
 

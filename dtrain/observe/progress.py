@@ -45,6 +45,9 @@ class ShowProgress:
         else:
             self._print(f"step {metrics.step}/{self._num_steps}  {line}")
 
+    def on_phase(self, name: str, num_values: int) -> None: ...
+    def on_packed(self, num_bytes: int) -> None: ...
+
     def on_eval(self, metrics: EvalFigures) -> None:
         self._print(
             f"test after step {metrics.step}: loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.2%} "

@@ -110,6 +110,12 @@ class RunCollector(Collector):
                 self._exposed_seconds += record.times.exposed_comm
                 self._last_step = time.time()
 
+    def on_phase(self, name: str, num_values: int) -> None:
+        self.model_bytes["exchanged"] = 4 * num_values
+
+    def on_packed(self, num_bytes: int) -> None:
+        self.model_bytes["packed"] = num_bytes
+
     def on_train(self, metrics: TrainFigures) -> None:
         with self._lock:
             num_steps = sum(self._step_seconds.counts) - self._steps_before

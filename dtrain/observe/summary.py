@@ -70,6 +70,13 @@ class Summary:
         self._nic_start = self._nic_end = self._transmitted()
         self.write()
 
+    def on_phase(self, name: str, num_values: int) -> None:
+        if name:
+            self.begin_phase(name, num_values)
+
+    def on_packed(self, num_bytes: int) -> None:
+        self.packed_bytes = num_bytes
+
     def begin_phase(self, name: str, num_values: int) -> None:
         """A phase begins whose steps exchange so many numbers each, before compression."""
         self._phases.append(_Phase(name, num_values, len(self._steps), *self._gradients()))

@@ -1,12 +1,13 @@
 """A DDP communication hook, for other people's models: any compressor under stock DistributedDataParallel.
 
-DDP rebuilds its buckets after the first step, so states are kept by parameter name and put together anew for a layout
-not seen before. Exchanges run on one thread per rank, on a process group of their own: DDP's own group stays free for
-what torch sends on it during backward.
+DDP rebuilds its buckets after the first step, so states are kept by parameter name (`States`). Exchanges run on one
+thread per rank, on a process group of their own: DDP's own group stays free for what torch sends on it during backward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,38 +17,33 @@ from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.comm.torch_dist import TorchCommunicator
-from dtrain.exchange import (
-    Bucket,
-    Compressor,
-    Context,
-    Exchange,
-    Exchanged,
-    Layout,
-    Scratch,
-    State,
-    put_together,
-    take_apart,
-)
+from dtrain.exchange import Bucket, Compressor, Exchange, Exchanged, Layout
 from dtrain.meter.ledger import Ledger, Purpose
+from dtrain.sync.buckets import trainable
 from dtrain.sync.engine import Engine
+from dtrain.sync.states import States
+from dtrain.sync.synchronizer import Spent
 
 
 class DdpSynchronizer:
-    """Exchanges the gradient buckets of a DDP model through a compressor. Made by `attach`."""
+    """Exchanges the gradient buckets of a DDP model through a compressor: a `Synchronizer`. Made by `attach`.
+
+    DDP waits for the exchange inside backward, so a program need not call anything: a step is committed when the next
+    one begins, and by `after_step` and `state_dict`. Until then `discard` takes it back.
+    """
 
     def __init__(
         self, model: DistributedDataParallel, compressor: Compressor, ledger: Ledger, *, seed: int = 0
     ) -> None:
         group: dist.ProcessGroup = model.process_group
-        self._communicator = TorchCommunicator(group).duplicate()
-        self._compressor, self._ledger, self._seed = compressor, ledger, seed
-        self._names = {id(p): name for name, p in model.module.named_parameters()}
+        self._model, self._communicator = model, TorchCommunicator(group).duplicate()
+        rank, self._world_size = self._communicator.rank, self._communicator.world_size
+        parameters = trainable(model.module)
+        self._states = States(compressor, parameters, rank=rank, world_size=self._world_size, seed=seed)
+        self._names = {id(p): name for name, p in parameters}
         self._device = next(model.parameters()).device
         self._engine = Engine(self._communicator, ledger, self._device, overlap=True)
-        self._states: dict[Layout, State] = {}
-        self._scratch: dict[Layout, Scratch] = {}
-        self._staged: dict[Layout, State] = {}
-        self._step = 0
+        self._is_whole = False  # every bucket of the step is exchanged, and it is not committed yet
         self.error: BaseException | None = None
         """The exception that an exchange met; DDP itself reports it as a failure to cast a future's value."""
 
@@ -57,21 +53,15 @@ class DdpSynchronizer:
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         parameters = bucket.parameters()
         layout = Layout(tuple(self._names[id(p)] for p in parameters), tuple(tuple(p.shape) for p in parameters))
-        value, step, last = Bucket(bucket.buffer(), layout), self._step, bucket.is_last()
+        value = Bucket(bucket.buffer(), layout)
 
         def start() -> Exchange:
-            value.value.mul_(1.0 / self._communicator.world_size)
-            context = Context(
-                self._communicator.rank,
-                self._communicator.world_size,
-                step,
-                seed=self._seed,
-                scratch=self._scratch.setdefault(layout, Scratch()),
-            )
-            return self._compressor.exchange(value, self._state(value), context)
+            self._commit()
+            value.value.mul_(1.0 / self._world_size)
+            return self._states.exchange(value)
 
         def hand_over(result: Exchanged) -> None:
-            self._staged[layout] = result.state
+            self._states.stage(layout, result.state)
             # DDP addresses the result from the start of its storage, so a part of a larger tensor will not do
             whole = result.mean.is_contiguous() and result.mean.storage_offset() == 0
             future.set_result(result.mean if whole else result.mean.clone(memory_format=torch.contiguous_format))
@@ -81,40 +71,58 @@ class DdpSynchronizer:
             future.set_exception(error)  # type: ignore[arg-type]
 
         self._engine.submit(start, hand_over, fail)
-        if last:
-            self._engine.flush(self._commit)
-            self._step += 1
+        if bucket.is_last():
+            self._engine.flush(self._end_step)
         return future
 
+    def no_sync(self) -> AbstractContextManager[None]:
+        """DDP's own."""
+        context: AbstractContextManager[None] = self._model.no_sync()
+        return context
+
+    def before_step(self) -> Spent:
+        """Gradients are there once backward is done: wait for the thread. Raises the error that an exchange met."""
+        self._engine.wait()
+        if self.error is not None:
+            raise self.error
+        return Spent(0.0, self._engine.take_codec_seconds())
+
+    def after_step(self) -> Spent:
+        """Commit the step."""
+        self._engine.wait()
+        self._commit()
+        return Spent(0.0, 0.0)
+
+    def discard(self) -> None:
+        """Take back the step whose backward was the last."""
+        self._engine.wait()
+        if self._is_whole:
+            self._is_whole = False
+            self._states.discard()
+
     def state_dict(self) -> dict[str, Any]:
-        """{"step": int, "parameters": {name: {path: tensor}}} after the last backward, by parameter name, copied."""
-        self._engine.wait()  # the last step's states are kept by the engine's thread
-        return {
-            "step": self._step,
-            "parameters": {
-                name: {path: part.clone() for path, part in parts.items()} for name, parts in self._parts().items()
-            },
-        }
+        """After the last backward: see `States.state_dict`."""
+        self.after_step()
+        return self._states.state_dict()
+
+    def load_state_dict(self, *saved: Mapping[str, Any]) -> None:
+        """Before the first backward, or between steps: see `States.load_state_dict`."""
+        self.after_step()
+        self._states.load_state_dict(*saved)
 
     def close(self) -> None:
         """End the thread, and leave the process group of the exchange."""
         self._engine.close()
         self._communicator.close()
 
-    def _state(self, bucket: Bucket) -> State:
-        state = self._states.get(bucket.layout)
-        if state is None:
-            state = put_together(self._compressor.init(bucket), self._parts())
-        return state
-
-    def _parts(self) -> dict[str, dict[str, Tensor]]:
-        return {name: parts for state in self._states.values() for name, parts in take_apart(state).items()}
+    def _end_step(self) -> None:
+        self._is_whole = True
 
     def _commit(self) -> None:
-        """The step is whole: its states replace those of any earlier bucketing."""
-        self._states, self._staged = self._staged, {}
-        for layout in set(self._scratch) - set(self._states):
-            del self._scratch[layout]
+        """If there is a step to commit; in the engine's thread, or while that one rests."""
+        if self._is_whole:
+            self._is_whole = False
+            self._states.commit()
 
 
 def attach(model: DistributedDataParallel, compressor: Compressor, ledger: Ledger, *, seed: int = 0) -> DdpSynchronizer:

@@ -1,4 +1,4 @@
-"""The trainer's own synchroniser: deterministic buckets, filled during backward, exchanged beside it."""
+"""Gradients averaged every step: deterministic buckets, filled during backward, exchanged beside it."""
 
 from __future__ import annotations
 
@@ -10,46 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.comm import Communicator
-from dtrain.exchange import (
-    Bucket,
-    Compressor,
-    Context,
-    Exchange,
-    Exchanged,
-    Scratch,
-    put_together,
-    share_out,
-    take_apart,
-)
+from dtrain.exchange import Bucket, Compressor, Exchange, Exchanged
 from dtrain.meter.clock import clock_for
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, NamedParameter, assign, layout_of, trainable
 from dtrain.sync.engine import Engine
-
-
-class NonFiniteGradientError(ArithmeticError):
-    """A mean gradient holds NaN or Inf; raised on every rank alike, since all have the same mean."""
-
-    def __init__(self, parameter: str, step: int) -> None:
-        super().__init__(f"the gradient of {parameter} is not finite in step {step}")
-        self.parameter, self.step = parameter, step
+from dtrain.sync.states import States
+from dtrain.sync.synchronizer import NonFiniteGradientError, Spent
 
 
 class _Slot:
-    """A bucket of this model: its parameters, their place in the flat vector, and the compressor's state for it."""
+    """A bucket of this model: its parameters, and their place in the flat vector."""
 
-    def __init__(
-        self, parameters: list[NamedParameter], compressor: Compressor, world_size: int, check_finite: bool
-    ) -> None:
+    def __init__(self, parameters: list[NamedParameter], world_size: int, check_finite: bool) -> None:
         self.share, self.check_finite = 1.0 / world_size, check_finite
         self.parameters = [p for _, p in parameters]
         layout = layout_of(parameters)
         first = self.parameters[0]
         self.bucket = Bucket(torch.zeros(layout.numel, dtype=first.dtype, device=first.device), layout)
         self.views = [view for _, view in layout.pieces(self.bucket.value)]
-        self.state = compressor.init(self.bucket)
-        self.scratch = Scratch()
-        self.result: Exchanged | None = None
+        self.mean: Tensor | None = None
         self.total: Tensor | None = None
         self.start_anew()
 
@@ -67,32 +47,31 @@ class _Slot:
             parameter.grad = None
         self.missing.discard(index)
 
-    def keep(self, result: Exchanged) -> None:
+    def keep(self, mean: Tensor) -> None:
         """Take the result of the exchange, with the sum of its mean: one cheap pass that NaN and Inf cannot survive."""
-        self.result, self.total = result, result.mean.sum() if self.check_finite else None
+        self.mean, self.total = mean, mean.sum() if self.check_finite else None
 
     def not_finite(self) -> str | None:
         """The first parameter whose mean holds NaN or Inf, if any. A sum can also overflow, hence the second look."""
-        assert self.result is not None
+        assert self.mean is not None
         if self.total is None or torch.isfinite(self.total):
             return None
-        pieces = self.bucket.layout.pieces(self.result.mean)
+        pieces = self.bucket.layout.pieces(self.mean)
         return next((name for name, mean in pieces if not torch.isfinite(mean).all()), None)
 
     def hand_back(self) -> None:
         """Every parameter's gradient becomes its part of the mean, without a copy."""
-        assert self.result is not None
-        for parameter, (_, mean) in zip(self.parameters, self.bucket.layout.pieces(self.result.mean), strict=True):
+        assert self.mean is not None
+        for parameter, (_, mean) in zip(self.parameters, self.bucket.layout.pieces(self.mean), strict=True):
             parameter.grad = mean
 
 
-class EagerSynchronizer:
-    """Averages the gradients of `model` over all workers.
+class EveryStep:
+    """Averages the gradients of `model` over all workers: a `Synchronizer`.
 
-    A step is `loss.backward()`, `finish()`, `optimizer.step()`, `commit()`. In backward each gradient moves into its
-    bucket and a full bucket is exchanged, overlapped with the rest of backward unless `overlap` is off; `finish` waits
-    for all of it and sets every `parameter.grad` to the mean. Parameters that got no gradient count as zeros. A step
-    that is not committed leaves the compressor's state as it was.
+    In backward each gradient moves into its bucket and a full bucket is exchanged, overlapped with the rest of backward
+    unless `overlap` is off; `before_step` waits for all of it and sets every `parameter.grad` to the mean. Parameters
+    that got no gradient count as zeros.
 
     Args:
         model: the same on every worker.
@@ -116,15 +95,17 @@ class EagerSynchronizer:
         overlap: bool = True,
         check_finite: bool = True,
     ) -> None:
-        self._compressor, self._communicator, self._seed = compressor, communicator, seed
-        buckets = assign(trainable(model), first_bytes=first_bucket_bytes, cap_bytes=bucket_bytes)
+        parameters = trainable(model)
+        buckets = assign(parameters, first_bytes=first_bucket_bytes, cap_bytes=bucket_bytes)
         if not buckets:
             raise ValueError("the model has no trainable parameter: nothing to synchronise")
-        self._slots = [_Slot(bucket, compressor, communicator.world_size, check_finite) for bucket in buckets]
+        rank, world_size = communicator.rank, communicator.world_size
+        self._states = States(compressor, parameters, rank=rank, world_size=world_size, seed=seed)
+        self._slots = [_Slot(bucket, world_size, check_finite) for bucket in buckets]
         device = self._slots[0].bucket.value.device
         self._clock = clock_for(device)
         self._engine = Engine(communicator, ledger, device, overlap=overlap)
-        self._step, self._next, self._accumulating = 0, 0, False
+        self._next, self._accumulating = 0, False
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._hook(slot, i))
             for slot in self._slots
@@ -138,18 +119,15 @@ class EagerSynchronizer:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Backward passes inside only accumulate; the next one outside exchanges the sum."""
+        """See `Synchronizer`."""
         self._accumulating = True
         try:
             yield
         finally:
             self._accumulating = False
 
-    def finish(self) -> float:
-        """Wait for the exchange and set the gradients. Returns the seconds waited: the exposed communication.
-
-        Raises NonFiniteGradientError, on every rank alike, where a mean holds NaN or Inf; then `discard` the step.
-        """
+    def before_step(self) -> Spent:
+        """Wait for the exchange and set the gradients to the mean. See `Synchronizer`."""
         start = self._clock.mark()
         for slot in self._slots[self._next :]:
             for index in sorted(slot.missing):
@@ -164,50 +142,26 @@ class EagerSynchronizer:
             slot.hand_back()
             parameter = slot.not_finite()
             if parameter is not None:
-                raise NonFiniteGradientError(parameter, self._step)
-        return self._clock.seconds(start, end)
+                raise NonFiniteGradientError(parameter, self._states.step)
+        return Spent(self._clock.seconds(start, end), self._engine.take_codec_seconds())
 
-    def commit(self) -> None:
-        """Keep the states of the step that just finished."""
-        for slot in self._slots:
-            if slot.result is not None:
-                slot.state = slot.result.state
-        self.discard()
+    def after_step(self) -> Spent:
+        """Keep the states of the step that just finished. See `Synchronizer`."""
+        self._states.commit()
+        return Spent(0.0, 0.0)
 
     def discard(self) -> None:
-        """Forget the step that just finished: the compressor's states stay as they were before it."""
-        for slot in self._slots:
-            slot.result = None
-        self._step += 1
-
-    def take_codec_seconds(self) -> float:
-        """Seconds spent in the compressor since the last call."""
-        return self._engine.take_codec_seconds()
+        """See `Synchronizer`."""
+        self._engine.take_codec_seconds()
+        self._states.discard()
 
     def state_dict(self) -> dict[str, Any]:
-        """{"step": int, "parameters": {name: {path: tensor}}}: the committed state, by parameter name, copied."""
-        parameters: dict[str, dict[str, Tensor]] = {}
-        for slot in self._slots:
-            for name, parts in take_apart(slot.state).items():
-                parameters[name] = {path: part.clone() for path, part in parts.items()}
-        return {"step": self._step, "parameters": parameters}
+        """See `States`."""
+        return self._states.state_dict()
 
     def load_state_dict(self, *saved: Mapping[str, Any]) -> None:
-        """Take up a saved state, whatever the bucketing it was saved under.
-
-        Give the states of all the ranks that saved, in order: `exchange.share_out` says what this one takes of them.
-        Raises ValueError where they do not fit.
-        """
-        known = {name for slot in self._slots for name in slot.bucket.layout.names}
-        unknown = sorted({name for state in saved for name in state["parameters"]} - known)
-        if unknown:
-            raise ValueError(f"saved state of parameter {unknown[0]!r}, which this model does not have")
-        ranks = [state["parameters"] for state in saved]
-        rank, world_size = self._communicator.rank, self._communicator.world_size
-        for slot in self._slots:
-            template = self._compressor.init(slot.bucket)
-            slot.state = put_together(template, share_out(template, ranks, rank, world_size))
-        self._step = int(saved[0]["step"])
+        """See `States`."""
+        self._states.load_state_dict(*saved)
 
     def close(self) -> None:
         """Let go of the model and end the thread."""
@@ -229,10 +183,11 @@ class EagerSynchronizer:
         return on_gradient
 
     def _submit(self, slot: _Slot) -> None:
-        communicator, step = self._communicator, self._step
-
         def start() -> Exchange:
-            context = Context(communicator.rank, communicator.world_size, step, seed=self._seed, scratch=slot.scratch)
-            return self._compressor.exchange(slot.bucket, slot.state, context)
+            return self._states.exchange(slot.bucket)
 
-        self._engine.submit(start, slot.keep)
+        def keep(result: Exchanged) -> None:
+            self._states.stage(slot.bucket.layout, result.state)
+            slot.keep(result.mean)
+
+        self._engine.submit(start, keep)

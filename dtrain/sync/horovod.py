@@ -6,6 +6,7 @@ The program keeps its optimizer: what an exchange needs is hooked to its step.
 from __future__ import annotations
 
 import atexit
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,18 +16,19 @@ from torch.optim import Optimizer
 from dtrain.comm.horovod import HorovodCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Activity, Ledger
-from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.sync.every_step import EveryStep
+from dtrain.sync.synchronizer import Spent
 
 
 class HorovodSynchronizer:
-    """Averages a model's gradients whenever its optimizer steps. Made by `attach`."""
+    """A `Synchronizer` that averages a model's gradients whenever its optimizer steps. Made by `attach`."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, compressor: Compressor, *, seed: int = 0) -> None:
         self.ledger = Ledger()
         """What the exchange of gradients sends, not the program's own hvd calls; a record is closed after each step."""
         self.ledger.activity = Activity.TRAIN
         self._communicator = HorovodCommunicator(self.ledger)
-        self._synchronizer = EagerSynchronizer(
+        self._synchronizer = EveryStep(
             model, compressor, self._communicator, self.ledger, seed=seed, check_finite=False
         )
         self._step = 0
@@ -40,12 +42,27 @@ class HorovodSynchronizer:
         """Backward passes inside only accumulate; the next one outside exchanges the sum."""
         return self._synchronizer.no_sync()
 
+    def before_step(self) -> Spent:
+        """Called by the optimizer's step."""
+        return self._synchronizer.before_step()
+
+    def after_step(self) -> Spent:
+        """Called by the optimizer's step."""
+        spent = self._synchronizer.after_step()
+        self.ledger.close(self._step)
+        self._step += 1
+        return spent
+
+    def discard(self) -> None:
+        """See `Synchronizer`."""
+        self._synchronizer.discard()
+
     def state_dict(self) -> dict[str, Any]:
-        """The compressor's state on this rank after the last step."""
+        """After the last step: see `States.state_dict`."""
         return self._synchronizer.state_dict()
 
-    def load_state_dict(self, *saved: dict[str, Any]) -> None:
-        """Take up a saved state: that of this rank, or those of all the ranks that saved, in order."""
+    def load_state_dict(self, *saved: Mapping[str, Any]) -> None:
+        """See `States.load_state_dict`."""
         self._synchronizer.load_state_dict(*saved)
 
     def close(self) -> None:
@@ -59,12 +76,10 @@ class HorovodSynchronizer:
     def _before_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if any(value is not None for value in (*arguments[1:], *keywords.values())):
             raise ValueError("step() takes no closure here: call backward before it, so that gradients are exchanged")
-        self._synchronizer.finish()
+        self.before_step()
 
     def _after_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._synchronizer.commit()
-        self.ledger.close(self._step)
-        self._step += 1
+        self.after_step()
 
 
 def attach(model: nn.Module, optimizer: Optimizer, compressor: Compressor, *, seed: int = 0) -> HorovodSynchronizer:

@@ -1,146 +1,161 @@
-"""Models and checkpoints on disk: safetensors, with what is needed to build the same model again in the metadata.
+"""Checkpoints: a run saved so that it can go on as if it had never stopped.
 
-No pickle: a file is a table of tensors and a JSON string. A checkpoint is a folder that is whole once it has its
-manifest:
+A checkpoint is a folder that is whole once it has its manifest, which says what every other file must be:
 
-    model.safetensors      the model, as at the end of a run
-    optimizer.safetensors  the optimizer's tensors by parameter name
-    fixed.safetensors      what pruning and weight sharing fixed in the model (`fixed.py`)
-    teacher.safetensors    the model as it was before, where it is the teacher
-    rank<k>.safetensors    what rank k alone has: its compressor's state and its random generator's; written by rank k
-    manifest.json          step, world size, format; written last
+    model.safetensors        the model, as at the end of a run
+    optimizer.safetensors    the optimizer's tensors by parameter name
+    constraints.safetensors  what pruning and weight sharing fixed in the model (`constraints.py`), if anything
+    teacher.safetensors      the model as it was before, where it is the teacher
+    rank<k>.safetensors      what rank k alone has: its compressor's state and its random generator's; written by rank k
+    manifest.json            progress, settings, size and SHA-256 of every file; written last
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-FORMAT = "dtrain-model-1"
+from dtrain.files import write_whole
+from dtrain.train.model_files import parse_tensors
+from dtrain.train.progress import Progress
 
-
-def save_model(model: nn.Module, path: Path, description: Mapping[str, Any]) -> None:
-    """Write the model's state dict, and `description` (JSON data) as metadata; `path` appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # one key, since safetensors writes several in a random order: the same model must be the same bytes
-    metadata = {"dtrain": json.dumps({"format": FORMAT, **description}, sort_keys=True)}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    partial.replace(path)
+MANIFEST, FORMAT = "manifest.json", "dtrain-checkpoint-2"
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+CONSTRAINTS, TEACHER = "constraints.safetensors", "teacher.safetensors"
+RANDOM = "random/cpu"
+"""The name of the random generator's state in a rank's file."""
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """The description that `save_model` stored.
+class Digest(NamedTuple):
+    """Of a file."""
 
-    Raises ValueError for a file that is not a model saved by dtrain, FileNotFoundError for one that is not there.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the model.safetensors of a run")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        description = json.loads(metadata.get("dtrain", "null"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path}: was not saved by dtrain, so its model is unknown; give a run's model.safetensors")
-    return description
+    num_bytes: int
+    sha256: str
 
 
-def load_model_state(model: nn.Module, path: Path) -> None:
-    """Fill `model`, built by the file's description, with its tensors."""
-    model.load_state_dict(_load(path))
+@dataclass(frozen=True)
+class Manifest:
+    """What a whole checkpoint says of itself. `step_samples` is the run's `Course`'s."""
+
+    step: int
+    epoch: int
+    position: int
+    samples_seen: int
+    step_samples: int
+    world_size: int
+    settings: Mapping[str, Any]
+    files: Mapping[str, Digest]
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run had come."""
+        return Progress(self.step, self.epoch, self.position)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name."""
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk, whose files are verified as they are read."""
+
+    folder: Path
+    manifest: Manifest
+
+    def has(self, name: str) -> bool:
+        """Whether it has this file."""
+        return name in self.manifest.files
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """What a file holds. Raises ValueError or FileNotFoundError, naming the file and the cure."""
+        return parse_tensors(self._content(name), self.folder / name)
+
+    def description(self) -> dict[str, Any]:
+        """Of the model."""
+        return _metadata(self._content(MODEL), self.folder / MODEL)
+
+    def rank(self, rank: int) -> tuple[dict[str, Any], Tensor]:
+        """What one rank had: its synchroniser's state dict, and its random generator's state."""
+        path, content = self.folder / rank_file(rank), self._content(rank_file(rank))
+        tensors, parameters = parse_tensors(content, path), dict[str, dict[str, Tensor]]()
+        random = tensors.pop(RANDOM)
+        for name, tensor in tensors.items():
+            _, parameter, key = name.split("/")
+            parameters.setdefault(parameter, {})[key] = tensor
+        return {**_metadata(content, path), "parameters": parameters}, random
+
+    def identity(self) -> str:
+        """The SHA-256 of the manifest, and so of everything."""
+        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+
+    def _content(self, name: str) -> bytes:
+        path = self.folder / name
+        if name not in self.manifest.files:
+            raise ValueError(f"{self.folder / MANIFEST} does not name {name}: this is no checkpoint of such a run")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; give a whole checkpoint, with the files of all ranks")
+        content = path.read_bytes()
+        if digest(content) != self.manifest.files[name]:
+            raise ValueError(
+                f"{path} is not the file that was saved (its size or SHA-256 is another): copy the checkpoint "
+                "again, or give another"
+            )
+        return content
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote. Raises ValueError or FileNotFoundError, naming the cure."""
-    return _load(path)
-
-
-MANIFEST = "manifest.json"
-CHECKPOINT_FORMAT = "dtrain-checkpoint-1"
-_RANDOM = "random/cpu"
-
-
-def save_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], path: Path) -> None:
-    """Write the optimizer's state tensors by parameter name. What is not a tensor follows from the step."""
-    tensors = {
-        f"{names[parameter]}/{key}": value.detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-    save_file(tensors, path)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], path: Path) -> None:
-    """Take up what `save_optimizer` wrote."""
-    for name, tensor in _load(path).items():
-        parameter_name, _, key = name.rpartition("/")
-        parameter = parameters[parameter_name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
-
-
-def save_rank(state: Mapping[str, Any], path: Path) -> None:
-    """Write a synchroniser's `state_dict()` and this process's random generator."""
-    tensors = {
-        f"state/{name}/{key}": part.cpu().contiguous()
-        for name, parts in state["parameters"].items()
-        for key, part in parts.items()
-    }
-    save_file({**tensors, _RANDOM: torch.get_rng_state()}, path, {"step": str(state["step"])})
-
-
-def load_rank(path: Path) -> tuple[dict[str, Any], Tensor]:
-    """The state dict and the random generator's state that `save_rank` wrote."""
-    parameters: dict[str, dict[str, Tensor]] = {}
-    tensors = _load(path)
-    random = tensors.pop(_RANDOM)
-    for name, tensor in tensors.items():
-        _, parameter, key = name.split("/")
-        parameters.setdefault(parameter, {})[key] = tensor
-    with safe_open(path, framework="pt") as file:
-        step = int(file.metadata()["step"])
-    return {"step": step, "parameters": parameters}, random
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; give a whole checkpoint") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def write_manifest(folder: Path, *, step: int, world_size: int) -> None:
-    """Declare the checkpoint whole."""
-    content = {"format": CHECKPOINT_FORMAT, "step": step, "world_size": world_size}
-    (folder / MANIFEST).write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: Path) -> tuple[int, int]:
-    """(step, world_size) of a whole checkpoint. Raises ValueError or FileNotFoundError, naming the cure."""
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises ValueError or FileNotFoundError, naming the cure."""
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no whole checkpoint ({MANIFEST} is missing): give another")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != CHECKPOINT_FORMAT:
-            raise ValueError(f"format {content['format']}")
-        return int(content["step"]), int(content["world_size"])
-    except (ValueError, KeyError, TypeError) as error:
+        return Checkpoint(folder, _parse(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a checkpoint of this version ({error}): give another") from None
+
+
+def _parse(content: Any) -> Manifest:
+    if content["format"] == "dtrain-checkpoint-1":
+        raise ValueError("it was saved without checksums; start a run from its weights with init_weights")
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']}")
+    counts = {name: content[name] for name in ("step", "epoch", "position", "samples_seen")}
+    sizes = {name: content[name] for name in ("step_samples", "world_size")}
+    for name, value in {**counts, **sizes}.items():
+        if type(value) is not int or value < (1 if name in sizes else 0):
+            raise ValueError(f"{name} is {value!r}")
+    files = {name: Digest(int(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
+    expected = {MODEL, OPTIMIZER, *(rank_file(rank) for rank in range(sizes["world_size"]))}
+    if not expected <= files.keys():
+        raise ValueError(f"{min(expected - files.keys())} is not listed")
+    return Manifest(**counts, **sizes, settings=dict(content["settings"]), files=files)
+
+
+def rank_file(rank: int) -> str:
+    """The name of what rank `rank` alone has."""
+    return f"rank{rank}.safetensors"
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Declare the checkpoint whole."""
+    files = {name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in manifest.files.items()}
+    content = {"format": FORMAT, **asdict(manifest), "settings": dict(manifest.settings), "files": files}
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def digest(content: bytes) -> Digest:
+    """Of a file's content."""
+    return Digest(len(content), hashlib.sha256(content).hexdigest())
+
+
+def _metadata(content: bytes, path: Path) -> dict[str, Any]:
+    """What was saved besides the tensors; the header of safetensors is JSON behind its length."""
+    length = int.from_bytes(content[:8], "little")
+    try:
+        found: dict[str, Any] = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["dtrain"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: was not saved as part of a checkpoint: give another") from None
+    return found

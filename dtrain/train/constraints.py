@@ -23,7 +23,7 @@ from dtrain.pack.stage import Stage
 from dtrain.sync.buckets import trainable
 from dtrain.train.config import Phase
 
-Fixed = Mapping[str, Tensor]
+Constraints = Mapping[str, Tensor]
 """By parameter name, of its shape: bool masks of the weights that are left, or the int32 number of each weight's
 centroid in its tensor, -1 for none. Parameters that are not named are free."""
 
@@ -44,7 +44,7 @@ def compress(model: nn.Module, phase: Phase) -> None:
                 weight.copy_(torch.from_numpy(_through(stage, name, _numpy(weight))))
 
 
-def fixed(model: nn.Module, *, pruned: bool, shared: bool) -> dict[str, Tensor]:
+def constraints_of(model: nn.Module, *, pruned: bool, shared: bool) -> dict[str, Tensor]:
     """Read from the weights: masks where they were pruned, centroids where they are shared, nothing where neither."""
     found = {}
     for name, weight in _weights(model).items():
@@ -57,19 +57,19 @@ def fixed(model: nn.Module, *, pruned: bool, shared: bool) -> dict[str, Tensor]:
     return found
 
 
-def exchanged_as(compressor: Compressor, what: Fixed) -> Compressor:
-    """`compressor` for what is not fixed."""
-    if not what:
+def exchanged_as(compressor: Compressor, constraints: Constraints) -> Compressor:
+    """`compressor` for what the constraints leave free."""
+    if not constraints:
         return compressor
-    shared = any(tensor.dtype != torch.bool for tensor in what.values())
-    return Shared(compressor, what) if shared else Masked(compressor, what)
+    shared = any(tensor.dtype != torch.bool for tensor in constraints.values())
+    return Shared(compressor, constraints) if shared else Masked(compressor, constraints)
 
 
-def num_values(model: nn.Module, what: Fixed) -> int:
+def num_values(model: nn.Module, constraints: Constraints) -> int:
     """How many numbers a step exchanges before compression: parameters, survivors or centroids."""
     total = 0
     for name, parameter in trainable(model):
-        own = what.get(name)
+        own = constraints.get(name)
         if own is None:
             total += parameter.numel()
         else:

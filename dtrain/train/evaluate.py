@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dtrain.observe.figures import EvalFigures
-from dtrain.train.checkpoint import load_model_state, read_description
+from dtrain.train.model_files import load_model_state, read_description
 from dtrain.vision import data, models
 
 

@@ -3,20 +3,105 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from math import nan
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from dtrain.comm import all_gather
-from dtrain.meter.ledger import Activity, Purpose, StepRecord, Times
+from dtrain.comm import Communicator, all_gather
+from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord, Times
 from dtrain.observe.figures import EvalFigures, TrainFigures, split_transfer
-from dtrain.sync.every_step import NonFiniteGradientError
-from dtrain.train.task import Batch, Plan, Task
+from dtrain.sync.synchronizer import NonFiniteGradientError, Spent, Synchronizer
+from dtrain.train.agreement import check_replicas
+from dtrain.train.loss import Loss, against_labels
+from dtrain.train.progress import Course, Place, Progress
+
+
+class Batch(Protocol):
+    """What a loader yields; `global_size` counts the images of this step over all ranks."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def global_size(self) -> int: ...
+
+
+class Loader(Protocol):
+    """A rank's share of the training set; the same number of steps on every rank."""
+
+    @property
+    def num_samples(self) -> int: ...
+    def epoch(self, epoch: int, start: int = 0, end: int | None = None) -> Iterator[Batch]: ...
+
+
+class Observer(Protocol):
+    """Reads what is reported of a run; nothing flows back."""
+
+    def on_phase(self, name: str, num_values: int) -> None:
+        """A phase begins, "" in a run without, whose steps exchange so many numbers each before compression."""
+        ...
+
+    def on_train(self, figures: TrainFigures) -> None: ...
+    def on_eval(self, figures: EvalFigures) -> None: ...
+    def on_packed(self, num_bytes: int) -> None:
+        """The trained model was packed into so many bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns in a phase. `learning_rate` is a function of the planned steps that were made."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    synchronizer: Synchronizer
+    learning_rate: Callable[[float], float]
+    loss: Loss = against_labels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often to look up, in steps and epochs; 0 means never. The run is evaluated at its end anyway.
+
+    `micro_batches` is how many parts a batch goes through the model in, for less memory; `amp` computes in bfloat16
+    where autocast does; `clip_norm` bounds the L2 norm of the mean gradient.
+    """
+
+    log_every: int
+    eval_every_epochs: int
+    save_every: int
+    on_nonfinite: Literal["raise", "skip", "ignore"] = "raise"
+    micro_batches: int = 1
+    amp: bool = False
+    clip_norm: float | None = None
+
+
+@dataclass
+class StopRequest:
+    """Whether this rank was asked to stop; all ranks then stop together at a logging point."""
+
+    requested: bool = False
+
+
+@dataclass
+class Skipped:
+    """Steps that were left out since their gradients were not finite: how many, and the last few."""
+
+    count: int = 0
+    last: deque[NonFiniteGradientError] = field(default_factory=lambda: deque(maxlen=5))
+
+    def add(self, error: NonFiniteGradientError) -> None:
+        self.count += 1
+        self.last.append(error)
 
 
 class _Interval:
@@ -44,137 +129,159 @@ class _Interval:
         return sum(map(of, times)) / len(times)
 
 
-class Trainer:
-    """Trains by a plan; when it is done, another task and plan may follow.
+@dataclass
+class Loop:
+    """Trains one phase, from where `progress` is to `end`. `communicator` is not used during backward.
 
-    `stop_requested` may be set at any time; all ranks then stop together at a logging point.
+    `save` stores a checkpoint; every rank calls it after the same step.
     """
 
-    def __init__(self, task: Task, plan: Plan) -> None:
-        self.task, self.plan = task, plan
-        self.stop_requested = False
-        self.step = 0
-        self.skipped: list[NonFiniteGradientError] = []
+    learner: Learner
+    plan: Plan
+    course: Course
+    end: Place
+    communicator: Communicator
+    ledger: Ledger
+    loader: Loader
+    eval_batches: Callable[[], Iterable[Batch]]
+    save: Callable[[], None]
+    observers: tuple[Observer, ...]
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+    stop: StopRequest = field(default_factory=StopRequest)
+    skipped: Skipped = field(default_factory=Skipped)
 
     def run(self) -> bool:
-        """Train to the end of the plan. Returns whether it was reached, False after a request to stop."""
-        task, plan = self.task, self.plan
+        """Train to the end. Returns whether it was reached, False after a request to stop."""
+        plan, progress = self.plan, self.progress
         interval, stopped = _Interval(), False
-        with task.ledger.scope(activity=Activity.TRAIN):
-            for epoch, batch in self._batches():
+        last_epoch = progress.epoch if progress.position else max(0, progress.epoch - 1)
+        with self.ledger.scope(activity=Activity.TRAIN):
+            for last_epoch, batch in self._batches():
                 self._train_step(batch, interval)
-                if self.step % plan.log_every == 0 or self.step == plan.num_steps:
-                    stopped = self._log(epoch, interval)
+                goes_on = progress.is_before(self.end)
+                if progress.step % plan.log_every == 0 or not goes_on:
+                    stopped = self._log(last_epoch, interval)
                     interval = _Interval()
                 if stopped:
                     break
-                if plan.save_every and self.step % plan.save_every == 0:
-                    task.save(self.step)
-                if plan.eval_every and self.step % plan.eval_every == 0 and self.step < plan.num_steps:
-                    self.evaluate(epoch)
+                if plan.save_every and progress.step % plan.save_every == 0:
+                    self.save()
+                if goes_on and self._evaluates():
+                    self.evaluate(last_epoch)
                     interval.start = time.perf_counter()
-        if not stopped:
-            self.evaluate(max(0, self.step - 1) // task.loader.steps_per_epoch)
+        if stopped:
+            self._check_replicas()
+        else:
+            self.evaluate(last_epoch)
         return not stopped
 
     def evaluate(self, epoch: int) -> EvalFigures:
-        """Score the model on the test set, every image once over all ranks."""
-        with self.task.ledger.scope(activity=Activity.EVAL):
+        """Score the model on the test set, every image once over all ranks; the replicas must be the same."""
+        self._check_replicas()
+        with self.ledger.scope(activity=Activity.EVAL):
             return self._evaluate(epoch)
 
+    def _check_replicas(self) -> None:
+        with self.ledger.scope(activity=Activity.EVAL):
+            check_replicas(self.learner.model, self.progress.step, self.communicator, self.ledger, self.device)
+
+    def _evaluates(self) -> bool:
+        """Whether an epoch has just ended after which the model is tested."""
+        every, progress = self.plan.eval_every_epochs, self.progress
+        return every > 0 and progress.position == 0 and progress.epoch % every == 0
+
     def _evaluate(self, epoch: int) -> EvalFigures:
-        task = self.task
-        task.model.eval()
-        score = torch.zeros(3, dtype=torch.float64, device=task.device)
+        model = self.learner.model
+        model.eval()
+        score = torch.zeros(3, dtype=torch.float64, device=self.device)
         with torch.inference_mode():
-            for batch in task.eval_batches():
-                labels = batch.labels.to(task.device)
-                logits = task.model(batch.images.to(task.device))
+            for batch in self.eval_batches():
+                labels = batch.labels.to(self.device)
+                logits = model(batch.images.to(self.device))
                 loss = cross_entropy(logits, labels, reduction="sum")
                 correct = (logits.argmax(1) == labels).sum()
                 score[0] += loss
                 score[1] += correct
                 score[2] += len(labels)
-        task.model.train()
-        with task.ledger.scope(purpose=Purpose.METRICS):
-            loss_sum, correct_sum, count = all_gather(task.communicator, score).sum(0).tolist()
-        task.ledger.close()
-        wire = task.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
-        metrics = EvalFigures(self.step, epoch, loss_sum / count, correct_sum / count, int(count), wire)
-        for observer in task.observers:
-            observer.on_eval(metrics)
-        return metrics
+        model.train()
+        with self.ledger.scope(purpose=Purpose.METRICS):
+            loss_sum, correct_sum, count = all_gather(self.communicator, score).sum(0).tolist()
+        self.ledger.close()
+        wire = self.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
+        figures = EvalFigures(self.progress.step, epoch, loss_sum / count, correct_sum / count, int(count), wire)
+        for observer in self.observers:
+            observer.on_eval(figures)
+        return figures
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
-        """(epoch, batch) up to the last step of the plan."""
-        per_epoch = self.task.loader.steps_per_epoch
-        while self.step < self.plan.num_steps:
-            epoch, start = divmod(self.step, per_epoch)
-            for batch in self.task.loader.epoch(epoch, start):
+        """(epoch, batch) up to the end."""
+        progress, end = self.progress, self.end
+        while progress.is_before(end):
+            epoch, start = progress.epoch, progress.position
+            for batch in self.loader.epoch(epoch, start, end.position if epoch == end.epoch else None):
                 yield epoch, batch
-                if self.step == self.plan.num_steps:
-                    return
 
     def _train_step(self, batch: Batch, interval: _Interval) -> None:
-        task, start = self.task, time.perf_counter()
-        images, labels = batch.images.to(task.device), batch.labels.to(task.device)
-        for group in task.optimizer.param_groups:
-            group["lr"] = task.base_learning_rate * task.schedule(self.step)
-        task.optimizer.zero_grad(set_to_none=True)
+        learner, start = self.learner, time.perf_counter()
+        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+        for group in learner.optimizer.param_groups:
+            group["lr"] = learner.learning_rate(self.course.steps(self.progress))
+        learner.optimizer.zero_grad(set_to_none=True)
         micro = list(zip(images.chunk(self.plan.micro_batches), labels.chunk(self.plan.micro_batches), strict=True))
         for part, (some_images, some_labels) in enumerate(micro, start=1):
-            with nullcontext() if part == len(micro) else task.synchronizer.no_sync():
+            with nullcontext() if part == len(micro) else learner.synchronizer.no_sync():
                 self._backward(some_images, some_labels, batch.global_size, interval)
-        exposed = self._apply_gradients()
-        times = Times(time.perf_counter() - start, task.synchronizer.take_codec_seconds(), exposed)
-        interval.records.append(task.ledger.close(self.step, times))
-        self.step += 1
+        spent = self._apply_gradients()
+        times = Times(time.perf_counter() - start, spent.codec, spent.exposed)
+        interval.records.append(self.ledger.close(self.progress.step, times))
+        self.progress.advance(batch.global_size, self.loader.num_samples)
 
     def _backward(self, images: Tensor, labels: Tensor, global_size: int, interval: _Interval) -> None:
         """Add these images' part of the gradient of the mean loss over the global batch, times the number of ranks."""
-        task = self.task
-        with torch.autocast(task.device.type, torch.bfloat16, enabled=self.plan.amp):
-            logits = task.model(images)
-        loss = task.loss(images, logits.float(), labels)
-        (loss * (task.communicator.world_size / global_size)).backward()
+        learner = self.learner
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.amp):
+            logits = learner.model(images)
+        loss = learner.loss(images, logits.float(), labels)
+        (loss * (self.communicator.world_size / global_size)).backward()
         interval.add(loss, logits, labels)
 
-    def _apply_gradients(self) -> float:
+    def _apply_gradients(self) -> Spent:
         """Exchange and step; a step whose gradients are not finite is an error, or left out, on every rank alike."""
-        synchronizer, start = self.task.synchronizer, time.perf_counter()
+        learner, start = self.learner, time.perf_counter()
         try:
-            exposed = synchronizer.finish()
+            before = learner.synchronizer.before_step()
         except NonFiniteGradientError as error:
             if self.plan.on_nonfinite == "raise":
                 raise
-            synchronizer.discard()
-            self.skipped.append(error)
-            return time.perf_counter() - start
+            learner.synchronizer.discard()
+            self.skipped.add(error)
+            return Spent(time.perf_counter() - start, 0.0)
         if self.plan.clip_norm is not None:
-            clip_grad_norm_(self.task.model.parameters(), self.plan.clip_norm)
-        self.task.optimizer.step()
-        synchronizer.commit()
-        return exposed
+            clip_grad_norm_(learner.model.parameters(), self.plan.clip_norm)
+        learner.optimizer.step()
+        after = learner.synchronizer.after_step()
+        return Spent(before.exposed + after.exposed, before.codec + after.codec)
 
     def _log(self, epoch: int, interval: _Interval) -> bool:
         """Report the interval to the observers. Returns whether any rank wants to stop."""
-        task, elapsed = self.task, time.perf_counter() - interval.start
-        sent = task.ledger.total().wire_bytes
-        sums = [float(self.stop_requested), interval.loss_sum, interval.correct, interval.images, sent]
+        elapsed = time.perf_counter() - interval.start
+        sent = self.ledger.total().wire_bytes
+        sums = [float(self.stop.requested), interval.loss_sum, interval.correct, interval.images, sent]
         mine = torch.tensor([float(x) for x in sums] + interval.gradient_seconds(), dtype=torch.float64)
-        with task.ledger.scope(purpose=Purpose.METRICS):
-            everyone = all_gather(task.communicator, mine.to(task.device)).cpu()
+        with self.ledger.scope(purpose=Purpose.METRICS):
+            everyone = all_gather(self.communicator, mine.to(self.device)).cpu()
         stop, loss, correct, images, total_sent = everyone[:, :5].sum(0).tolist()
         split = split_transfer(everyone[:, 5:].tolist())
         num_steps = len(interval.records)
-        metrics = TrainFigures(
-            step=self.step,
+        figures = TrainFigures(
+            step=self.progress.step,
             epoch=epoch,
             loss=loss / images,
             accuracy=correct / images,
-            learning_rate=task.optimizer.param_groups[0]["lr"],
+            learning_rate=self.learner.optimizer.param_groups[0]["lr"],
             images_per_second=images / elapsed,
-            wire_bytes=task.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes,
+            wire_bytes=self.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes,
             step_seconds=interval.mean(lambda t: t.step),
             exposed_comm_seconds=interval.mean(lambda t: t.exposed_comm),
             codec_seconds=interval.mean(lambda t: t.codec),
@@ -182,6 +289,6 @@ class Trainer:
             straggler_wait_seconds=split.straggler_wait / num_steps if split else None,
             total_wire_bytes_all_ranks=total_sent,
         )
-        for observer in task.observers:
-            observer.on_train(metrics)
+        for observer in self.observers:
+            observer.on_train(figures)
         return bool(stop > 0)

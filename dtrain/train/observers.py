@@ -20,9 +20,10 @@ from dtrain.observe.progress import ShowProgress
 from dtrain.observe.prometheus import RunCollector, Watched
 from dtrain.observe.summary import NicWindow, Summary
 from dtrain.sync.buckets import trainable
-from dtrain.train.build import Parts
 from dtrain.train.config import Prometheus, TrainConfig
-from dtrain.train.task import Observer
+from dtrain.train.loop import Observer
+from dtrain.train.prepare import Prepared
+from dtrain.train.progress import Progress
 from dtrain.vision import models
 
 
@@ -57,16 +58,16 @@ def open_endpoint(settings: Prometheus, launch: Launch) -> Endpoint:
     )
 
 
-def facts_of(config: TrainConfig, launch: Launch, parts: Parts, run_dir: Path) -> dict[str, Any]:
+def facts_of(config: TrainConfig, launch: Launch, prepared: Prepared, run_dir: Path) -> dict[str, Any]:
     """What is known of a run before its first step, as summary.json has it."""
-    num_parameters = sum(p.numel() for _, p in trainable(parts.model))
+    num_parameters = sum(p.numel() for _, p in trainable(prepared.model))
     return {
         "run": run_dir.name,
         "model": config.model.name,
-        "variant": models.variant(parts.model),
+        "variant": models.variant(prepared.model),
         "num_parameters": num_parameters,
-        "num_classes": parts.description["model"]["num_classes"],
-        "image_size": parts.description["data"]["image_size"],
+        "num_classes": prepared.description["model"]["num_classes"],
+        "image_size": prepared.description["data"]["image_size"],
         "data": config.data.name,
         "world_size": launch.world_size,
         "backend": config.backend.name,
@@ -78,7 +79,7 @@ def facts_of(config: TrainConfig, launch: Launch, parts: Parts, run_dir: Path) -
     }
 
 
-def run_metrics(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunCollector:
+def open_collector(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunCollector:
     """This rank's metrics, from its ledger."""
     watched = Watched(
         facts,
@@ -87,13 +88,19 @@ def run_metrics(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicW
         interface=nic.interface if nic is not None and launch.local_rank == 0 else None,
         restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
-    metrics = RunCollector(watched, ledger)
-    ledger.sinks.append(metrics.on_record)
-    return metrics
+    collector = RunCollector(watched, ledger)
+    ledger.sinks.append(collector.on_record)
+    return collector
 
 
 def open_observers(
-    config: TrainConfig, parts: Parts, run_dir: Path, summary: Summary, ledger: Ledger, stack: ExitStack
+    config: TrainConfig,
+    prepared: Prepared,
+    progress: Progress,
+    run_dir: Path,
+    summary: Summary,
+    ledger: Ledger,
+    stack: ExitStack,
 ) -> list[Observer]:
     """Rank 0's: what it shows and writes of the run, until `stack` is closed."""
     summary.start()
@@ -101,9 +108,10 @@ def open_observers(
     stack.callback(metrics_file.close)
     observers: list[Observer] = [metrics_file, summary]
     if config.observe.progress:
-        progress = ShowProgress(parts.plan.num_steps)
-        stack.callback(progress.close)
-        observers.append(progress)
+        left = prepared.course.steps_left(progress, prepared.end, prepared.loader.global_batch_size)
+        shown = ShowProgress(progress.step + left)
+        stack.callback(shown.close)
+        observers.append(shown)
     if config.observe.profile:
         _profile(run_dir / "trace.json", ledger, stack)
     return observers

@@ -3,147 +3,125 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
 
 from torch import nn
 
-from dtrain.comm import Communicator
-from dtrain.meter.ledger import Ledger
-from dtrain.pack import pack, read_safetensors, to_bytes
-from dtrain.sync.every_step import EagerSynchronizer
-from dtrain.train import checkpoint
-from dtrain.train.build import Parts, optimizer
-from dtrain.train.config import BEFORE, Span, TrainConfig
-from dtrain.train.constraints import Fixed, compress, exchanged_as, fixed, num_values
+from dtrain.sync.every_step import EveryStep
+from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.checkpoint import CONSTRAINTS, TEACHER, Checkpoint
+from dtrain.train.config import BEFORE, Phase, Span
+from dtrain.train.constraints import Constraints, compress, constraints_of, exchanged_as, num_values
+from dtrain.train.job import Job
+from dtrain.train.loop import Learner
 from dtrain.train.loss import against, against_labels
-from dtrain.train.resume import resume, save
-from dtrain.train.schedule import Schedule, shifted
-from dtrain.train.task import Plan, Task
+from dtrain.train.model_files import fill_model
+from dtrain.train.resume import resume
 from dtrain.vision import models
-
-FIXED, TEACHER, PACKED = "fixed.safetensors", "teacher.safetensors", "model.dtz"
 
 
 class Phases:
-    """Begins one phase after the other; a run without phases is one that changes nothing.
+    """One phase of a job after the other; a run without phases is one that changes nothing."""
 
-    Args:
-        model: the same on every rank, as it is from phase to phase.
-        communicator: for gradients alone.
-        task: makes a task of what differs between phases (and `model`).
-        checkpoints: the folder that they go into.
-    """
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        teacher = job.config.teacher
+        self._teacher = self._load_teacher(teacher) if teacher is not None and teacher != BEFORE else None
+        self._constraints: Constraints = {}
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        parts: Parts,
-        model: nn.Module,
-        communicator: Communicator,
-        ledger: Ledger,
-        task: Callable[..., Task],
-        checkpoints: Path,
-    ) -> None:
-        self._config, self._parts, self._model = config, parts, model
-        self._communicator, self._ledger, self._make_task, self._checkpoints = communicator, ledger, task, checkpoints
-        self._teacher = self._read_teacher(config.teacher) if config.teacher not in (None, BEFORE) else None
-        self._synchronizer: EagerSynchronizer | None = None
-        self._fixed: Fixed = {}
+    def run(self) -> bool:
+        """Train from where the job's progress is. Returns whether the end of the last phase was reached."""
+        job = self._job
+        checkpoint, course = job.prepared.checkpoint, job.prepared.course
+        for span in self._left():
+            learner = self._begin(span, checkpoint)
+            checkpoint = None  # the phases that follow begin anew
+            try:
+                for observer in job.observers:
+                    observer.on_phase(span.name, num_values(job.model, self._constraints))
+                teacher = self._teacher if job.config.teacher == BEFORE else None
+                complete = job.loop(learner, course.place(span.end), self._constraints, teacher).run()
+            finally:
+                learner.synchronizer.close()
+            if not complete:
+                return False
+        return True
 
-    @property
-    def num_values(self) -> int:
-        """Numbers that a step of this phase exchanges, before the compressor."""
-        return num_values(self._model, self._fixed)
+    def _left(self) -> tuple[Span, ...]:
+        """The phases that are left, the one whose steps are being made among them."""
+        spans, made = self._job.prepared.spans, self._job.prepared.course.steps(self._job.progress)
+        return tuple(span for span in spans if span.end >= made) or spans[-1:]
 
-    def after(self, step: int) -> tuple[Span, ...]:
-        """The phases that are left after so many steps, the one whose steps they are among them."""
-        return tuple(span for span in self._parts.spans if span.end >= step) or self._parts.spans[-1:]
-
-    def begin(self, span: Span, resume_from: Path | None = None) -> tuple[Task, Plan]:
+    def _begin(self, span: Span, checkpoint: Checkpoint | None) -> Learner:
         """Start a phase, or go on with one at its checkpoint.
 
         Raises ValueError or FileNotFoundError, naming the cure.
         """
-        self.close()
-        config, spans = self._config, self._parts.spans
+        job, config, spans = self._job, self._job.config, self._job.prepared.spans
         so_far = [other.phase for other in spans[: spans.index(span) + 1]]
-        pruned, shared = any(phase.prunes for phase in so_far), any(phase.shares for phase in so_far)
-        if resume_from is None:
-            if config.teacher == BEFORE and span.phase.compresses and self._teacher is None:
-                self._teacher = copy.deepcopy(self._model)
-            if span.phase.energy is not None:
-                self._factorise(models.ranks_of(self._model, span.phase.energy))
-            compress(self._model, span.phase)
-            self._fixed = fixed(self._model, pruned=pruned, shared=shared)
+        if checkpoint is None:
+            self._make(span, so_far)
         elif any(phase.compresses for phase in so_far):
-            if config.teacher == BEFORE:
-                self._teacher = self._read_teacher(str(resume_from / TEACHER))
-            description = checkpoint.read_description(resume_from / "model.safetensors")
-            self._factorise(description["model"].get("ranks", {}), fill=False)
-            self._fixed = checkpoint.load_tensors(resume_from / FIXED)
-        self._synchronizer = EagerSynchronizer(
-            self._model,
-            exchanged_as(self._parts.compressor, self._fixed),
-            self._communicator,
-            self._ledger,
+            self._take_up(checkpoint)
+        optimizer = config.optimizer.build(job.model.parameters())
+        synchronizer = self._synchronizer()
+        if checkpoint is not None:
+            resume(checkpoint, job.model, optimizer, synchronizer, job.communicator)
+        factors = config.optimizer.factors(max(1, span.end - span.start))  # of the phase: the schedule begins anew
+        base = config.optimizer.learning_rate * span.phase.learning_rate
+        return Learner(
+            job.model,
+            optimizer,
+            synchronizer,
+            lambda step: base * factors(step - span.start),
+            against_labels if self._teacher is None else against(self._teacher, config.temperature),
+        )
+
+    def _make(self, span: Span, so_far: list[Phase]) -> None:
+        """What the phase first makes of the model."""
+        job, config = self._job, self._job.config
+        if config.teacher == BEFORE and span.phase.compresses and self._teacher is None:
+            self._teacher = copy.deepcopy(job.model)
+        if span.phase.energy is not None:
+            self._factorise(models.ranks_of(job.model, span.phase.energy))
+        compress(job.model, span.phase)
+        pruned, shared = any(phase.prunes for phase in so_far), any(phase.shares for phase in so_far)
+        self._constraints = constraints_of(job.model, pruned=pruned, shared=shared)
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        """What phases had made of the model."""
+        if self._job.config.teacher == BEFORE:
+            self._teacher = self._new_teacher()
+            fill_model(self._teacher, checkpoint.tensors(TEACHER), checkpoint.folder / TEACHER)
+        self._factorise(checkpoint.description()["model"].get("ranks", {}), fill=False)
+        self._constraints = checkpoint.tensors(CONSTRAINTS) if checkpoint.has(CONSTRAINTS) else {}
+
+    def _synchronizer(self) -> Synchronizer:
+        job, config = self._job, self._job.config
+        return EveryStep(
+            job.model,
+            exchanged_as(job.prepared.compressor, self._constraints),
+            job.for_gradients,
+            job.ledger,
             seed=config.seed,
             first_bucket_bytes=config.first_bucket_bytes,
             bucket_bytes=config.bucket_bytes,
             overlap=config.overlap,
             check_finite=config.on_nonfinite != "ignore",
         )
-        task: Task = self._make_task(
-            model=self._model,
-            optimizer=optimizer(config, self._model),
-            schedule=self._schedule(span),
-            base_learning_rate=config.optimizer.learning_rate * span.phase.learning_rate,
-            synchronizer=self._synchronizer,
-            save=lambda step: self._save(task, step),
-            loss=against(self._teacher, config.temperature) if self._teacher is not None else against_labels,
-        )
-        if resume_from is not None:
-            resume(task, resume_from)
-        return task, replace(self._parts.plan, num_steps=span.end)
-
-    def close(self) -> None:
-        """Let go of the model and end the thread of this phase."""
-        if self._synchronizer is not None:
-            self._synchronizer.close()
-            self._synchronizer = None
 
     def _factorise(self, ranks: Mapping[str, int], *, fill: bool = True) -> None:
         """And say so where the model is described."""
-        models.factorise(self._model, ranks, fill=fill)
+        models.factorise(self._job.model, ranks, fill=fill)
         if ranks:
-            self._parts.description["model"].setdefault("ranks", {}).update(ranks)
+            self._job.prepared.description["model"].setdefault("ranks", {}).update(ranks)
 
-    def _schedule(self, span: Span) -> Schedule:
-        """Of the phase: it begins anew."""
-        return shifted(self._config.optimizer.factors(max(1, span.end - span.start)), span.start)
-
-    def _read_teacher(self, path: str) -> nn.Module:
-        whole = {key: value for key, value in self._parts.description["model"].items() if key != "ranks"}
-        teacher = models.rebuild(whole)
+    def _load_teacher(self, path: str) -> nn.Module:
+        teacher = self._new_teacher()
         models.load_weights(teacher, path)
-        return teacher.to(next(self._model.parameters()).device)
+        return teacher
 
-    def _save(self, task: Task, step: int) -> None:
-        folder = self._checkpoints / f"step-{step:06d}"
-        if self._config.phases and self._communicator.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.save_tensors(self._fixed, folder / FIXED)
-            if self._config.teacher == BEFORE and self._teacher is not None:
-                checkpoint.save_model(self._teacher, folder / TEACHER, self._parts.description)
-        save(task, self._parts.description, folder, step)
-
-
-def pack_model(path: Path) -> int:
-    """Pack a model.safetensors without loss into a model.dtz beside it; its bytes."""
-    packed = to_bytes(pack(read_safetensors(path)))
-    target = path.with_name(PACKED)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(packed)
-    partial.replace(target)
-    return len(packed)
+    def _new_teacher(self) -> nn.Module:
+        """A model such as this run began with."""
+        whole = {key: value for key, value in self._job.prepared.description["model"].items() if key != "ranks"}
+        return models.rebuild(whole).to(self._job.device)

@@ -1,49 +1,50 @@
-"""Save a run so that it can go on as if it had never stopped, and go on with one."""
+"""Going on with a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from dtrain.comm import all_gather
-from dtrain.meter.ledger import Activity, Purpose
+from dtrain.comm import Communicator
 from dtrain.sync.buckets import trainable
-from dtrain.train import checkpoint
-from dtrain.train.task import Task
+from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.checkpoint import MODEL, OPTIMIZER, Checkpoint
+from dtrain.train.model_files import fill_model
 
 
-def save(task: Task, description: Mapping[str, Any], folder: Path, step: int) -> None:
-    """Write a checkpoint; every rank calls this after the same step. Ranks on hosts of their own write there."""
-    communicator = task.communicator
-    folder.mkdir(parents=True, exist_ok=True)
-    if communicator.rank == 0:
-        names: dict[Tensor, str] = {parameter: name for name, parameter in trainable(task.model)}
-        checkpoint.save_model(task.model, folder / "model.safetensors", {**description, "step": step})
-        checkpoint.save_optimizer(task.optimizer, names, folder / "optimizer.safetensors")
-    checkpoint.save_rank(task.synchronizer.state_dict(), folder / f"rank{communicator.rank}.safetensors")
-    with task.ledger.scope(activity=Activity.CHECKPOINT, purpose=Purpose.CONTROL):
-        all_gather(communicator, torch.zeros(1, device=task.device))  # every rank has written
-    if communicator.rank == 0:
-        checkpoint.write_manifest(folder, step=step, world_size=communicator.world_size)
+def resume(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    synchronizer: Synchronizer,
+    communicator: Communicator,
+) -> None:
+    """Take up a checkpoint. With as many workers as before, the run goes on bit for bit.
 
-
-def resume(task: Task, folder: Path) -> int:
-    """Take up a checkpoint and return its step. With as many workers as before, the run goes on bit for bit.
-
-    With another number, the compressor's state is shared out by `exchange.share_out`, the batches follow the new world
-    size, and the random generators (dropout) keep what this run's seed gave them.
-    Raises ValueError or FileNotFoundError, naming the cure.
+    With another number, the compressor's state is shared out by `exchange.share_out`, and the random generators
+    (dropout) keep what this run's seed gave them. Raises ValueError or FileNotFoundError, naming the cure.
     """
-    step, world_size = checkpoint.read_manifest(folder)
-    communicator = task.communicator
-    checkpoint.load_model_state(task.model, folder / "model.safetensors")
-    checkpoint.load_optimizer(task.optimizer, dict(trainable(task.model)), folder / "optimizer.safetensors")
-    ranks = [checkpoint.load_rank(folder / f"rank{rank}.safetensors") for rank in range(world_size)]
-    task.synchronizer.load_state_dict(*(state for state, _ in ranks))
-    if world_size == communicator.world_size:
-        torch.set_rng_state(ranks[communicator.rank][1])
-    return step
+    rank, saved_by = communicator.rank, checkpoint.manifest.world_size
+    fill_model(model, checkpoint.tensors(MODEL), checkpoint.folder / MODEL)
+    _fill_optimizer(optimizer, dict(trainable(model)), checkpoint)
+    whose = [rank] if saved_by == communicator.world_size else list(range(saved_by))
+    ranks = [checkpoint.rank(one) for one in whose]
+    synchronizer.load_state_dict(*(state for state, _ in ranks))
+    if saved_by == communicator.world_size:
+        torch.set_rng_state(ranks[0][1])
+
+
+def _fill_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], checkpoint: Checkpoint
+) -> None:
+    path = checkpoint.folder / OPTIMIZER
+    for name, tensor in checkpoint.tensors(OPTIMIZER).items():
+        parameter_name, _, key = name.rpartition("/")
+        parameter = parameters.get(parameter_name)
+        if parameter is None:
+            raise ValueError(f"{path}: holds a state of {parameter_name!r}, which this model has not: give another")
+        if tensor.ndim and tensor.shape != parameter.shape:
+            raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+        optimizer.state[parameter][key] = tensor.to(parameter.device)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-Schedule = Callable[[int], float]
-"""step (0 is the first) -> factor of the base learning rate."""
+Schedule = Callable[[float], float]
+"""step (0 is the first) -> factor of the base learning rate.
+
+Steps are those of the run as it was planned: when another number of workers goes on with it, one may begin in between.
+"""
 
 
 def constant() -> Schedule:
@@ -27,11 +30,6 @@ def cosine(num_steps: int) -> Schedule:
 def step_decay(step_size: int, gamma: float) -> Schedule:
     """gamma ** (step // step_size): Caffe's "step"."""
     return lambda step: float(gamma ** (step // step_size))
-
-
-def shifted(schedule: Schedule, start: int) -> Schedule:
-    """`schedule` from step `start` on."""
-    return lambda step: schedule(step - start)
 
 
 def with_warmup(schedule: Schedule, warmup_steps: int) -> Schedule:

@@ -18,7 +18,7 @@ from dtrain.compressors import NoCompression, build
 from dtrain.exchange import Compressor
 from dtrain.meter.c10d import installed
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.sync.every_step import EveryStep
 from dtrain.train.config import Phase
 from dtrain.train.constraints import compress, exchanged_as, fixed, num_values
 from dtrain.vision import data, models
@@ -45,7 +45,7 @@ def train(
 ) -> int:
     """With momentum and weight decay; `also` is done to the mean gradients. Returns the bytes handed over."""
     before = ledger.total(purpose=Purpose.GRADIENT).payload_bytes
-    synchronizer = EagerSynchronizer(model, compressor, communicator, ledger)
+    synchronizer = EveryStep(model, compressor, communicator, ledger)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=2e-4)
     digits = data.open_dataset("digits", split="train", image_size=32)
     for step in range(NUM_STEPS):
@@ -53,10 +53,10 @@ def train(
         images, labels = digits.read(np.arange(first, first + BATCH_SIZE))
         optimizer.zero_grad()
         cross_entropy(model(torch.from_numpy(digits.normalize(images))), torch.from_numpy(labels)).backward()
-        synchronizer.finish()
+        synchronizer.before_step()
         also(model)
         optimizer.step()
-        synchronizer.commit()
+        synchronizer.after_step()
     synchronizer.close()
     return ledger.total(purpose=Purpose.GRADIENT).payload_bytes - before
 

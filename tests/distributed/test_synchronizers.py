@@ -21,7 +21,8 @@ from dtrain.compressors import ErrorFeedback, NoCompression, build
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.c10d import installed
 from dtrain.meter.ledger import Activity, Ledger, Purpose
-from dtrain.sync.every_step import EagerSynchronizer, NonFiniteGradientError
+from dtrain.sync.every_step import EveryStep
+from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.sync.fuse import SMALL_BYTES
 from dtrain.sync.parameters import share_parameters
 from dtrain.train import schedule
@@ -107,7 +108,7 @@ def run_ddp(here: Here, model: nn.Module, num_steps: int, attach_to: Callable[[A
 
 def run_eager(here: Here, model: nn.Module, num_steps: int, *, overlap: bool, first_step: int = 0) -> Run:
     """With the buckets that DDP has under `stock_ddp`."""
-    synchronizer = EagerSynchronizer(
+    synchronizer = EveryStep(
         model,
         NoCompression(),
         world(),
@@ -121,10 +122,10 @@ def run_eager(here: Here, model: nn.Module, num_steps: int, *, overlap: bool, fi
     for step in range(first_step, num_steps):
         optimizer.zero_grad()
         loss_of(model, batch(model, here.rank, step)).backward()
-        synchronizer.finish()
+        synchronizer.before_step()
         run.gradients.append(flat_gradient(model))
         optimizer.step()
-        synchronizer.commit()
+        synchronizer.after_step()
         run.weights.append(flat_weights(model))
     synchronizer.close()
     return run
@@ -217,7 +218,7 @@ def test_the_gradient_is_the_mean_over_ranks(here: Here) -> None:
 def test_no_sync_accumulates_like_ddp_s(here: Here) -> None:
     reference, model = chain(), chain()
     ddp = stock_ddp(reference)
-    synchronizer = EagerSynchronizer(
+    synchronizer = EveryStep(
         model, NoCompression(), world(), Ledger(), first_bucket_bytes=BUCKET_BYTES, bucket_bytes=BUCKET_BYTES
     )
     for step in range(2):
@@ -227,8 +228,8 @@ def test_no_sync_accumulates_like_ddp_s(here: Here) -> None:
                 loss_of(network, batch(chain(), here.rank, 10 * step)).backward()
                 loss_of(network, batch(chain(), here.rank, 10 * step + 1)).backward()
             loss_of(network, batch(chain(), here.rank, 10 * step + 2)).backward()
-        synchronizer.finish()
-        synchronizer.commit()
+        synchronizer.before_step()
+        synchronizer.after_step()
         assert relative(flat_gradient(model), flat_gradient(reference)) <= 1e-6
     synchronizer.close()
 
@@ -237,12 +238,12 @@ def test_no_sync_accumulates_like_ddp_s(here: Here) -> None:
 def test_accumulating_exchanges_nothing(here: Here) -> None:
     model = chain()
     with installed(Ledger()) as ledger:
-        synchronizer = EagerSynchronizer(model, NoCompression(), world(), ledger)
+        synchronizer = EveryStep(model, NoCompression(), world(), ledger)
         with synchronizer.no_sync():
             loss_of(model, batch(model, here.rank, 0)).backward()
         assert ledger.total().count == 0
         loss_of(model, batch(model, here.rank, 1)).backward()
-        synchronizer.finish()
+        synchronizer.before_step()
         assert ledger.total().payload_bytes == 4 * sum(p.numel() for p in model.parameters())
         synchronizer.close()
 
@@ -264,14 +265,14 @@ class Branching(nn.Module):
 def test_a_parameter_that_only_some_ranks_use_counts_as_zeros_on_the_others(here: Here) -> None:
     """In one step rank 0 alone uses the second branch, in the next nobody does."""
     model = Branching()
-    synchronizer = EagerSynchronizer(
+    synchronizer = EveryStep(
         model, NoCompression(), world(), Ledger(), first_bucket_bytes=64, bucket_bytes=1100
     )
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(here.rank))
     model(x, here.rank == 0).square().mean().backward()
     own = None if model.two.weight.grad is None else model.two.weight.grad.clone()
-    synchronizer.finish()
-    synchronizer.commit()
+    synchronizer.before_step()
+    synchronizer.after_step()
     alone = Branching()
     x0 = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     alone(x0, True).square().mean().backward()
@@ -281,7 +282,7 @@ def test_a_parameter_that_only_some_ranks_use_counts_as_zeros_on_the_others(here
     assert relative(model.two.weight.grad, alone.two.weight.grad / 3) <= 1e-6
     model.zero_grad()
     model(x, False).square().mean().backward()
-    synchronizer.finish()
+    synchronizer.before_step()
     assert not model.two.weight.grad.any()
     synchronizer.close()
 
@@ -293,10 +294,10 @@ def test_a_parameter_that_only_some_ranks_use_counts_as_zeros_on_the_others(here
 def test_a_gradient_that_is_not_finite_on_one_rank_is_the_same_error_on_all(here: Here) -> None:
     for overlap in (True, False):
         model = chain()
-        synchronizer = EagerSynchronizer(model, NoCompression(), world(), Ledger(), overlap=overlap)
+        synchronizer = EveryStep(model, NoCompression(), world(), Ledger(), overlap=overlap)
         loss_of(model, batch(model, here.rank, 0) * (float("nan") if here.rank == 1 else 1.0)).backward()
         with pytest.raises(NonFiniteGradientError, match=r"gradient of 9\.bias is not finite in step 0"):
-            synchronizer.finish()
+            synchronizer.before_step()
         synchronizer.close()
 
 
@@ -305,7 +306,7 @@ def test_a_skipped_step_changes_neither_weights_nor_the_compressor_s_state(here:
     runs = []
     for spoilt in (True, False):
         model = chain()
-        synchronizer = EagerSynchronizer(model, ErrorFeedback(build("fp16")), world(), Ledger())
+        synchronizer = EveryStep(model, ErrorFeedback(build("fp16")), world(), Ledger())
         for step in range(4):
             model.zero_grad()
             if step == 2:
@@ -314,12 +315,12 @@ def test_a_skipped_step_changes_neither_weights_nor_the_compressor_s_state(here:
                     continue
                 (loss_of(model, batch(model, here.rank, 2)) * (1e30 if here.rank == 1 else 1.0)).backward()
                 with pytest.raises(NonFiniteGradientError):
-                    synchronizer.finish()
+                    synchronizer.before_step()
                 synchronizer.discard()
                 continue
             loss_of(model, batch(model, here.rank, step)).backward()
-            synchronizer.finish()
-            synchronizer.commit()
+            synchronizer.before_step()
+            synchronizer.after_step()
         runs.append((flat_gradient(model), synchronizer.state_dict()))
         synchronizer.close()
     (one, state), (two, other) = runs
@@ -351,7 +352,7 @@ class Failing:
 def test_an_error_in_a_compressor_surfaces_and_the_next_step_is_right(here: Here) -> None:
     for overlap in (True, False):
         model = chain()
-        synchronizer = EagerSynchronizer(
+        synchronizer = EveryStep(
             model, Failing(1, (0, 1)), world(), Ledger(), bucket_bytes=BUCKET_BYTES, overlap=overlap
         )
         for step in range(3):
@@ -359,11 +360,11 @@ def test_an_error_in_a_compressor_surfaces_and_the_next_step_is_right(here: Here
             loss_of(model, batch(model, here.rank, step)).backward()
             if step == 1:
                 with pytest.raises(ArithmeticError, match=f"codec of rank {here.rank}"):
-                    synchronizer.finish()
-                synchronizer.commit()
+                    synchronizer.before_step()
+                synchronizer.after_step()
                 continue
-            synchronizer.finish()
-            synchronizer.commit()
+            synchronizer.before_step()
+            synchronizer.after_step()
         synchronizer.close()
         assert torch.equal(flat_gradient(model), run_last_gradient(here))
 
@@ -386,10 +387,10 @@ def trainer_for(
     batch_size: int,
     overlap: bool = True,
     learning_rate: float = 0.05,
-) -> tuple[Trainer, EagerSynchronizer]:
+) -> tuple[Trainer, EveryStep]:
     rank, world_size = communicator.rank, communicator.world_size
     train_set = data.open_dataset("digits", split="train", image_size=32)
-    synchronizer = EagerSynchronizer(
+    synchronizer = EveryStep(
         model,
         compressor or NoCompression(),
         communicator.duplicate(),
@@ -496,10 +497,10 @@ def test_fp16_and_error_feedback_train_with_half_the_bytes(here: Here) -> None:
     for compressor in (build("fp16"), ErrorFeedback(build("fp16")), build("bf16")):
         model, reference = chain(), chain()
         with installed(Ledger()) as ledger:
-            synchronizer = EagerSynchronizer(model, compressor, world(), ledger, bucket_bytes=BUCKET_BYTES)
+            synchronizer = EveryStep(model, compressor, world(), ledger, bucket_bytes=BUCKET_BYTES)
             loss_of(model, batch(model, here.rank, 0)).backward()
-            synchronizer.finish()
-            synchronizer.commit()
+            synchronizer.before_step()
+            synchronizer.after_step()
             synchronizer.close()
         assert ledger.total(purpose=Purpose.GRADIENT).payload_bytes == num_bytes
         exact = run_ddp(here, reference, 1).gradients[0]

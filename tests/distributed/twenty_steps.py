@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from dtrain.comm import Communicator
 from dtrain.compressors import COMPRESSORS, build
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.sync.every_step import EveryStep
 from dtrain.vision import data, models
 
 NUM_STEPS, BATCH_SIZE = 20, 4
@@ -23,7 +23,7 @@ def train(name: str, communicator: Communicator, ledger: Ledger) -> Outcome:
     before = ledger.total(purpose=Purpose.GRADIENT).payload_bytes
     torch.manual_seed(0)
     model = models.build("squeezenet1_1", num_classes=10)
-    synchronizer = EagerSynchronizer(model, build(name), communicator.duplicate(), ledger)
+    synchronizer = EveryStep(model, build(name), communicator.duplicate(), ledger)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
     torch.manual_seed(communicator.rank)
     images, labels = _batches(communicator)
@@ -32,9 +32,9 @@ def train(name: str, communicator: Communicator, ledger: Ledger) -> Outcome:
         optimizer.zero_grad()
         loss = cross_entropy(model(images[step]), labels[step])
         loss.backward()
-        synchronizer.finish()
+        synchronizer.before_step()
         optimizer.step()
-        synchronizer.commit()
+        synchronizer.after_step()
         losses.append(loss.item())
     synchronizer.close()
     return losses, ledger.total(purpose=Purpose.GRADIENT).payload_bytes - before

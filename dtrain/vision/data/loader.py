@@ -61,15 +61,27 @@ class TrainLoader:
         """The same on every rank."""
         return steps_per_epoch(len(self.dataset), batch_size=self.batch_size, world_size=self.world_size)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of steps start_step..steps_per_epoch-1 of an epoch; nothing is read for the steps before.
+    @property
+    def num_samples(self) -> int:
+        """Of an epoch, over all ranks."""
+        return len(self.dataset)
 
-        Depends on (seed, epoch, rank, world_size, batch_size) only. Close the iterator, or drop it, to stop early.
-        Raises ValueError for a start_step outside 0..steps_per_epoch; iterating raises it for an unreadable image.
+    @property
+    def global_batch_size(self) -> int:
+        """Images of a step over all ranks, but for the last of an epoch."""
+        return self.batch_size * self.world_size
+
+    def epoch(self, epoch: int, start: int = 0, end: int | None = None) -> Iterator[Batch]:
+        """The batches of an epoch from the image at position `start` to the one before `end` (None: to its end).
+
+        Positions are those of the epoch's order, which all numbers of workers share; nothing is read before `start`.
+        Depends on (seed, epoch, start, end, rank, world_size, batch_size) only. Close the iterator, or drop it, to stop
+        early. Raises ValueError for positions outside the epoch; iterating raises it for an unreadable image.
         """
-        if not 0 <= start_step <= self.steps_per_epoch:
-            raise ValueError(f"start_step is {start_step}; an epoch has {self.steps_per_epoch} steps")
         num_images = len(self.dataset)
+        end = num_images if end is None else end
+        if not 0 <= start <= end <= num_images:
+            raise ValueError(f"positions {start} to {end} are not within an epoch of {num_images} images")
         order = epoch_order(num_images, seed=self.seed, epoch=epoch)
 
         def build(share: Share) -> Batch:
@@ -80,10 +92,8 @@ class TrainLoader:
             return Batch(torch.from_numpy(self.dataset.normalize(images)), torch.from_numpy(labels), share.global_size)
 
         shares = (
-            train_share(
-                step, num_images=num_images, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size
-            )
-            for step in range(start_step, self.steps_per_epoch)
+            train_share(position, end=end, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
+            for position in range(start, end, self.global_batch_size)
         )
         return _in_order(build, shares, self.num_workers)
 

@@ -5,6 +5,9 @@ An epoch is one permutation of the training set, the same on every rank, cut int
 step does not depend on the world size as long as the global batch size is the same: 2 ranks x 16 train on the
 images that 1 rank x 32 trains on, in the same order.
 
+A global batch is named by where in the order it starts, not by its number: so an epoch that was begun by some number of
+workers is continued by another, from the image where it was.
+
 The last global batch holds what is left. It is divided as evenly as it goes, which keeps three promises at
 once: no image is dropped, none is repeated, and every rank takes the same number of steps (each step is a
 collective). The price is that ranks may hold unequal parts of it, even none when fewer images than ranks are left. So a
@@ -52,17 +55,16 @@ def steps_per_epoch(num_images: int, *, batch_size: int, world_size: int) -> int
     return -(-num_images // (batch_size * world_size))
 
 
-def train_share(step: int, *, num_images: int, batch_size: int, rank: int, world_size: int) -> Share:
-    """What `rank` takes of the global batch of `step`: `batch_size` images, or an even part of the last, smaller one.
+def train_share(start: int, *, end: int, batch_size: int, rank: int, world_size: int) -> Share:
+    """What `rank` takes of the global batch from position `start` on: `batch_size` images, or an even part of fewer.
 
-    0 <= step < steps_per_epoch.
+    `end` is where the epoch, or this part of it, ends: 0 <= start < end.
     """
-    global_start = step * batch_size * world_size
-    global_size = min(batch_size * world_size, num_images - global_start)
-    assert global_size > 0, f"step {step} is past the end of an epoch of {num_images} images"
+    assert 0 <= start < end, f"position {start} is not before {end}"
+    global_size = min(batch_size * world_size, end - start)
     return Share(
-        start=global_start + rank * global_size // world_size,
-        stop=global_start + (rank + 1) * global_size // world_size,
+        start=start + rank * global_size // world_size,
+        stop=start + (rank + 1) * global_size // world_size,
         global_size=global_size,
     )
 

@@ -13,7 +13,8 @@ from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import ErrorFeedback, NoCompression, build
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.sync.every_step import EagerSynchronizer, NonFiniteGradientError
+from dtrain.sync.every_step import EveryStep
+from dtrain.sync.synchronizer import NonFiniteGradientError
 
 overlapped_or_not = pytest.mark.parametrize("overlap", [True, False], ids=["overlapped", "blocking"])
 EXCHANGE_THREAD = "dtrain-exchange"
@@ -24,9 +25,9 @@ def make_model(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
-def synchronize(model: nn.Module, compressor: Compressor | None = None, **options) -> EagerSynchronizer:
+def synchronize(model: nn.Module, compressor: Compressor | None = None, **options) -> EveryStep:
     options = {"first_bucket_bytes": 100, "bucket_bytes": 200, "overlap": True, **options}
-    return EagerSynchronizer(model, compressor or NoCompression(), lockstep(1)[0], Ledger(), **options)
+    return EveryStep(model, compressor or NoCompression(), lockstep(1)[0], Ledger(), **options)
 
 
 def images(seed: int) -> Tensor:
@@ -61,8 +62,8 @@ def test_with_one_worker_the_gradients_are_those_of_autograd(overlap: bool) -> N
     for seed in range(3):
         model.zero_grad(set_to_none=True)
         backward(model, seed)
-        synchronizer.finish()
-        synchronizer.commit()
+        synchronizer.before_step()
+        synchronizer.after_step()
         assert_equal(gradients(model), expected_gradients(seed))
     synchronizer.close()
 
@@ -88,8 +89,8 @@ def test_no_sync_accumulates_and_the_next_backward_exchanges_the_sum(overlap: bo
             backward(model, 1)
         assert recorded.steps == []
         backward(model, 2)
-        synchronizer.finish()
-        synchronizer.commit()
+        synchronizer.before_step()
+        synchronizer.after_step()
         assert_equal(gradients(model), expected_gradients(0, 1, 2))
         assert len(recorded.steps) == synchronizer.num_buckets
         recorded.steps.clear()
@@ -104,8 +105,8 @@ def test_a_parameter_without_a_gradient_counts_as_zeros() -> None:
     for _ in range(2):
         model.zero_grad(set_to_none=True)
         backward(model)
-        synchronizer.finish()
-        synchronizer.commit()
+        synchronizer.before_step()
+        synchronizer.after_step()
         assert unused.grad is not None
         assert unused.grad.tolist() == [0.0, 0.0, 0.0]
         assert_equal([p.grad for p in model[0].parameters()], expected_gradients(0)[:2])
@@ -118,7 +119,7 @@ def test_a_parameter_that_gets_no_gradient_any_more_counts_as_zeros_and_not_as_b
     step(model, synchronizer, 0)
     model.zero_grad(set_to_none=True)
     model[2](torch.ones(1, 8)).sum().backward()
-    synchronizer.finish()
+    synchronizer.before_step()
     zero = {name: not p.grad.any() for name, p in model.named_parameters() if p.grad is not None}
     assert zero == {name: not name.startswith("2.") for name, _ in model.named_parameters()}
     synchronizer.close()
@@ -129,7 +130,7 @@ def test_a_frozen_parameter_takes_no_part() -> None:
     model[0].weight.requires_grad_(False)
     synchronizer = synchronize(model)
     backward(model)
-    synchronizer.finish()
+    synchronizer.before_step()
     assert model[0].weight.grad is None
     synchronizer.close()
 
@@ -161,8 +162,8 @@ def test_buckets_go_out_in_order_with_the_step_and_the_seed(overlap: bool) -> No
     synchronizer = synchronize(model, recorded, seed=9, overlap=overlap)
     for _ in range(2):
         backward(model)
-        synchronizer.finish()
-        synchronizer.commit()
+        synchronizer.before_step()
+        synchronizer.after_step()
     names = [("4.bias", "4.weight", "2.bias"), ("2.weight",), ("0.bias", "0.weight")]
     assert recorded.steps == [(step, 9, layout) for step in (0, 1) for layout in names]
     assert (EXCHANGE_THREAD in recorded.threads) == overlap
@@ -182,7 +183,7 @@ def test_an_overlapped_exchange_starts_before_backward_ends() -> None:
     model[0].weight.register_hook(lambda grad: seen.append(started.wait(20)))  # the last gradient of backward
     backward(model)
     assert seen == [True]
-    synchronizer.finish()
+    synchronizer.before_step()
     synchronizer.close()
 
 
@@ -191,10 +192,10 @@ def test_a_step_that_is_not_committed_leaves_no_state_behind(overlap: bool) -> N
     model = make_model()
     synchronizer = synchronize(model, ErrorFeedback(build("fp16")), overlap=overlap)
     backward(model)
-    synchronizer.finish()
+    synchronizer.before_step()
     assert synchronizer.state_dict()["step"] == 0
     assert not any(part.any() for parts in synchronizer.state_dict()["parameters"].values() for part in parts.values())
-    synchronizer.commit()
+    synchronizer.after_step()
     assert synchronizer.state_dict()["step"] == 1
     assert any(part.any() for parts in synchronizer.state_dict()["parameters"].values() for part in parts.values())
     synchronizer.close()
@@ -227,11 +228,11 @@ def test_resume_is_bitwise_also_under_other_buckets(bucket_bytes: int) -> None:
     resumed.close()
 
 
-def step(model: nn.Module, synchronizer: EagerSynchronizer, seed: int) -> list[Tensor]:
+def step(model: nn.Module, synchronizer: EveryStep, seed: int) -> list[Tensor]:
     model.zero_grad(set_to_none=True)
     backward(model, seed)
-    synchronizer.finish()
-    synchronizer.commit()
+    synchronizer.before_step()
+    synchronizer.after_step()
     return gradients(model)
 
 
@@ -265,7 +266,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_parameter_and_
     model[2].weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([3]), value))
     backward(model)
     with pytest.raises(NonFiniteGradientError, match=r"gradient of 2\.weight is not finite in step 1") as caught:
-        synchronizer.finish()
+        synchronizer.before_step()
     assert (caught.value.parameter, caught.value.step) == ("2.weight", 1)
     synchronizer.close()
 
@@ -287,7 +288,7 @@ def test_a_discarded_step_counts_but_leaves_the_compressor_s_state_as_it_was(ove
     model.zero_grad(set_to_none=True)
     (model(images(1)).square().sum() * 1e30).backward()
     with pytest.raises(NonFiniteGradientError):
-        synchronizer.finish()
+        synchronizer.before_step()
     synchronizer.discard()
     after = synchronizer.state_dict()
     assert after["step"] == 2
@@ -318,7 +319,7 @@ def test_an_error_in_a_compressor_comes_out_of_finish_as_it_was_and_the_next_ste
     model.zero_grad(set_to_none=True)
     backward(model, 1)
     with pytest.raises(ArithmeticError, match="codec"):
-        synchronizer.finish()
+        synchronizer.before_step()
     for seed in (2, 3):
         assert_equal(step(model, synchronizer, seed), expected_gradients(seed))
     synchronizer.close()
@@ -328,7 +329,7 @@ def test_codec_time_and_exposed_time_are_measured() -> None:
     model = make_model()
     synchronizer = synchronize(model, overlap=False)
     backward(model)
-    exposed = synchronizer.finish()
+    exposed = synchronizer.before_step()
     codec = synchronizer.take_codec_seconds()
     assert 0 < codec <= exposed
     assert synchronizer.take_codec_seconds() == 0.0
@@ -338,7 +339,7 @@ def test_codec_time_and_exposed_time_are_measured() -> None:
 @overlapped_or_not
 def test_the_exchange_is_recorded_as_gradients_and_nothing_else_is(overlap: bool) -> None:
     ledger, model = Ledger(), make_model()
-    synchronizer = EagerSynchronizer(model, NoCompression(), lockstep(1, [ledger])[0], ledger, overlap=overlap)
+    synchronizer = EveryStep(model, NoCompression(), lockstep(1, [ledger])[0], ledger, overlap=overlap)
     for seed in range(2):
         step(model, synchronizer, seed)
     num_parameters = sum(p.numel() for p in model.parameters())

@@ -97,11 +97,26 @@ def test_a_resumed_epoch_continues_bit_for_bit_and_reads_nothing_before() -> Non
             return dataset.source.read_images(indices)
 
     watched = Dataset(**{**vars(dataset), "source": Watched()})
-    assert all_equal(list(loader_of(watched).epoch(2, start_step=5)), whole[5:])
+    assert all_equal(list(loader_of(watched).epoch(2, start=5 * 8)), whole[5:])
     assert len(read) == 50 - 5 * 8
-    assert list(loader_of(watched).epoch(2, start_step=7)) == []
-    with pytest.raises(ValueError, match="start_step is 8; an epoch has 7 steps"):
-        loader_of(watched).epoch(2, start_step=8)
+    assert list(loader_of(watched).epoch(2, start=50)) == []
+    with pytest.raises(ValueError, match="positions 51 to 50 are not within an epoch of 50 images"):
+        loader_of(watched).epoch(2, start=51)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (3, 2), (1, 5)])
+def test_another_number_of_workers_continues_an_epoch_without_losing_or_repeating_an_image(
+    before: int, after: int
+) -> None:
+    def labels(world_size: int, **extent: int) -> list[int]:
+        loaders = [loader_of(dataset, batch_size=4, rank=rank, world_size=world_size) for rank in range(world_size)]
+        return [label for loader in loaders for batch in loader.epoch(1, **extent) for label in batch.labels.tolist()]
+
+    dataset = dataset_of(97)
+    stopped = 3 * 4 * before
+    seen = labels(before, end=stopped) + labels(after, start=stopped)
+    assert sorted(seen) == sorted(labels(1))
+    assert len(seen) == 97
 
 
 def test_summed_losses_over_the_global_size_average_to_the_global_batch_mean_even_with_an_empty_rank() -> None:
@@ -117,7 +132,7 @@ def test_summed_losses_over_the_global_size_average_to_the_global_batch_mean_eve
         (loss / batch.global_size).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
-    (alone,) = loader_of(dataset, batch_size=16, augment=False).epoch(0, start_step=0)
+    (alone,) = loader_of(dataset, batch_size=16, augment=False).epoch(0, start=0)
     expected = gradient(alone)
     last = [
         list(loader_of(dataset, batch_size=2, rank=rank, world_size=4, augment=False).epoch(0)) for rank in range(4)

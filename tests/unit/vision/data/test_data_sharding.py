@@ -18,11 +18,17 @@ sizes = st.fixed_dictionaries(
 
 
 def shares_of_rank(rank: int, *, num_images: int, batch_size: int, world_size: int):
-    steps = steps_per_epoch(num_images, batch_size=batch_size, world_size=world_size)
     return [
-        train_share(step, num_images=num_images, batch_size=batch_size, rank=rank, world_size=world_size)
-        for step in range(steps)
+        train_share(start, end=num_images, batch_size=batch_size, rank=rank, world_size=world_size)
+        for start in range(0, num_images, batch_size * world_size)
     ]
+
+
+@given(sizes)
+def test_every_rank_takes_the_stated_number_of_steps(size: dict[str, int]) -> None:
+    num_images = size.pop("num_images")
+    by_rank = [shares_of_rank(rank, num_images=num_images, **size) for rank in range(size["world_size"])]
+    assert {len(shares) for shares in by_rank} == {steps_per_epoch(num_images, **size)}
 
 
 @given(sizes)

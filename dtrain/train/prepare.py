@@ -1,7 +1,8 @@
-"""From a configuration to the parts of a run: what can be built, and can fail, before other workers are met."""
+"""What can be built, and can fail, before other workers are met."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from dtrain import compressors
+from dtrain import __version__, compressors
 from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
 from dtrain.exchange import Compressor
+from dtrain.train.checkpoint import Checkpoint, open_checkpoint
 from dtrain.train.config import Span, TrainConfig
-from dtrain.train.task import Plan
+from dtrain.train.progress import Course, Place
+from dtrain.train.settings import Settings, check_resumable, kept_in_checkpoints
 from dtrain.vision import data, models
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What one rank trains with. `description` is what building the model again takes, as JSON data."""
+class Prepared:
+    """What one rank will train with. `description` is what building the model again takes, as JSON data.
+
+    `facts` are what no setting says of data and model. `checkpoint` is the one to go on from.
+    """
 
     model: nn.Module
     description: dict[str, Any]
@@ -29,13 +35,21 @@ class Parts:
     loader: data.TrainLoader
     test_set: data.Dataset
     num_workers: int
+    facts: Settings
+    checkpoint: Checkpoint | None
+    course: Course
     spans: tuple[Span, ...]
-    plan: Plan
+
+    @property
+    def end(self) -> Place:
+        """Of the run."""
+        return self.course.place(self.spans[-1].end)
 
 
-def build(config: TrainConfig, launch: Launch) -> Parts:
-    """Build the parts. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
+def prepare(config: TrainConfig, launch: Launch) -> Prepared:
+    """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // launch.local_world_size))
+    checkpoint = open_checkpoint(Path(config.resume)) if config.resume is not None else None
     options = dict(config.data.options)
     augment, num_workers = options.pop("augment"), options.pop("num_workers")
     train_set = data.open_dataset(config.data.name, split="train", **options)
@@ -55,21 +69,30 @@ def build(config: TrainConfig, launch: Launch) -> Parts:
     _check_momentum(config)
     if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
         check_summed(config.backend.name, torch.bfloat16)
-    spans = config.spans(loader.steps_per_epoch)
-    plan = _plan(config, spans[-1].end, loader.steps_per_epoch)
-    return Parts(model, description, compressor, loader, test_set, num_workers, spans, plan)
+    facts = _facts(model, train_set, test_set)
+    step_samples = loader.global_batch_size
+    if checkpoint is not None:
+        manifest = checkpoint.manifest
+        now = kept_in_checkpoints(config, facts)
+        check_resumable(manifest.settings, now, config.resume_changes, checkpoint.folder)
+        step_samples = manifest.step_samples
+    elif config.resume_changes:
+        raise ValueError("resume_changes is for resume=FOLDER: add that, or leave it out")
+    course = Course(loader.num_samples, step_samples)
+    spans = config.spans(course.steps_per_epoch)
+    return Prepared(model, description, compressor, loader, test_set, num_workers, facts, checkpoint, course, spans)
 
 
-def optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `model`'s parameters; the trainer sets its learning rate step by step."""
-    chosen = config.optimizer
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=chosen.learning_rate,
-        momentum=chosen.momentum,
-        weight_decay=chosen.weight_decay,
-        nesterov=chosen.nesterov,
-    )
+def _facts(model: nn.Module, train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:
+    shapes = repr([(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()])
+    classes = repr(list(train_set.classes))
+    return {
+        "dtrain": __version__,
+        "parameters": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+        "num_train_images": len(train_set),
+        "num_test_images": len(test_set),
+        "classes": hashlib.sha256(classes.encode()).hexdigest()[:16],
+    }
 
 
 def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
@@ -104,10 +127,9 @@ _NOT_ABOUT_THE_IMAGES = ("root", "image_size", "augment", "num_workers", "downlo
 
 def _check_momentum(config: TrainConfig) -> None:
     """A compressor with a momentum of its own replaces the optimizer's."""
-    if config.compressor.options.get("momentum") and config.optimizer.momentum:
+    if config.compressor.options.get("momentum") and config.optimizer.has_momentum:
         raise ValueError(
-            f"compressor={config.compressor.name} carries the momentum: add optimizer.momentum=0 (and multiply "
-            "optimizer.weight_decay by 10, which momentum 0.9 would have done)"
+            f"compressor={config.compressor.name} carries the momentum: add {config.optimizer.without_momentum}"
         )
 
 
@@ -117,16 +139,3 @@ def _check_image_size(model: nn.Module, image_size: int) -> None:
     with torch.inference_mode():
         model(torch.empty(0, 3, image_size, image_size))
     model.train()
-
-
-def _plan(config: TrainConfig, num_steps: int, steps_per_epoch: int) -> Plan:
-    return Plan(
-        num_steps=num_steps,
-        log_every=config.log_every,
-        eval_every=config.eval_every_epochs * steps_per_epoch,
-        save_every=config.save_every,
-        on_nonfinite=config.on_nonfinite,
-        micro_batches=config.micro_batches,
-        amp=config.amp,
-        clip_norm=config.optimizer.clip_norm,
-    )

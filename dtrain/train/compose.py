@@ -1,0 +1,162 @@
+"""The command line of training: Hydra's overrides, composed by its API, so that mistakes are errors and no prints."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+HELP = """\
+Every setting with its value: dtrain train --cfg job. conf/ says what each means.
+GROUP=NAME chooses one of these, GROUP.SETTING=VALUE changes what it says:
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for: to train with `composed`, or only to print `text`."""
+
+    composed: DictConfig | None
+    text: str = ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}: see `dtrain train --help`")
+
+
+def read_request(arguments: Sequence[str]) -> Request:
+    """Compose the configuration that the arguments describe. Raises ValueError, naming the cure, for a mistake."""
+    parser = _Parser(
+        prog="dtrain train",
+        description="Train a model; settings as KEY=VALUE (https://hydra.cc).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="a setting; +KEY=VALUE adds one, ~KEY drops it"
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="print this")
+    parser.add_argument("--cfg", "-c", choices=("job",), help="print the configuration as YAML, and do not train")
+    parser.add_argument("--resolve", action="store_true", help="of --cfg: with references replaced by their values")
+    parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="a folder of yours beside conf/")
+    parser.add_argument("--config-name", "-cn", default="train", metavar="NAME", help="default: train")
+    parsed = parser.parse_intermixed_args(arguments)
+    with _hydra(parsed.config_dir) as groups:
+        if parsed.help:
+            return Request(None, f"{parser.format_help()}\n{HELP}{groups}")
+        composed = _compose(parsed.config_name, parsed.settings, groups)
+    if parsed.cfg is not None:
+        return Request(None, OmegaConf.to_yaml(composed, resolve=parsed.resolve))
+    return Request(composed)
+
+
+@contextmanager
+def _hydra(folder: Path | None) -> Iterator[_Groups]:
+    """Hydra, looking at conf/ and, where it is given, at a folder of the user's; with the groups that it sees."""
+    with initialize_config_module(version_base="1.3", config_module="dtrain.conf"):
+        search_path = GlobalHydra.instance().config_loader().get_search_path()
+        if folder is not None:
+            if not folder.is_dir():
+                raise ValueError(f"--config-dir {folder} is no folder: give one with groups such as model/")
+            search_path.append("command line", str(folder.resolve()))
+        yield _Groups(GlobalHydra.instance().config_loader())
+
+
+class _Groups:
+    """The groups of conf/ with the names in each."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self.options = {
+            group: loader.get_group_options(group, ObjectType.CONFIG)
+            for group in loader.list_groups("")
+            if group != "hydra"
+        }
+
+    def __str__(self) -> str:
+        return "".join(f"  {group}: {', '.join(options)}\n" for group, options in self.options.items())
+
+
+def _compose(name: str, settings: Sequence[str], groups: _Groups) -> DictConfig:
+    overrides = [_parse(setting) for setting in settings]
+    for override in overrides:
+        group, chosen = override.key_or_group, override.value()
+        options = groups.options.get(group)
+        if options is not None and isinstance(chosen, str) and chosen not in options:
+            like = _nearest(chosen, options)
+            raise ValueError(f"{group}={chosen} does not exist{like}: choose one of {', '.join(options)}")
+    try:
+        return compose(name, overrides=list(settings))
+    except HydraException as error:
+        choices = [setting for setting, o in zip(settings, overrides, strict=True) if o.key_or_group in groups.options]
+        for override in overrides:
+            if override.key_or_group not in groups.options:
+                _check_known(override, name, choices, groups)
+        raise ValueError(_first_line(error)) from error
+
+
+def _parse(setting: str) -> Override:
+    try:
+        (override,) = OverridesParser.create().parse_overrides([setting])
+    except OverrideParseException:
+        raise ValueError(f"{setting!r} is not of the form KEY=VALUE, or its value needs quotes") from None
+    return override
+
+
+def _check_known(override: Override, name: str, choices: list[str], groups: _Groups) -> None:
+    """Raise ValueError where a setting is to be changed, or dropped, that is not there."""
+    key = override.key_or_group
+    if override.is_add():
+        return
+    known = list(_names(compose(name, overrides=choices), ""))
+    if key in known:
+        return
+    group = key.rpartition(".")[0]
+    if group in known:
+        siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group]
+        raise ValueError(f"{key} is not a setting: {group} has {', '.join(siblings)}")
+    like = _nearest(key, [*known, *groups.options])
+    raise ValueError(f"{key} is not a setting{like}; all are listed by `dtrain train --cfg job`")
+
+
+def _names(config: Any, prefix: str) -> Iterator[str]:
+    """Every setting and group of settings by its dotted name."""
+    for key in config:
+        yield f"{prefix}{key}"
+        value = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data. Raises ValueError for a reference that leads nowhere."""
+    try:
+        found = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(_first_line(error)) from error
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}

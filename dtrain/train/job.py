@@ -1,0 +1,261 @@
+"""A job: what a training run consists of on one rank, put together in one place and owned by it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from dtrain.comm import (
+    QUIET_SECONDS,
+    CollectiveError,
+    Communicator,
+    Launch,
+    all_gather,
+    broadcast,
+    open_communicator,
+)
+from dtrain.files import write_whole
+from dtrain.meter import c10d
+from dtrain.meter.ledger import Activity, Ledger, Purpose
+from dtrain.meter.roll_call import RollCall, job_store
+from dtrain.observe import run_directory
+from dtrain.observe.jsonl import LedgerFile
+from dtrain.observe.summary import Summary
+from dtrain.pack import pack, read_safetensors, to_bytes
+from dtrain.sync.parameters import share_parameters
+from dtrain.train.agreement import check_settings
+from dtrain.train.config import TrainConfig
+from dtrain.train.constraints import Constraints
+from dtrain.train.loop import Batch, Learner, Loop, Observer, Plan, Skipped, StopRequest
+from dtrain.train.model_files import save_model
+from dtrain.train.observers import facts_of, nic_window, open_collector, open_endpoint, open_observers
+from dtrain.train.prepare import Prepared, prepare
+from dtrain.train.progress import Place, Progress
+from dtrain.train.saving import Saver
+from dtrain.train.settings import kept_in_checkpoints, shared_by_ranks
+from dtrain.vision import data
+
+START_SECONDS = 600.0
+"""How long ranks wait for each other to start: one may have data to fetch first."""
+MODEL, PACKED = "model.safetensors", "model.dtz"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank's part of a run, from its start to its end; phases of training take from it what they need.
+
+    `communicator` is for everything but gradients, which have `for_gradients` to themselves. `summary` is rank 0's.
+    `progress`, `stop` and `skipped` go on from phase to phase.
+    """
+
+    config: TrainConfig
+    launch: Launch
+    prepared: Prepared
+    run_dir: Path
+    device: torch.device
+    model: nn.Module
+    communicator: Communicator
+    for_gradients: Communicator
+    ledger: Ledger
+    observers: tuple[Observer, ...]
+    summary: Summary | None
+    progress: Progress
+    saver: Saver
+    stop: StopRequest = field(default_factory=StopRequest)
+    skipped: Skipped = field(default_factory=Skipped)
+
+    def loop(self, learner: Learner, end: Place, constraints: Constraints, teacher: nn.Module | None) -> Loop:
+        """The training of a phase. `constraints` and `teacher` go into its checkpoints."""
+        config, course = self.config, self.prepared.course
+
+        def save() -> None:
+            self.saver.save(
+                learner.model,
+                learner.optimizer,
+                learner.synchronizer,
+                progress=self.progress,
+                samples_seen=course.samples(self.progress),
+                step_samples=course.step_samples,
+                description=self.prepared.description,
+                constraints=constraints,
+                teacher=teacher,
+            )
+
+        return Loop(
+            learner=learner,
+            plan=Plan(
+                log_every=config.log_every,
+                eval_every_epochs=config.eval_every_epochs,
+                save_every=config.save_every,
+                on_nonfinite=config.on_nonfinite,
+                micro_batches=config.micro_batches,
+                amp=config.amp,
+                clip_norm=config.optimizer.clip_norm,
+            ),
+            course=course,
+            end=end,
+            communicator=self.communicator,
+            ledger=self.ledger,
+            loader=self.prepared.loader,
+            eval_batches=self._eval_batches,
+            save=save,
+            observers=self.observers,
+            device=self.device,
+            progress=self.progress,
+            stop=self.stop,
+            skipped=self.skipped,
+        )
+
+    def finish(self, *, complete: bool) -> None:
+        """Write what the run came to: the model, packed too after phases, and the summary."""
+        total = _total_wire_bytes(self.communicator, self.ledger, self.device)
+        if self.summary is None:
+            return
+        path = self.run_dir / MODEL
+        save_model(self.model, path, {**self.prepared.description, "step": self.progress.step})
+        if self.config.phases:
+            packed = to_bytes(pack(read_safetensors(path)))
+            write_whole(path.with_name(PACKED), packed)
+            for observer in self.observers:
+                observer.on_packed(len(packed))
+        self.summary.write(complete=complete, total_wire_bytes_all_ranks=total)
+
+    def _eval_batches(self) -> Iterable[Batch]:
+        return data.eval_batches(
+            self.prepared.test_set,
+            batch_size=self.config.batch_size,
+            rank=self.launch.rank,
+            world_size=self.launch.world_size,
+            num_workers=self.prepared.num_workers,
+        )
+
+
+@contextmanager
+def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Iterator[Job]:
+    """Meet the other workers and put everything together; at the end, let go of it in the reverse order.
+
+    Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
+    """
+    prepared = prepare(config, launch)
+    checkpoint = prepared.checkpoint
+    nic = nic_window(config, launch)
+    run_dir = Path()
+    if launch.rank == 0:
+        name = f"{config.model.name}-{config.compressor.name}"
+        run_dir = run_directory.choose(config.run_dir, name, overwrite=config.overwrite)
+        if checkpoint is not None and checkpoint.folder.resolve().is_relative_to(run_dir):
+            raise ValueError(
+                f"resume={config.resume} lies in run_dir={run_dir}, which would be replaced: choose another run_dir"
+            )
+    with ExitStack() as stack:
+        endpoint = stack.enter_context(closing(open_endpoint(config.observe.prometheus, launch)))
+        ledger = Ledger()
+        communicator = stack.enter_context(_meet(config, launch, ledger))
+        device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
+        facts = {**prepared.facts, "checkpoint": checkpoint.identity() if checkpoint else None}
+        check_settings(shared_by_ranks(config, facts), communicator, ledger, device)
+        run_dir = _share_path(run_dir, communicator, ledger, device)
+        if launch.rank == 0:
+            run_directory.make(run_dir)
+        model = prepared.model.to(device)
+        share_parameters(model, communicator, ledger)
+        for_gradients = communicator.duplicate()
+        stack.callback(for_gradients.close)
+        ledger_file = LedgerFile(run_dir / "ledger" / f"rank{launch.rank}.jsonl")
+        stack.callback(ledger_file.close)
+        ledger.sinks.append(ledger_file)
+        ledger.close()
+        torch.manual_seed(config.seed * launch.world_size + launch.rank)  # dropout differs between ranks
+        about = facts_of(config, launch, prepared, run_dir)
+        collector = open_collector(about, launch, ledger, nic)
+        endpoint.show(collector)
+        summary: Summary | None = None
+        observers: tuple[Observer, ...] = ()
+        progress = checkpoint.manifest.progress if checkpoint is not None else Progress()
+        if launch.rank == 0:
+            write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+            run_directory.write_environment(run_dir, asdict(launch))
+            summary = Summary(run_dir / "summary.json", about, ledger, nic)
+            observers = (*open_observers(config, prepared, progress, run_dir, summary, ledger, stack), collector)
+        kept = kept_in_checkpoints(config, prepared.facts)
+        saver = Saver(run_dir / "checkpoints", communicator, ledger, device, kept)
+        yield Job(
+            config,
+            launch,
+            prepared,
+            run_dir,
+            device,
+            model,
+            communicator,
+            for_gradients,
+            ledger,
+            observers,
+            summary,
+            progress,
+            saver,
+        )
+
+
+@contextmanager
+def _meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Communicator]:
+    """All workers, with everything that they exchange in the ledger."""
+    metered, backend = config.observe.meter, config.backend
+    with ExitStack() as stack:
+        if metered:
+            stack.enter_context(c10d.installed(ledger))
+        stack.enter_context(_naming_the_missing(launch))
+        yield stack.enter_context(
+            open_communicator(
+                backend.name, launch, ledger if metered else None, timeout_seconds=backend.timeout_seconds
+            )
+        )
+
+
+@contextmanager
+def _naming_the_missing(launch: Launch) -> Iterator[None]:
+    """Where torchrun's store is at hand, a collective that fails inside says which rank is missing."""
+    store = job_store(os.environ) if launch.launcher == "torchrun" else None
+    if store is None:
+        yield
+        return
+    roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle)
+    try:
+        roll_call.await_all(START_SECONDS)
+        yield
+    except CollectiveError as error:
+        missing = roll_call.call()
+        if not (missing and roll_call.is_first_of_host()):
+            time.sleep(QUIET_SECONDS)  # the one that speaks may wait for what is under way before it ends
+        raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
+    finally:
+        roll_call.leave()
+
+
+def _share_path(path: Path, communicator: Communicator, ledger: Ledger, device: torch.device) -> Path:
+    """Rank 0's path, on every rank."""
+    with ledger.scope(purpose=Purpose.CONTROL):
+        text: Tensor = torch.frombuffer(bytearray(os.fsencode(path)), dtype=torch.uint8).to(device)
+        length = int(broadcast(communicator, torch.tensor([len(text)], device=device)))
+        if communicator.rank != 0:
+            text = torch.empty(length, dtype=torch.uint8, device=device)
+        return Path(os.fsdecode(bytes(broadcast(communicator, text).tolist())))
+
+
+def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: Any) -> float:
+    """What all ranks sent in all, this last message included (it costs each rank the same)."""
+    before = ledger.total().wire_bytes
+    with ledger.scope(activity=Activity.EVAL, purpose=Purpose.METRICS):
+        mine = torch.tensor([before], dtype=torch.float64, device=device)
+        total = float(all_gather(communicator, mine).sum())
+    own_last = ledger.total().wire_bytes - before
+    ledger.close()
+    return total + own_last * communicator.world_size
