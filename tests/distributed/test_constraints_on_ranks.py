@@ -20,7 +20,7 @@ from dtrain.meter.c10d import installed
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.sync.every_step import EveryStep
 from dtrain.train.config import Phase
-from dtrain.train.constraints import compress, exchanged_as, fixed, num_values
+from dtrain.train.constraints import compress, constraints_of, exchanged_as, num_values
 from dtrain.vision import data, models
 
 NUM_STEPS, BATCH_SIZE = 5, 8
@@ -33,7 +33,7 @@ def compressed(*phases: Phase) -> tuple[nn.Module, dict[str, Tensor]]:
     for phase in phases:
         compress(model, phase)
     shared = any(phase.bits is not None for phase in phases)
-    return model, fixed(model, pruned=True, shared=shared)
+    return model, constraints_of(model, pruned=True, shared=shared)
 
 
 def train(

@@ -22,12 +22,11 @@ from dtrain.exchange import Bucket, Compressor, Context, Exchange, State
 from dtrain.meter.c10d import installed
 from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.sync.every_step import EveryStep
-from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.sync.fuse import SMALL_BYTES
 from dtrain.sync.parameters import share_parameters
-from dtrain.train import schedule
-from dtrain.train.loop import Trainer
-from dtrain.train.task import Plan, Task
+from dtrain.sync.synchronizer import NonFiniteGradientError
+from dtrain.train.loop import Learner, Loop, Plan
+from dtrain.train.progress import Course
 from dtrain.vision import data
 from dtrain.vision.models import build as build_model
 
@@ -106,7 +105,7 @@ def run_ddp(here: Here, model: nn.Module, num_steps: int, attach_to: Callable[[A
     return run
 
 
-def run_eager(here: Here, model: nn.Module, num_steps: int, *, overlap: bool, first_step: int = 0) -> Run:
+def run_every_step(here: Here, model: nn.Module, num_steps: int, *, overlap: bool, first_step: int = 0) -> Run:
     """With the buckets that DDP has under `stock_ddp`."""
     synchronizer = EveryStep(
         model,
@@ -146,7 +145,7 @@ def test_with_2_ranks_it_is_bitwise_ddp_whatever_the_buckets(here: Here) -> None
     for make in (chain, squeezenet):
         reference = run_ddp(here, make(), 3)
         for overlap in (True, False):
-            ours = run_eager(here, make(), 3, overlap=overlap)
+            ours = run_every_step(here, make(), 3, overlap=overlap)
             assert_bitwise(ours.gradients, reference.gradients)
             assert_bitwise(ours.weights, reference.weights)
 
@@ -168,7 +167,7 @@ def test_where_the_buckets_agree_it_is_bitwise_ddp(here: Here) -> None:
         for step in (1, 2, 3):  # in step 0 they do not
             model = chain()
             nn.utils.vector_to_parameters(starts[step].clone(), model.parameters())
-            ours = run_eager(here, model, step + 1, overlap=overlap, first_step=step)
+            ours = run_every_step(here, model, step + 1, overlap=overlap, first_step=step)
             assert_bitwise(ours.gradients, [steps[step]])
 
 
@@ -177,7 +176,7 @@ def test_where_the_buckets_differ_one_step_is_ddp_s_to_1e_6(here: Here) -> None:
     for make in (chain, squeezenet):
         reference = run_ddp(here, make(), 1)
         for overlap in (True, False):
-            ours = run_eager(here, make(), 1, overlap=overlap)
+            ours = run_every_step(here, make(), 1, overlap=overlap)
             assert relative(ours.gradients[0], reference.gradients[0]) <= 1e-6
             assert relative(ours.weights[0], reference.weights[0]) <= 1e-6
 
@@ -185,7 +184,7 @@ def test_where_the_buckets_differ_one_step_is_ddp_s_to_1e_6(here: Here) -> None:
 @on_ranks(2, 3, 4)
 def test_overlapped_and_blocking_are_bitwise_the_same_at_every_step(here: Here) -> None:
     for make in (chain, squeezenet):
-        one, two = (run_eager(here, make(), 3, overlap=overlap) for overlap in (True, False))
+        one, two = (run_every_step(here, make(), 3, overlap=overlap) for overlap in (True, False))
         assert_bitwise(one.gradients, two.gradients)
         assert_bitwise(one.weights, two.weights)
 
@@ -193,7 +192,7 @@ def test_overlapped_and_blocking_are_bitwise_the_same_at_every_step(here: Here) 
 @on_ranks(2, 3, 4)
 def test_ranks_end_a_step_with_the_same_gradients_and_weights(here: Here) -> None:
     for overlap in (True, False):
-        run = run_eager(here, squeezenet(), 2, overlap=overlap)
+        run = run_every_step(here, squeezenet(), 2, overlap=overlap)
         for tensor in (*run.gradients, *run.weights):
             everyone = [torch.empty_like(tensor) for _ in range(here.world_size)]
             dist.all_gather(everyone, tensor)
@@ -208,7 +207,7 @@ def test_the_gradient_is_the_mean_over_ranks(here: Here) -> None:
         alone = chain()
         loss_of(alone, batch(alone, rank, 0)).backward()
         mean += flat_gradient(alone).double() / here.world_size
-    assert relative(run_eager(here, model, 1, overlap=True).gradients[0], mean) <= 1e-6
+    assert relative(run_every_step(here, model, 1, overlap=True).gradients[0], mean) <= 1e-6
 
 
 # Accumulation and what some ranks leave out
@@ -265,9 +264,7 @@ class Branching(nn.Module):
 def test_a_parameter_that_only_some_ranks_use_counts_as_zeros_on_the_others(here: Here) -> None:
     """In one step rank 0 alone uses the second branch, in the next nobody does."""
     model = Branching()
-    synchronizer = EveryStep(
-        model, NoCompression(), world(), Ledger(), first_bucket_bytes=64, bucket_bytes=1100
-    )
+    synchronizer = EveryStep(model, NoCompression(), world(), Ledger(), first_bucket_bytes=64, bucket_bytes=1100)
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(here.rank))
     model(x, here.rank == 0).square().mean().backward()
     own = None if model.two.weight.grad is None else model.two.weight.grad.clone()
@@ -371,13 +368,13 @@ def test_an_error_in_a_compressor_surfaces_and_the_next_step_is_right(here: Here
 
 def run_last_gradient(here: Here) -> Tensor:
     """Of step 2 from the initial weights."""
-    return run_eager(here, chain(), 3, overlap=False, first_step=2).gradients[0]
+    return run_every_step(here, chain(), 3, overlap=False, first_step=2).gradients[0]
 
 
 # The trainer on several ranks
 
 
-def trainer_for(
+def loop_for(
     model: nn.Module,
     communicator: Any,
     ledger: Ledger,
@@ -387,7 +384,8 @@ def trainer_for(
     batch_size: int,
     overlap: bool = True,
     learning_rate: float = 0.05,
-) -> tuple[Trainer, EveryStep]:
+    observers: tuple[Any, ...] = (),
+) -> tuple[Loop, EveryStep]:
     rank, world_size = communicator.rank, communicator.world_size
     train_set = data.open_dataset("digits", split="train", image_size=32)
     synchronizer = EveryStep(
@@ -399,25 +397,27 @@ def trainer_for(
         bucket_bytes=2**20,
         overlap=overlap,
     )
-    task = Task(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9),
-        schedule=schedule.constant(),
-        base_learning_rate=learning_rate,
-        synchronizer=synchronizer,
+    loader = data.train_loader(
+        train_set, batch_size=batch_size, rank=rank, world_size=world_size, seed=3, augment=False, num_workers=0
+    )
+    course = Course(loader.num_samples, loader.global_batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
+    loop = Loop(
+        learner=Learner(model, optimizer, synchronizer, lambda step: learning_rate),
+        plan=Plan(log_every=2, eval_every_epochs=0, save_every=0),
+        course=course,
+        end=course.place(num_steps),
         communicator=communicator,
         ledger=ledger,
-        loader=data.train_loader(
-            train_set, batch_size=batch_size, rank=rank, world_size=world_size, seed=3, augment=False, num_workers=0
-        ),
+        loader=loader,
         eval_batches=lambda: iter(()),
-        save=lambda step: None,
-        observers=(),
+        save=lambda: None,
+        observers=observers,
         device=torch.device("cpu"),
     )
-    trainer = Trainer(task, Plan(num_steps, log_every=2, eval_every=0, save_every=0))
-    trainer.evaluate = lambda epoch: None  # type: ignore[method-assign,assignment,return-value]
-    return trainer, synchronizer
+    loop.evaluate = lambda epoch: None  # type: ignore[method-assign,assignment,return-value]
+    loop._check_replicas = lambda: None  # type: ignore[method-assign]
+    return loop, synchronizer
 
 
 @on_ranks(2)
@@ -426,8 +426,8 @@ def test_2_ranks_of_16_images_step_like_1_rank_of_32(here: Here) -> None:
     gradients = []
     for communicator, batch_size in ((world(), 16), (lockstep(1)[0], 32)):
         model = squeezenet()
-        trainer, synchronizer = trainer_for(model, communicator, Ledger(), num_steps=1, batch_size=batch_size)
-        trainer.run()
+        loop, synchronizer = loop_for(model, communicator, Ledger(), num_steps=1, batch_size=batch_size)
+        loop.run()
         synchronizer.close()
         gradients.append(flat_gradient(model))
     assert 0 < relative(*gradients) <= 1e-6
@@ -439,8 +439,8 @@ def test_training_with_the_meter_on_and_off_ends_in_bitwise_equal_weights(here: 
         model = squeezenet()
         torch.manual_seed(7 + here.rank)
         share_parameters(model, world(), ledger)
-        trainer, synchronizer = trainer_for(model, world(), ledger, num_steps=4, batch_size=4)
-        trainer.run()
+        loop, synchronizer = loop_for(model, world(), ledger, num_steps=4, batch_size=4)
+        loop.run()
         synchronizer.close()
         return flat_weights(model)
 
@@ -461,8 +461,8 @@ def test_what_the_trainer_sends_is_told_apart_by_phase_and_purpose(here: Here) -
     num_bytes = 4 * sum(p.numel() for p in model.parameters())
     with installed(Ledger()) as ledger:
         share_parameters(model, world(), ledger)
-        trainer, synchronizer = trainer_for(model, world(), ledger, num_steps=4, batch_size=2)
-        trainer.run()
+        loop, synchronizer = loop_for(model, world(), ledger, num_steps=4, batch_size=2)
+        loop.run()
         synchronizer.close()
     by = {(a, purpose): ledger.total(activity=a, purpose=purpose) for a in Activity for purpose in Purpose}
     parameters = by[Activity.INIT, Purpose.PARAMETERS]
@@ -509,17 +509,17 @@ def test_fp16_and_error_feedback_train_with_half_the_bytes(here: Here) -> None:
 
 @on_ranks(2)
 def test_a_request_to_stop_on_one_rank_stops_all_at_the_same_step(here: Here) -> None:
-    trainer, synchronizer = trainer_for(squeezenet(), world(), Ledger(), num_steps=100, batch_size=2)
+    loop, synchronizer = loop_for(squeezenet(), world(), Ledger(), num_steps=100, batch_size=2)
     if here.rank == 1:
-        threading.Timer(0.5, lambda: setattr(trainer, "stop_requested", True)).start()
-    complete = trainer.run()
+        threading.Timer(0.5, lambda: setattr(loop, "stop_requested", True)).start()
+    complete = loop.run()
     synchronizer.close()
     assert not complete
     steps = [torch.zeros(1, dtype=torch.int64) for _ in range(2)]
-    dist.all_gather(steps, torch.tensor([trainer.step]))
+    dist.all_gather(steps, torch.tensor([loop.progress.step]))
     assert steps[0] == steps[1]
-    assert 0 < trainer.step < 100
-    assert trainer.step % 2 == 0
+    assert 0 < loop.progress.step < 100
+    assert loop.progress.step % 2 == 0
 
 
 @on_ranks(2)
@@ -540,9 +540,10 @@ def test_waiting_for_a_slow_rank_is_told_apart_from_transfer(here: Here) -> None
 
     with installed(Ledger()) as ledger:
         model = chain_for_digits()
-        trainer, synchronizer = trainer_for(model, world(), ledger, compressor=Late(), num_steps=2, batch_size=2)
-        trainer.task = Task(**{**vars(trainer.task), "observers": (Watch(),)})
-        trainer.run()
+        loop, synchronizer = loop_for(
+            model, world(), ledger, compressor=Late(), num_steps=2, batch_size=2, observers=(Watch(),)
+        )
+        loop.run()
         synchronizer.close()
     (metrics,) = reported
     assert metrics.straggler_wait_seconds > 0.1  # 0.3 s on one of two ranks

@@ -204,6 +204,7 @@ def test_a_step_that_is_not_committed_leaves_no_state_behind(overlap: bool) -> N
 def test_the_state_is_kept_by_parameter_name_in_the_parameter_s_shape() -> None:
     model = make_model()
     synchronizer = synchronize(model, ErrorFeedback(build("fp16")))
+    step(model, synchronizer, 0)
     saved = synchronizer.state_dict()["parameters"]
     assert {name: tuple(parts["residual"].shape) for name, parts in saved.items()} == {
         name: tuple(p.shape) for name, p in model.named_parameters()
@@ -250,7 +251,9 @@ def test_a_saved_state_is_a_copy() -> None:
 def test_the_state_of_another_model_is_refused_by_the_parameter_s_name() -> None:
     synchronizer = synchronize(make_model())
     with pytest.raises(ValueError, match=r"'9.weight', which this model does not have"):
-        synchronizer.load_state_dict({"step": 1, "parameters": {"9.weight": {"residual": torch.zeros(1)}}})
+        synchronizer.load_state_dict(
+            {"step": 1, "rank": 0, "world_size": 1, "parameters": {"9.weight": {"residual": torch.zeros(1)}}}
+        )
     synchronizer.close()
 
 
@@ -329,10 +332,9 @@ def test_codec_time_and_exposed_time_are_measured() -> None:
     model = make_model()
     synchronizer = synchronize(model, overlap=False)
     backward(model)
-    exposed = synchronizer.before_step()
-    codec = synchronizer.take_codec_seconds()
+    exposed, codec = synchronizer.before_step()
     assert 0 < codec <= exposed
-    assert synchronizer.take_codec_seconds() == 0.0
+    assert synchronizer.after_step() == (0.0, 0.0)
     synchronizer.close()
 
 

@@ -13,7 +13,7 @@ from dtrain.compressors import COMPRESSORS, Masked, NoCompression, Shared, build
 from dtrain.exchange import Bucket, Compressor, Context, Layout, Op
 from dtrain.sync.buckets import layout_of, trainable
 from dtrain.train.config import Phase
-from dtrain.train.constraints import compress, exchanged_as, fixed, num_values
+from dtrain.train.constraints import compress, constraints_of, exchanged_as, num_values
 
 WORLD_SIZE = 3
 
@@ -26,7 +26,7 @@ def model() -> nn.Sequential:
 def compressed(phase: Phase) -> tuple[nn.Sequential, dict[str, Tensor]]:
     made = model()
     compress(made, phase)
-    return made, fixed(made, pruned=phase.prunes, shared=phase.shares)
+    return made, constraints_of(made, pruned=phase.prunes, shared=phase.shares)
 
 
 def prune(density: float, **options: object) -> Phase:
@@ -122,7 +122,7 @@ def test_bits_by_name_go_before_those_for_all() -> None:
 def test_pruning_again_removes_more_of_the_same() -> None:
     made, first = compressed(prune(0.5))
     compress(made, prune(0.2))
-    second = fixed(made, pruned=True, shared=False)
+    second = constraints_of(made, pruned=True, shared=False)
     assert all((second[name] <= first[name]).all() for name in first)
     assert int(second["3.weight"].sum()) == round(0.2 * 32 * 40)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from dtrain.train.schedule import constant, cosine, poly, shifted, step_decay, with_warmup
+from dtrain.train.schedule import constant, cosine, poly, step_decay, with_warmup
 
 
 def test_constant_is_one() -> None:
@@ -42,5 +42,7 @@ def test_no_warm_up_is_the_schedule_itself() -> None:
     assert with_warmup(schedule, 0) is schedule
 
 
-def test_a_shifted_schedule_begins_later() -> None:
-    assert [shifted(poly(4, 1.0), 10)(step) for step in (10, 11, 14)] == [1.0, 0.75, 0.0]
+def test_a_step_may_begin_between_two_of_the_plan() -> None:
+    assert poly(4, 1.0)(2.5) == 0.375
+    assert step_decay(3, 0.5)(2.9) == 1.0
+    assert with_warmup(constant(), 4)(0.5) == 0.375

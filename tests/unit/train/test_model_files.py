@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from dtrain.train.checkpoint import load_model_state, read_description, save_model
+from dtrain.train.model_files import load_model_state, read_description, save_model
 
 DESCRIPTION = {"model": {"name": "tiny", "options": {"width": 3}}, "step": 7}
 
