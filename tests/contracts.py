@@ -67,6 +67,13 @@ COLLECTIVES: Mapping[str, Collective] = {
 }
 
 
+def check_payload_is_only_lent(name: str, request: Request, rank: int, world_size: int) -> None:
+    """Fail unless a payload that is not summed or broadcast is, once answered, what `rank` handed over."""
+    if request.op in (Op.ALL_GATHER, Op.ALL_TO_ALL):
+        handed_over = COLLECTIVES[name].payload(rank, world_size)
+        assert torch.equal(request.payload, handed_over), f"{name} on rank {rank} of {world_size}: {request.payload}"
+
+
 def check_answer(name: str, answer: Tensor, rank: int, world_size: int) -> None:
     """Fail unless this is what `rank` must get."""
     expected = COLLECTIVES[name].answer(rank, world_size)

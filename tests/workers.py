@@ -35,14 +35,14 @@ class Workers:
         `values` are whole gradients. `contributed`, of shape (world_size, numel), is then what each rank contributed:
         its sum over ranks is world_size times the mean.
         """
-        exchanges, remainders = [], torch.zeros_like(self.contributed)
+        exchanges = []
         for rank, (value, state) in enumerate(zip(values, self.states, strict=True)):
             context = Context(
-                rank, self.world_size, self.step, self.seed, remainder=remainders[rank], scratch=self.scratch[rank]
+                rank, self.world_size, self.step, self.seed, wants_contribution=True, scratch=self.scratch[rank]
             )
             exchanges.append(self.compressor.exchange(Bucket(value / self.world_size, self.layout), state, context))
         results = drive_lockstep(exchanges, self.communicators)
-        self.contributed = -remainders * self.world_size
+        self.contributed = contributions(results, self.layout.numel) * self.world_size
         if commit:
             self.states = [result.state for result in results]
             self.step += 1
@@ -67,6 +67,14 @@ class Workers:
             other.states[rank] = put_together(other.states[rank], saved)
         other.step = self.step
         return other
+
+
+def contributions(results: Sequence[Exchanged], numel: int) -> Tensor:
+    """What each rank contributed to the mean, of shape (world_size, numel)."""
+    residuals = torch.zeros(len(results), numel)
+    for residual, result in zip(residuals, results, strict=True):
+        result.contribution.subtract_from(residual)
+    return -residuals
 
 
 def flat(numel: int) -> Layout:

@@ -51,11 +51,18 @@ def _perform(requests: Sequence[Request], rank: int) -> Tensor:
 
 
 class _Handle:
+    """One rank's side of a round. It lets go of the round, and so of all payloads, once it has had its answer."""
+
     def __init__(self, meeting: _Round, rank: int) -> None:
-        self._meeting, self._rank = meeting, rank
+        self._meeting: _Round | None = meeting
+        self._rank = rank
 
     def wait(self) -> Tensor:
-        return self._meeting.answer(self._rank)
+        if self._meeting is None:
+            raise RuntimeError(f"rank {self._rank} has had the answer of this collective: keep it")
+        answer = self._meeting.answer(self._rank)
+        self._meeting = None
+        return answer
 
 
 class LockstepCommunicator:
@@ -63,18 +70,18 @@ class LockstepCommunicator:
 
     backend = "lockstep"
 
-    def __init__(self, rank: int, world_size: int, rounds: list[_Round], ledger: Ledger | None) -> None:
+    def __init__(self, rank: int, world_size: int, rounds: dict[int, _Round], ledger: Ledger | None) -> None:
         self.rank, self.world_size = rank, world_size
         self._rounds, self._ledger = rounds, ledger
         self._started = 0
 
     def start(self, request: Request) -> _Handle:
         """Put this worker's payload on the table of the next round."""
-        if self._started == len(self._rounds):
-            self._rounds.append(_Round(self.world_size))
-        meeting = self._rounds[self._started]
-        self._started += 1
+        meeting = self._rounds.setdefault(self._started, _Round(self.world_size))
         meeting.requests[self.rank] = request
+        if None not in meeting.requests:  # nobody will look for it any more; handles hold it until they are answered
+            del self._rounds[self._started]
+        self._started += 1
         if self._ledger is not None:
             root = request.op is Op.BROADCAST and self.rank == 0
             payload = 0 if request.op is Op.BROADCAST and not root else request.payload_bytes
@@ -92,7 +99,7 @@ class LockstepCommunicator:
 
 def lockstep(world_size: int, ledgers: Sequence[Ledger] | None = None) -> list[LockstepCommunicator]:
     """`world_size` virtual workers that see one another, each recording in its own ledger if ledgers are given."""
-    rounds: list[_Round] = []
+    rounds: dict[int, _Round] = {}
     return [
         LockstepCommunicator(rank, world_size, rounds, ledgers[rank] if ledgers else None) for rank in range(world_size)
     ]

@@ -12,10 +12,18 @@ from torch import Tensor
 
 from dtrain.compressors.sparse_routes import Route, all_gather, route
 from dtrain.compressors.top_k import check_density, check_value_bits
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, State
+from dtrain.exchange import NOT_KEPT, Bucket, Compressor, Context, Exchange, Exchanged, State
 
 FIRST_DENSITY = 0.25
 """What warm-up starts from: the paper's sparsity of 75%."""
+
+
+@dataclass(frozen=True)
+class Velocity(State):
+    """u and v of the paper, float32."""
+
+    velocity: Bucket
+    accumulated: Bucket
 
 
 @dataclass(frozen=True)
@@ -64,29 +72,24 @@ class Dgc:
         first = max(FIRST_DENSITY, self.density)
         return float(first * (self.density / first) ** (step / self.warmup_steps))
 
-    def init(self, bucket: Bucket) -> State:
+    def init(self, bucket: Bucket) -> Velocity:
         """u and v, zero."""
-        return {
-            name: bucket._replace(value=torch.zeros_like(bucket.value, dtype=torch.float32))
-            for name in ("velocity", "accumulated")
-        }
+        u, v = (torch.zeros_like(bucket.value, dtype=torch.float32) for _ in range(2))
+        return Velocity(bucket._replace(value=u), bucket._replace(value=v))
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: Velocity, context: Context) -> Exchange[Velocity]:
         """The rounds of `route`."""
-        velocity, accumulated = state["velocity"], state["accumulated"]
-        assert isinstance(velocity, Bucket)
-        assert isinstance(accumulated, Bucket)
+        velocity, accumulated = state.velocity, state.accumulated
         u = context.scratch.alternate("velocity", velocity.value)
         v = context.scratch.alternate("accumulated", accumulated.value)
         torch.add(self._clipped(bucket, context), velocity.value, alpha=self.momentum, out=u)
         torch.add(accumulated.value, u, out=v)
         sent = yield from self.route(v, self.density_at(context.step), self.value_bits, context)
         sent.contribution.subtract_from(v)
-        u.index_fill_(0, sent.contribution.indices, 0.0)
-        if context.remainder is not None:
-            sent.contribution.subtract_from(context.remainder)
-        kept: State = {"velocity": velocity._replace(value=u), "accumulated": accumulated._replace(value=v)}
-        return Exchanged(sent.mean.to(bucket.value.dtype), kept)
+        u.index_fill_(0, sent.indices, 0.0)
+        kept = Velocity(velocity._replace(value=u), accumulated._replace(value=v))
+        contribution = sent.contribution if context.wants_contribution else NOT_KEPT
+        return Exchanged(sent.mean.to(bucket.value.dtype), contribution, kept)
 
     def _clipped(self, bucket: Bucket, context: Context) -> Tensor:
         if self.clip_norm is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dtrain.exchange import Bucket, Context, Exchange, Exchanged, Op, Request, State
+from dtrain.exchange import NOT_KEPT, Bucket, Context, Dense, Exchange, Exchanged, Op, Request, State
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,16 @@ class NoCompression:
 
     def init(self, bucket: Bucket) -> State:
         """Nothing to keep."""
-        return {}
+        return State()
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
-        """One round: all_reduce of 4 bytes an element for float32, in the bucket's own memory."""
-        payload = bucket.value
-        if context.remainder is not None:
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange[State]:
+        """One round: all_reduce of 4 bytes an element for float32, in the bucket's own memory.
+
+        Where the contribution is wanted, in a copy, since the sum takes the place of what was sent.
+        """
+        payload, contribution = bucket.value, NOT_KEPT
+        if context.wants_contribution:
             payload = context.scratch.empty("payload", payload).copy_(payload)
-            context.remainder.sub_(bucket.value)
+            contribution = Dense(bucket.value)
         mean = yield Request(Op.ALL_REDUCE, payload)
-        return Exchanged(mean, state)
+        return Exchanged(mean, contribution, state)

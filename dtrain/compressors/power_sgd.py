@@ -14,7 +14,41 @@ from torch import Tensor
 
 from dtrain.compressors.codecs.matrices import Matrices, orthonormal
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Op, Replicated, Request, State
+from dtrain.exchange import (
+    NOT_KEPT,
+    Bucket,
+    Compressor,
+    Context,
+    Exchange,
+    Exchanged,
+    Op,
+    Replicated,
+    Request,
+    State,
+)
+
+
+@dataclass(frozen=True)
+class Factors(State):
+    """Q of every matrix, float32; P is found anew in each step."""
+
+    q: Replicated
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """What this rank contributed: P^T Q for each matrix, with its own part of Q, and the others as they were."""
+
+    matrices: Matrices
+    ps: Sequence[Tensor]
+    minus_q: Tensor
+    value: Tensor
+
+    def subtract_from(self, residual: Tensor) -> None:
+        """See `Contribution`. As sums with -Q, for which there is one operation."""
+        for other, left in zip(self.matrices.others(self.value), self.matrices.others(residual), strict=True):
+            left.sub_(other)
+        self.matrices.add_products(self.ps, self.minus_q, residual)
 
 
 @dataclass(frozen=True)
@@ -37,39 +71,34 @@ class PowerSgd:
         if self.power_sgd_rank < 1:
             raise ValueError(f"power_sgd_rank={self.power_sgd_rank} must be at least 1")
 
-    def init(self, bucket: Bucket) -> State:
+    def init(self, bucket: Bucket) -> Factors:
         """Random Q, of shape (r, columns), drawn by the parameter's name: the same on every rank, in every bucket."""
         layout = Matrices(bucket.layout, self.power_sgd_rank).q_layout
         q = torch.empty(layout.numel, device=bucket.value.device)
         for name, piece in layout.pieces(q):
             seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
             piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(seed)))
-        return {"q": Replicated(q, layout)}
+        return Factors(Replicated(q, layout))
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: Factors, context: Context) -> Exchange[Factors]:
         """Two rounds, or one."""
-        before = state["q"]
-        assert isinstance(before, Bucket)
+        before, wanted = state.q, context.wants_contribution
         matrices = Matrices(bucket.layout, self.power_sgd_rank)
-        dtype, value, remainder = bucket.value.dtype, bucket.value.to(torch.float32), context.remainder
+        dtype, value = bucket.value.dtype, bucket.value.to(torch.float32)
 
         first = context.scratch.empty("first", value.new_empty(()).expand(matrices.first_numel))
         for matrix, q, p in zip(matrices.of(value), matrices.qs(before.value), matrices.ps(first), strict=True):
             torch.mm(orthonormal(q), matrix.t(), out=p)
         _copy(matrices.others(value), matrices.others_in(first))
-        if remainder is not None:
-            for other, left in zip(matrices.others(value), matrices.others(remainder), strict=True):
-                left.sub_(other)
         first = yield Request(Op.ALL_REDUCE, first)
 
         ps = [orthonormal(p) for p in matrices.ps(first)]
-        if not ps:
-            return Exchanged(first.to(dtype), state)
         own = torch.empty_like(before.value)
+        if not ps:
+            return Exchanged(first.to(dtype), Products(matrices, ps, own, value) if wanted else NOT_KEPT, state)
         for matrix, p, q in zip(matrices.of(value), ps, matrices.qs(own), strict=True):
             torch.mm(p, matrix, out=q)
-        if remainder is not None:
-            matrices.add_products(ps, -own, remainder)
+        contribution = Products(matrices, ps, -own, value) if wanted else NOT_KEPT  # the sum takes the place of `own`
         total = yield Request(Op.ALL_REDUCE, own)
 
         mean = context.scratch.empty("mean", value)
@@ -78,7 +107,7 @@ class PowerSgd:
         after = torch.empty_like(total)
         for new, old, out in zip(matrices.qs(total), matrices.qs(before.value), matrices.qs(after), strict=True):
             torch.where(new.any(1, keepdim=True), new, old, out=out)
-        return Exchanged(mean.to(dtype), {"q": before._replace(value=after)})
+        return Exchanged(mean.to(dtype), contribution, Factors(before._replace(value=after)))
 
 
 def power_sgd(power_sgd_rank: int = 4) -> Compressor:

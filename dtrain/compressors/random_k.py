@@ -15,7 +15,19 @@ from torch import Tensor
 from dtrain.compressors.codecs.selection import num_kept
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.top_k import check_density
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Layout, Op, Request, State
+from dtrain.exchange import (
+    NOT_KEPT,
+    Bucket,
+    Compressor,
+    Context,
+    Exchange,
+    Exchanged,
+    Layout,
+    Op,
+    Request,
+    Sparse,
+    State,
+)
 
 
 @dataclass(frozen=True)
@@ -34,20 +46,21 @@ class RandomK:
 
     def init(self, bucket: Bucket) -> State:
         """Nothing to keep."""
-        return {}
+        return State()
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange[State]:
         """One round."""
         value = bucket.value
         indices = _draw(self.density, bucket.layout, context).to(value.device)
         chosen = value[indices]
         finite = value.amax() * 0 + value.amin() * 0  # 0, or NaN where something is not finite
-        if context.remainder is not None:
-            context.remainder.index_add_(0, indices, chosen.to(torch.float32), alpha=-1.0)
+        contribution = NOT_KEPT
+        if context.wants_contribution:  # a copy, since the sum takes the place of what was sent
+            contribution = Sparse(indices, chosen.to(torch.float32, copy=True))
         chosen[0] += finite
         answer = yield Request(Op.ALL_REDUCE, chosen)
         mean = context.scratch.empty("mean", value).zero_().index_copy_(0, indices, answer)
-        return Exchanged(mean, state)
+        return Exchanged(mean, contribution, state)
 
 
 def random_k(density: float = 0.01) -> Compressor:

@@ -13,7 +13,7 @@ import torch
 from dtrain.compressors.codecs import log_values
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.sparse_routes import Route, all_gather, route
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, State
+from dtrain.exchange import NOT_KEPT, Bucket, Compressor, Context, Exchange, Exchanged, State
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,14 @@ class TopK:
 
     def init(self, bucket: Bucket) -> State:
         """Nothing to keep."""
-        return {}
+        return State()
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange[State]:
         """The rounds of `route`."""
         dtype = bucket.value.dtype
         value = bucket.value.to(torch.float32)
         sent = yield from self.route(value, self.density, self.value_bits, context)
-        if context.remainder is not None:
-            sent.contribution.subtract_from(context.remainder)
-        return Exchanged(sent.mean.to(dtype), state)
+        return Exchanged(sent.mean.to(dtype), sent.contribution if context.wants_contribution else NOT_KEPT, state)
 
 
 def top_k(density: float = 0.001, value_bits: int = 8, exchange: str = "all_gather") -> Compressor:

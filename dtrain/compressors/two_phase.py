@@ -2,35 +2,35 @@
 
 Sending encoded values to everybody (all_gather) costs n - 1 times their size. Here every rank owns a shard of the
 bucket: it gets everybody's encoded shard, sums in float32, encodes the result and sends that to all, which is a
-reduce-scatter and an all-gather of encoded values: the two halves of a ring all_reduce.
+reduce-scatter and an all-gather of encoded values (`halves`): the two halves of a ring all_reduce.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.workspace import Workspace
-from dtrain.exchange import Bucket, Context, Exchange, Exchanged, Op, Request, State
+from dtrain.compressors.halves import Codec, ShardMessages, encoded_all_gather, encoded_reduce_scatter, shards
+from dtrain.exchange import NOT_KEPT, Bucket, Context, Exchange, Exchanged, State
 
 
-class Codec(Protocol):
-    """How float32 values become bytes. A value that is not finite must not come back finite."""
+@dataclass(frozen=True, slots=True)
+class ByShard:
+    """What a rank contributed to both halves: messages to the other shards, and of its own a dense part."""
 
-    def num_bytes(self, numel: int) -> int:
-        """The size of the message that `numel` values become, scales included."""
-        ...
+    sent: ShardMessages
+    rank: int
+    owned: Tensor
 
-    def encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
-        """Write `values`, of shape (numel,), to `message`: uint8, of shape (num_bytes(numel),)."""
-        ...
-
-    def decode(self, message: Tensor, values: Tensor, workspace: Workspace, *, add: float | None = None) -> None:
-        """Set `values` to what `message` holds or increase them by `add` times that."""
-        ...
+    def subtract_from(self, residual: Tensor) -> None:
+        """See `Contribution`."""
+        for rank in range(len(self.sent.shards)):
+            if rank != self.rank:
+                self.sent.subtract_shard(rank, residual)
+        residual[self.sent.shards[self.rank]].sub_(self.owned)
 
 
 @dataclass(frozen=True)
@@ -51,57 +51,16 @@ class TwoPhase:
 
     def init(self, bucket: Bucket) -> State:
         """Nothing to keep."""
-        return {}
+        return State()
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange[State]:
         """Two rounds, one message each."""
-        n, scratch = context.world_size, context.scratch
         values = bucket.value.to(torch.float32)
-        shards = _shards(values.numel(), n)
-        mine = shards[context.rank]
-        workspace = Workspace(context, bucket, shards[0].stop)
-        size = self.codec.num_bytes(shards[0].stop)
-
-        outgoing = scratch.empty("outgoing", values.new_empty((n, size), dtype=torch.uint8))
-        for shard, message in zip(shards, outgoing, strict=True):
-            self._encode(values[shard], message, workspace)
-        remainder = context.remainder
-        if remainder is not None:
-            for rank, shard in enumerate(shards):
-                if rank != context.rank:
-                    self._add(outgoing[rank], remainder[shard], workspace, -1.0)
-        incoming = yield Request(Op.ALL_TO_ALL, outgoing)
-
-        others = scratch.empty("others", values[mine]).zero_()
-        for rank in range(n):
-            if rank != context.rank:
-                self._add(incoming[rank], others, workspace)
-        total = others if remainder is None else scratch.empty("total", others).copy_(others)
-        self._add(incoming[context.rank], total, workspace)
-        message = scratch.empty("message", outgoing[0])
-        self._encode(total, message, workspace)
-        gathered = yield Request(Op.ALL_GATHER, message)
-
-        mean = scratch.empty("mean", values)
-        for shard, part in zip(shards, gathered, strict=True):
-            self.codec.decode(part[: self._used(mean[shard])], mean[shard], workspace)
-        if remainder is not None:
-            remainder[mine].sub_(torch.sub(mean[mine], others, out=others))
-        return Exchanged(mean.to(bucket.value.dtype), state)
-
-    def _encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
-        used = self._used(values)
-        self.codec.encode(values, message[:used], workspace)
-        message[used:].zero_()  # the last shards may be shorter, and messages are of one size
-
-    def _add(self, message: Tensor, values: Tensor, workspace: Workspace, factor: float = 1.0) -> None:
-        self.codec.decode(message[: self._used(values)], values, workspace, add=factor)
-
-    def _used(self, values: Tensor) -> int:
-        return self.codec.num_bytes(values.numel())
-
-
-def _shards(numel: int, world_size: int) -> list[slice]:
-    """Equal parts, the last of them shorter or empty where the division leaves a remainder."""
-    part = -(-numel // world_size)
-    return [slice(min(k * part, numel), min((k + 1) * part, numel)) for k in range(world_size)]
+        parts = shards(values.numel(), context.world_size)
+        workspace = Workspace(context, bucket, parts[0].stop)
+        total, others, sent = yield from encoded_reduce_scatter(self.codec, values, context, workspace)
+        mean, owned = yield from encoded_all_gather(self.codec, total, values.numel(), context, workspace)
+        contribution = NOT_KEPT
+        if context.wants_contribution:
+            contribution = ByShard(sent, context.rank, torch.sub(owned.value, others, out=others))
+        return Exchanged(mean.to(bucket.value.dtype), contribution, state)

@@ -8,12 +8,27 @@ from __future__ import annotations
 
 from dtrain.exchange.collective import Op, Request
 from dtrain.exchange.compressor import Compressor, Context, Exchange, Exchanged, Scratch, together
-from dtrain.exchange.state import Bucket, Layout, Parts, Replicated, State, put_together, share_out, take_apart
+from dtrain.exchange.contribution import NOT_KEPT, Contribution, Dense, Sparse
+from dtrain.exchange.state import (
+    Bucket,
+    Layout,
+    Parts,
+    Replicated,
+    State,
+    StateT,
+    check_parts,
+    put_together,
+    share_out,
+    take_apart,
+)
 
 __all__ = [
+    "NOT_KEPT",
     "Bucket",
     "Compressor",
     "Context",
+    "Contribution",
+    "Dense",
     "Exchange",
     "Exchanged",
     "Layout",
@@ -22,7 +37,10 @@ __all__ = [
     "Replicated",
     "Request",
     "Scratch",
+    "Sparse",
     "State",
+    "StateT",
+    "check_parts",
     "put_together",
     "share_out",
     "take_apart",

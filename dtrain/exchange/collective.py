@@ -31,7 +31,9 @@ class Request:
     The answer depends on `op`: `all_reduce` gives the SUM over ranks, in the payload's shape; `all_gather` gives
     (world_size, *payload.shape), rank k's payload in row k; `all_to_all` takes a payload of shape (world_size, *part),
     row k for rank k, and gives the same shape, row k from rank k; `broadcast` gives rank 0's payload.
-    The payload must be contiguous; the backend may overwrite it. An answer belongs to whoever asked.
+    The payload must be contiguous. That of an all_reduce or broadcast is given away: the backend may overwrite it, and
+    the answer may lie in it. That of an all_gather or all_to_all is only lent: it stays as it is, and must not be
+    written before the answer is there. An answer belongs to whoever asked.
     """
 
     op: Op

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dtrain.exchange.collective import Request
-from dtrain.exchange.state import Bucket, State
+from dtrain.exchange.contribution import Contribution
+from dtrain.exchange.state import Bucket, StateT
 
 
 class Scratch:
@@ -56,45 +57,46 @@ class _Prefixed(Scratch):
 class Context:
     """Where and when an exchange runs.
 
-    `remainder`, where somebody asks for what was not sent: a float32 vector of the bucket's length, from which the
-    exchange subtracts what this rank contributed. Over ranks these contributions add up to the mean. It may be the
-    bucket's own value: subtract once that is needed no more.
+    `wants_contribution`: whether somebody will ask for `Exchanged.contribution`. Some methods must copy for it.
     """
 
     rank: int
     world_size: int
     step: int
     seed: int = 0
-    remainder: Tensor | None = field(default=None, compare=False)
+    wants_contribution: bool = False
     scratch: Scratch = field(default_factory=Scratch, compare=False)
 
 
-class Exchanged(NamedTuple):
+class Exchanged(NamedTuple, Generic[StateT]):
     """What an exchange returns.
 
     `mean`: the mean over ranks, which every rank applies, bitwise the same on all; it lies in memory that the bucket's
-    next exchange overwrites. `state`: kept for the next step once this step is known to count.
+    next exchange overwrites. `contribution`: this rank's part of it, or `NOT_KEPT` where the context did not want it.
+    `state`: kept for the next step once this step is known to count.
     """
 
     mean: Tensor
-    state: State
+    contribution: Contribution
+    state: StateT
 
 
-Exchange: TypeAlias = Generator[Request | tuple[Request, ...], Any, Exchanged]
+Exchange: TypeAlias = Generator[Request | tuple[Request, ...], Any, Exchanged[StateT]]
 """Yields a request and is sent its answer; or yields a tuple, whose requests go out together, and is sent a tuple."""
 
 
-class Compressor(Protocol):
-    """How a bucket meets the network."""
+class Compressor(Protocol[StateT]):
+    """How a bucket meets the network, with a state of a type of its own. A bare `Compressor` may have any."""
 
-    def init(self, bucket: Bucket) -> State:
+    def init(self, bucket: Bucket) -> StateT:
         """The state before the first step. Only the layout, dtype and device of `bucket` count."""
         ...
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: StateT, context: Context) -> Exchange[StateT]:
         """Exchange this rank's share of the mean: its gradients divided by the number of workers.
 
-        `bucket.value` is given away: the exchange may overwrite it, and the result may lie in it. `state` is not
+        `bucket.value` is given away: the exchange may overwrite it, and the result may lie in it. But not where the
+        context wants the contribution: then the value is left as it was, and may become the residual. `state` is not
         changed.
         """
         ...

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from contracts import COLLECTIVES, check_answer
+from contracts import COLLECTIVES, check_answer, check_payload_is_only_lent
 from ranks import Here, on_ranks
 
 from dtrain.comm import all_gather, broadcast, perform
@@ -26,7 +26,9 @@ def communicator() -> TorchCommunicator:
 def test_contract(here: Here) -> None:
     comm = communicator()
     for name, collective in COLLECTIVES.items():
-        check_answer(name, perform(comm, collective.request(here.rank, here.world_size)), here.rank, here.world_size)
+        request = collective.request(here.rank, here.world_size)
+        check_answer(name, perform(comm, request), here.rank, here.world_size)
+        check_payload_is_only_lent(name, request, here.rank, here.world_size)
 
 
 @on_ranks(2, 3)

@@ -89,7 +89,7 @@ class Counting:
         self.steps: dict[int, list[tuple[str, ...]]] = {}
 
     def init(self, bucket: Bucket) -> State:
-        return {}
+        return State()
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
         self.steps.setdefault(context.step, []).append(bucket.layout.names)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from contracts import COLLECTIVES, Collective, check_answer
+from contracts import COLLECTIVES, Collective, check_answer, check_payload_is_only_lent
 from ranks import Here, on_ranks
 from test_gloo_is_lockstep import LAYOUT, OPTIONS, in_lockstep, values
 from twenty_steps import assert_agree
@@ -65,7 +65,9 @@ def test_contract(here: Here) -> None:
     comm = communicator(here)
     assert len(CONTRACT) == len(COLLECTIVES) - 1  # bfloat16 is refused below
     for name, collective in CONTRACT.items():
-        check_answer(name, perform(comm, collective.request(here.rank, here.world_size)), here.rank, here.world_size)
+        request = collective.request(here.rank, here.world_size)
+        check_answer(name, perform(comm, request), here.rank, here.world_size)
+        check_payload_is_only_lent(name, request, here.rank, here.world_size)
 
 
 @on_ranks(2, 3, launcher=BOTH)

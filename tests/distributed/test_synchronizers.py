@@ -337,7 +337,7 @@ class Failing:
         self.step, self.ranks = step, ranks
 
     def init(self, bucket: Bucket) -> State:
-        return {}
+        return State()
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
         if context.step == self.step and context.rank in self.ranks:

@@ -44,15 +44,15 @@ class Signs:
 
     def pack(self, codes: Tensor, packed: Tensor) -> None:
         """Bit k of byte i is set where codes[k, i], seen as int32, is -1 and not 0."""
-        bits = codes.view(torch.int32).to(torch.int8).bitwise_and_(1 << _places(packed))
+        bits = codes.view(torch.int32).to(torch.int8).bitwise_and_(1 << _bit_numbers(packed))
         torch.sum(bits, 0, dtype=torch.int8, out=packed.view(torch.int8))
 
     def unpack(self, packed: Tensor, codes: Tensor) -> None:
         """Times 2^(7 - k), bit k becomes the sign of an int8, to which a 1 is added so that none is 0."""
-        bits = packed.view(torch.int8) * (1 << 7 - _places(packed))
+        bits = packed.view(torch.int8) * (1 << 7 - _bit_numbers(packed))
         codes.copy_(bits.bitwise_or_(1).sign_())
 
 
-def _places(packed: Tensor) -> Tensor:
+def _bit_numbers(packed: Tensor) -> Tensor:
     """0 to 7, as a column."""
     return torch.arange(8, dtype=torch.int8, device=packed.device).unsqueeze(1)

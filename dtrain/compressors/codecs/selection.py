@@ -89,11 +89,11 @@ def _kth_largest(magnitude: Tensor, k: int) -> Tensor:
     numel = magnitude.numel()
     if numel >= SAMPLED_FROM:
         sample = magnitude[::SAMPLE_STRIDE]
-        place = k * sample.numel() // numel
-        margin = 4 * int(place**0.5) + 4  # four standard deviations and more
-        if margin < place < sample.numel() - margin:
+        position = k * sample.numel() // numel
+        margin = 4 * int(position**0.5) + 4  # four standard deviations and more
+        if margin < position < sample.numel() - margin:
             bounds = sample.sort(descending=True).values
-            high, low = bounds[place - margin], bounds[place + margin]
+            high, low = bounds[position - margin], bounds[position + margin]
             inside = magnitude[(magnitude > low) & (magnitude <= high)]
             k_inside = k - int(torch.count_nonzero(magnitude > high))
             if 0 < k_inside <= inside.numel():

@@ -46,25 +46,3 @@ class SparseFormat(NamedTuple):
             chosen = largest(vector, real)
             indices, values = torch.cat((chosen, indices)), torch.cat((vector[chosen], values))
         return self.pack(indices, values)
-
-
-class Contribution(NamedTuple):
-    """What one rank contributed to a sum: sparse, plus `owned`, a dense part that starts at `start`."""
-
-    indices: Tensor
-    values: Tensor
-    start: int
-    owned: Tensor | None
-
-    def subtract_from(self, vector: Tensor) -> None:
-        """vector -= the contribution."""
-        vector.index_add_(0, self.indices, self.values, alpha=-1.0)
-        if self.owned is not None:
-            vector[self.start : self.start + self.owned.numel()].sub_(self.owned)
-
-
-class Sent(NamedTuple):
-    """What came of an exchange of sparse messages."""
-
-    mean: Tensor
-    contribution: Contribution

@@ -6,39 +6,57 @@ Seide et al., 1-bit SGD (Interspeech 2014); Karimireddy et al., Error Feedback F
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Generic
 
 import torch
+from torch import Tensor
 
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, State
+from dtrain.exchange import NOT_KEPT, Bucket, Compressor, Context, Exchange, Exchanged, State, StateT
 
 
 @dataclass(frozen=True)
-class ErrorFeedback:
+class Residual(State, Generic[StateT]):
+    """What was not sent so far, float32, and the state of the method inside."""
+
+    residual: Bucket
+    inner: StateT
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A contribution as what it subtracted from zeros."""
+
+    minus: Tensor
+
+    def subtract_from(self, residual: Tensor) -> None:
+        """See `Contribution`."""
+        residual.add_(self.minus)
+
+
+@dataclass(frozen=True)
+class ErrorFeedback(Generic[StateT]):
     """Exchange value + residual, and keep what `inner` did not send, in float32 whatever the value's dtype."""
 
-    inner: Compressor
+    inner: Compressor[StateT]
 
-    def init(self, bucket: Bucket) -> State:
+    def init(self, bucket: Bucket) -> Residual[StateT]:
         """A residual of zeros, and the inner state."""
-        return {
-            "residual": bucket._replace(value=torch.zeros_like(bucket.value, dtype=torch.float32)),
-            "inner": self.inner.init(bucket),
-        }
+        zeros = torch.zeros_like(bucket.value, dtype=torch.float32)
+        return Residual(bucket._replace(value=zeros), self.inner.init(bucket))
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: Residual[StateT], context: Context) -> Exchange[Residual[StateT]]:
         """The rounds of `inner`."""
-        residual, inner_state = state["residual"], state["inner"]
-        assert isinstance(residual, Bucket)
-        assert not isinstance(inner_state, Bucket)
-        corrected = torch.add(bucket.value, residual.value, out=context.scratch.alternate("corrected", residual.value))
-        # somebody around wants to know what was sent: note it apart, and subtract it then
-        sent = None if context.remainder is None else context.scratch.empty("sent", corrected).zero_()
-        inner_context = replace(
-            context, remainder=corrected if sent is None else sent, scratch=context.scratch.inner("inner")
-        )
-        out = yield from self.inner.exchange(Bucket(corrected, bucket.layout), inner_state, inner_context)
-        if sent is not None and context.remainder is not None:
-            corrected.add_(sent)
-            context.remainder.add_(sent)
-        kept: State = {"residual": Bucket(corrected, bucket.layout), "inner": out.state}
-        return Exchanged(out.mean.to(bucket.value.dtype), kept)
+        before = state.residual.value
+        corrected = torch.add(bucket.value, before, out=context.scratch.alternate("corrected", before))
+        asking = replace(context, wants_contribution=True, scratch=context.scratch.inner("inner"))
+        out = yield from self.inner.exchange(Bucket(corrected, bucket.layout), state.inner, asking)
+        contribution = NOT_KEPT
+        if context.wants_contribution:  # twice, and the first use may spoil it: note it apart
+            minus = context.scratch.empty("sent", corrected).zero_()
+            out.contribution.subtract_from(minus)
+            corrected.add_(minus)
+            contribution = Noted(minus)
+        else:
+            out.contribution.subtract_from(corrected)
+        kept = Residual(Bucket(corrected, bucket.layout), out.state)
+        return Exchanged(out.mean.to(bucket.value.dtype), contribution, kept)

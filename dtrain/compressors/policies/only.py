@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.none import NoCompression
-from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Layout, State, together
+from dtrain.exchange import (
+    NOT_KEPT,
+    Bucket,
+    Compressor,
+    Context,
+    Contribution,
+    Exchange,
+    Exchanged,
+    Layout,
+    State,
+    StateT,
+    together,
+)
 
 Predicate = Callable[[str, tuple[int, ...]], bool]
 """(parameter name, shape) -> whether it is compressed."""
@@ -25,64 +39,94 @@ def at_least(numel: int) -> Predicate:
 
 
 @dataclass(frozen=True)
-class Only:
+class Parted(State, Generic[StateT]):
+    """The states of both methods, each over its own parameters."""
+
+    chosen: StateT
+    others: State
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Which parameters of `layout` are chosen, in their order."""
+
+    layout: Layout
+    mask: tuple[bool, ...]
+
+    @cached_property
+    def chosen(self) -> Layout:
+        """The layout of those."""
+        return self.layout.keep(self.mask)
+
+    @cached_property
+    def others(self) -> Layout:
+        """The layout of the rest."""
+        return self.layout.keep([not yes for yes in self.mask])
+
+    def split(self, bucket: Bucket) -> tuple[Bucket, Bucket]:
+        """The chosen parameters and the others, as copies."""
+        parts = bucket.value.split(self.layout.sizes)
+        empty = bucket.value.new_empty(0)
+        chosen = [part for part, yes in zip(parts, self.mask, strict=True) if yes]
+        others = [part for part, yes in zip(parts, self.mask, strict=True) if not yes]
+        return (
+            Bucket(torch.cat(chosen) if chosen else empty, self.chosen),
+            Bucket(torch.cat(others) if others else empty, self.others),
+        )
+
+    def join(self, chosen: Tensor, others: Tensor) -> Tensor:
+        """The reverse."""
+        chosen_parts, other_parts = iter(chosen.split(self.chosen.sizes)), iter(others.split(self.others.sizes))
+        return torch.cat([next(chosen_parts if yes else other_parts) for yes in self.mask])
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The contributions to both parts."""
+
+    parting: Parting
+    chosen: Contribution
+    others: Contribution
+
+    def subtract_from(self, residual: Tensor) -> None:
+        """See `Contribution`."""
+        parting = self.parting
+        chosen, others = residual.new_zeros(parting.chosen.numel), residual.new_zeros(parting.others.numel)
+        self.chosen.subtract_from(chosen)
+        self.others.subtract_from(others)
+        residual.add_(parting.join(chosen, others))
+
+
+@dataclass(frozen=True)
+class Only(Generic[StateT]):
     """`inner` for the parameters that `predicate` chooses, `others` for the rest, both at once."""
 
-    inner: Compressor
+    inner: Compressor[StateT]
     predicate: Predicate
     others: Compressor = field(default_factory=NoCompression)
 
-    def init(self, bucket: Bucket) -> State:
+    def init(self, bucket: Bucket) -> Parted[StateT]:
         """The states of both, each over its own parameters."""
-        chosen, rest = self._split(bucket)
-        return {"chosen": self.inner.init(chosen), "others": self.others.init(rest)}
+        chosen, others = self._parting(bucket.layout).split(bucket)
+        return Parted(self.inner.init(chosen), self.others.init(others))
 
-    def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+    def exchange(self, bucket: Bucket, state: Parted[StateT], context: Context) -> Exchange[Parted[StateT]]:
         """The rounds of both, side by side; a part without parameters asks for nothing."""
-        chosen, rest = self._split(bucket)
-        if rest.layout.numel == 0 or chosen.layout.numel == 0:
-            key, active = ("chosen", self.inner) if rest.layout.numel == 0 else ("others", self.others)
-            out = yield from active.exchange(bucket, _inner(state, key), context)
-            return Exchanged(out.mean, {**state, key: out.state})
-        first, second = context_for(chosen, context, "chosen"), context_for(rest, context, "others")
+        parting = self._parting(bucket.layout)
+        if parting.others.numel == 0:
+            one = yield from self.inner.exchange(bucket, state.chosen, context)
+            return Exchanged(one.mean, one.contribution, replace(state, chosen=one.state))
+        if parting.chosen.numel == 0:
+            two = yield from self.others.exchange(bucket, state.others, context)
+            return Exchanged(two.mean, two.contribution, replace(state, others=two.state))
+        chosen, others = parting.split(bucket)
+        first = replace(context, scratch=context.scratch.inner("chosen"))
+        second = replace(context, scratch=context.scratch.inner("others"))
         one, two = yield from together(
-            self.inner.exchange(chosen, _inner(state, "chosen"), first),
-            self.others.exchange(rest, _inner(state, "others"), second),
+            self.inner.exchange(chosen, state.chosen, first), self.others.exchange(others, state.others, second)
         )
-        if context.remainder is not None:
-            assert first.remainder is not None and second.remainder is not None
-            context.remainder.add_(self._join(bucket.layout, first.remainder, second.remainder))
-        mean = self._join(bucket.layout, one.mean, two.mean)
-        return Exchanged(mean, {"chosen": one.state, "others": two.state})
+        contribution = Joined(parting, one.contribution, two.contribution) if context.wants_contribution else NOT_KEPT
+        return Exchanged(parting.join(one.mean, two.mean), contribution, Parted(one.state, two.state))
 
-    def _mask(self, layout: Layout) -> list[bool]:
-        return [self.predicate(name, shape) for name, shape in zip(layout.names, layout.shapes, strict=True)]
-
-    def _split(self, bucket: Bucket) -> tuple[Bucket, Bucket]:
-        mask = self._mask(bucket.layout)
-        parts = bucket.value.split(bucket.layout.sizes)
-        empty = bucket.value.new_empty(0)
-        chosen = [part for part, yes in zip(parts, mask, strict=True) if yes]
-        rest = [part for part, yes in zip(parts, mask, strict=True) if not yes]
-        return (
-            Bucket(torch.cat(chosen) if chosen else empty, bucket.layout.keep(mask)),
-            Bucket(torch.cat(rest) if rest else empty, bucket.layout.keep([not yes for yes in mask])),
-        )
-
-    def _join(self, layout: Layout, chosen: Tensor, rest: Tensor) -> Tensor:
-        mask = self._mask(layout)
-        chosen_parts = iter(chosen.split(layout.keep(mask).sizes))
-        rest_parts = iter(rest.split(layout.keep([not yes for yes in mask]).sizes))
-        return torch.cat([next(chosen_parts if yes else rest_parts) for yes in mask])
-
-
-def context_for(part: Bucket, context: Context, name: str) -> Context:
-    """With buffers of its own and, where somebody asks for the remainder, one of its own that starts from zero."""
-    remainder = None if context.remainder is None else torch.zeros_like(part.value, dtype=torch.float32)
-    return replace(context, remainder=remainder, scratch=context.scratch.inner(name))
-
-
-def _inner(state: State, key: str) -> State:
-    inner = state[key]
-    assert not isinstance(inner, Bucket)
-    return inner
+    def _parting(self, layout: Layout) -> Parting:
+        return Parting(layout, tuple(map(self.predicate, layout.names, layout.shapes)))

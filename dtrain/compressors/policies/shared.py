@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dtrain.compressors.policies.shortened import Places, Shortened
+from dtrain.compressors.policies.shortened import Shortened, Slots
+from dtrain.exchange import StateT
 
 
-class Shared(Shortened):
+class Shared(Shortened[StateT]):
     """`inner` for the mean of each centroid's gradients, which becomes the gradient of every weight that has it.
 
     The paper takes their sum. The mean is the same direction, the projection of the dense gradient on what shared
@@ -24,6 +25,6 @@ class Shared(Shortened):
     without either stay whole.
     """
 
-    def _shorten(self, value: Tensor, places: Places) -> Tensor:
-        sums = torch.zeros_like(places.shares).index_add_(0, places.slots, value.to(torch.float64))
-        return (sums * places.shares)[:-1].to(value.dtype)
+    def _shorten(self, value: Tensor, slots: Slots) -> Tensor:
+        sums = torch.zeros_like(slots.shares).index_add_(0, slots.of_element, value.to(torch.float64))
+        return (sums * slots.shares)[:-1].to(value.dtype)

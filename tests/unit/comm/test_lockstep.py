@@ -1,6 +1,9 @@
+import weakref
+
 import pytest
 import torch
-from contracts import COLLECTIVES, check_answer
+from contracts import COLLECTIVES, check_answer, check_payload_is_only_lent
+from torch import Tensor
 
 from dtrain.comm import all_gather, broadcast, perform
 from dtrain.comm.lockstep import lockstep
@@ -14,9 +17,12 @@ WORLD_SIZES = (1, 2, 3, 4, 8)
 @pytest.mark.parametrize("name", COLLECTIVES)
 def test_contract(name: str, world_size: int) -> None:
     communicators = lockstep(world_size)
-    handles = [c.start(COLLECTIVES[name].request(c.rank, world_size)) for c in communicators]
+    requests = [COLLECTIVES[name].request(rank, world_size) for rank in range(world_size)]
+    handles = [c.start(request) for c, request in zip(communicators, requests, strict=True)]
     for rank, handle in enumerate(handles):
         check_answer(name, handle.wait(), rank, world_size)
+    for rank, request in enumerate(requests):
+        check_payload_is_only_lent(name, request, rank, world_size)
 
 
 def test_several_collectives_may_be_under_way_and_waited_for_in_any_order() -> None:
@@ -33,6 +39,41 @@ def test_the_answers_of_two_ranks_share_no_memory() -> None:
         first, second = (handle.wait() for handle in handles)
         first.zero_()
         check_answer(name, second, 1, 2)
+
+
+def test_nothing_is_kept_of_a_thousand_steps() -> None:
+    communicators, payloads = lockstep(4), weakref.WeakSet[Tensor]()
+    for _ in range(1000):
+        handles = []
+        for communicator in communicators:
+            payload = torch.zeros(4, 1)
+            payloads.add(payload)
+            handles.append(communicator.start(Request(Op.ALL_TO_ALL, payload)))
+            del payload
+        assert len(payloads) == 4
+        for handle in handles:
+            handle.wait()
+        assert len(payloads) == 0
+    assert not communicators[0]._rounds
+
+
+def test_what_nobody_waits_for_goes_with_its_handles() -> None:
+    communicators, payloads = lockstep(2), weakref.WeakSet[Tensor]()
+    for _ in range(10):
+        for communicator in communicators:
+            payload = torch.zeros(1)
+            payloads.add(payload)
+            communicator.start(Request(Op.ALL_REDUCE, payload))
+            del payload
+    assert len(payloads) == 0
+
+
+def test_an_answer_is_given_once() -> None:
+    (alone,) = lockstep(1)
+    handle = alone.start(Request(Op.ALL_REDUCE, torch.ones(1)))
+    handle.wait()
+    with pytest.raises(RuntimeError, match="rank 0 has had the answer"):
+        handle.wait()
 
 
 def test_waiting_for_a_rank_that_has_not_started_is_an_error_that_names_it() -> None:

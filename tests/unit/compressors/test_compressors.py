@@ -9,14 +9,17 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from workers import contributions
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import COMPRESSORS, Cast, ErrorFeedback, Masked, NoCompression, Only, Shared, Warmup, build
+from dtrain.compressors.policies.error_feedback import Residual
 from dtrain.compressors.policies.only import at_least
 from dtrain.exchange import (
     Bucket,
     Compressor,
     Context,
+    Dense,
     Exchange,
     Exchanged,
     Layout,
@@ -24,6 +27,7 @@ from dtrain.exchange import (
     Request,
     Scratch,
     State,
+    check_parts,
     put_together,
     take_apart,
 )
@@ -129,7 +133,7 @@ def codes(layout: Layout) -> dict[str, Tensor]:
     """At most five centroids for what has dimensions; every fourth weight has none."""
     named = zip(layout.names, layout.shapes, layout.sizes, strict=True)
     every = {name: torch.arange(size).view(shape) for name, shape, size in named if len(shape) > 1}
-    return {name: torch.where(places % 4 == 1, -1, places % 5) for name, places in every.items()}
+    return {name: torch.where(numbers % 4 == 1, -1, numbers % 5) for name, numbers in every.items()}
 
 
 def left(layout: Layout, numbers: Callable[[Layout], dict[str, Tensor]]) -> Layout:
@@ -297,16 +301,15 @@ class Job:
         self.contributed = torch.zeros(world_size, layout.numel)
         self.step = 0
 
-    def exchange(self, values: Sequence[Tensor], *, notes_what_was_sent: bool = True) -> list[Exchanged]:
+    def exchange(self, values: Sequence[Tensor], *, wants_contribution: bool = True) -> list[Exchanged]:
         """One step, whose states are kept; `contributed` is then what each rank contributed to its mean."""
-        remainders = torch.zeros_like(self.contributed)
         contexts = [
             Context(
                 rank,
                 self.world_size,
                 self.step,
                 seed=5,
-                remainder=remainders[rank] if notes_what_was_sent else None,
+                wants_contribution=wants_contribution,
                 scratch=self.scratch[rank],
             )
             for rank in range(self.world_size)
@@ -317,7 +320,8 @@ class Job:
         ]
         results = drive_lockstep(exchanges, self.communicators)
         self.states = [result.state for result in results]
-        self.contributed = -remainders * self.world_size
+        if wants_contribution:
+            self.contributed = contributions(results, self.layout.numel) * self.world_size
         self.step += 1
         return results
 
@@ -406,13 +410,13 @@ def test_bytes_and_rounds_are_the_formula_s_on_every_rank(case: Case, numel: int
 
 
 @every_case
-@pytest.mark.parametrize("notes_what_was_sent", [True, False])
-def test_the_state_is_not_changed(case: Case, notes_what_was_sent: bool) -> None:
+@pytest.mark.parametrize("wants_contribution", [True, False])
+def test_the_state_is_not_changed(case: Case, wants_contribution: bool) -> None:
     job = Job(case, LAYOUTS[7], 3)
     for _ in range(4):
         values = job.values(normal, case.largest)
         states, copies = job.states, [copy_of(state) for state in job.states]
-        job.exchange(values, notes_what_was_sent=notes_what_was_sent)
+        job.exchange(values, wants_contribution=wants_contribution)
         for state, copy in zip(states, copies, strict=True):
             assert_same_state(state, copy)
 
@@ -440,25 +444,28 @@ def test_buffers_of_earlier_steps_leave_no_trace(case: Case) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("start", ["value", "zeros"])
-def test_asking_for_the_remainder_changes_nothing_else(case: Case, start: str) -> None:
-    """And the remainder may be the value's own memory."""
+def test_asking_for_the_contribution_changes_nothing_else(case: Case) -> None:
+    """And it may be subtracted from the value itself, which is left as it was."""
     one, two = Job(case, LAYOUTS[7], 3), Job(case, LAYOUTS[7], 3)
     for _ in range(3):
         values = one.values(normal, case.largest)
-        apart = [value * (1.0 / 3.0) for value in values]
-        remainders = apart if start == "value" else [torch.zeros(7) for _ in range(3)]
+        shares = [value * (1.0 / 3.0) for value in values]
         contexts = [
-            Context(rank, 3, one.step, seed=5, remainder=remainders[rank], scratch=one.scratch[rank])
-            for rank in range(3)
+            Context(rank, 3, one.step, seed=5, wants_contribution=True, scratch=one.scratch[rank]) for rank in range(3)
         ]
         exchanges = [
-            one.compressor.exchange(Bucket(value, one.layout), state, context)
-            for value, state, context in zip(apart, one.states, contexts, strict=True)
+            one.compressor.exchange(Bucket(share, one.layout), state, context)
+            for share, state, context in zip(shares, one.states, contexts, strict=True)
         ]
         first = drive_lockstep(exchanges, one.communicators)
-        second = two.exchange(values, notes_what_was_sent=False)
+        second = two.exchange(values, wants_contribution=False)
         assert all(torch.equal(bits(a.mean), bits(b.mean)) for a, b in zip(first, second, strict=True))
+        for value, share, result in zip(values, shares, first, strict=True):
+            assert torch.equal(share, value * (1.0 / 3.0))
+            expected, noted = share.clone(), torch.zeros(7)
+            result.contribution.subtract_from(noted)
+            result.contribution.subtract_from(share)
+            torch.testing.assert_close(share, expected + noted, rtol=1e-5, atol=1e-6 * case.largest)
         for result, other in zip(first, second, strict=True):
             parts = take_apart(other.state)
             for name, by_path in take_apart(result.state).items():
@@ -466,6 +473,26 @@ def test_asking_for_the_remainder_changes_nothing_else(case: Case, start: str) -
                     torch.testing.assert_close(part, parts[name][path], rtol=1e-5, atol=1e-5 * case.largest)
         one.states = two.states
         one.step += 1
+
+
+@every_case
+def test_a_contribution_that_nobody_wanted_says_so_when_it_is_used(case: Case) -> None:
+    job = Job(case, LAYOUTS[7], 2)
+    for result in job.exchange(job.values(normal, case.largest), wants_contribution=False):
+        with pytest.raises(AssertionError, match=r"Context\.wants_contribution"):
+            result.contribution.subtract_from(torch.zeros(7))
+
+
+@every_case
+def test_a_state_has_the_same_paths_and_shapes_in_every_bucketing(case: Case) -> None:
+    """So one template over all parameters says what must have been saved."""
+    layout = LAYOUTS[7]
+    singles = [Layout((name,), (shape,)) for name, shape in zip(layout.names, layout.shapes, strict=True)]
+    compressor = case.make()
+    parts = {}
+    for single in singles:
+        parts |= take_apart(compressor.init(Bucket(torch.zeros(single.numel), single)))
+    check_parts([compressor.init(Bucket(torch.zeros(7, device="meta"), layout))], parts)
 
 
 @every_case
@@ -514,11 +541,9 @@ def test_error_feedback_loses_nothing_over_many_steps(name: str, world_size: int
     assert ((given - contributed - left).abs() <= 1e-6 * scale).all()
 
 
-def residual_of(state: State) -> Tensor:
+def residual_of(state: Residual) -> Tensor:
     """What is left of this rank's shares: of its gradients divided by world_size."""
-    residual = state["residual"]
-    assert isinstance(residual, Bucket)
-    return residual.value
+    return state.residual.value
 
 
 @pytest.mark.parametrize("inner", ["fp16", "bf16"])
@@ -577,7 +602,7 @@ def test_none_is_bitwise_the_sum_of_scaled_values() -> None:
 def test_none_keeps_the_dtype_of_the_bucket(dtype: torch.dtype) -> None:
     value = torch.arange(7, dtype=dtype)
     layout = LAYOUTS[7]
-    exchange = NoCompression().exchange(Bucket(value, layout), {}, Context(0, 1, 0))
+    exchange = NoCompression().exchange(Bucket(value, layout), State(), Context(0, 1, 0))
     (result,) = drive_lockstep([exchange], lockstep(1))
     assert result.mean.dtype == dtype
     assert torch.equal(result.mean, value)
@@ -587,14 +612,14 @@ class Gathering:
     """A compressor whose payloads are not all floating-point: a stand-in for those that send indices."""
 
     def init(self, bucket: Bucket) -> State:
-        return {}
+        return State()
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
         indices = torch.arange(bucket.layout.numel, dtype=torch.int32)
-        everyone, places = yield (Request(Op.ALL_GATHER, bucket.value.clone()), Request(Op.ALL_GATHER, indices))
-        assert places.dtype == torch.int32
+        everyone, gathered = yield (Request(Op.ALL_GATHER, bucket.value.clone()), Request(Op.ALL_GATHER, indices))
+        assert gathered.dtype == torch.int32
         assert everyone.dtype == torch.float32
-        return Exchanged(everyone.mean(0), state)
+        return Exchanged(everyone.mean(0), Dense(bucket.value), state)
 
 
 def test_cast_leaves_integers_alone_and_halves_the_rest() -> None:

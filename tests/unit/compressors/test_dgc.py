@@ -8,13 +8,7 @@ from workers import Workers, bucket_layouts, check_mass, check_resume, final_los
 from dtrain.compressors import build
 from dtrain.compressors.dgc import Dgc
 from dtrain.compressors.sparse_routes import ROUTES, all_gather
-from dtrain.exchange import Bucket, Exchanged, Layout, State
-
-
-def vector(state: State, name: str) -> Tensor:
-    bucket = state[name]
-    assert isinstance(bucket, Bucket)
-    return bucket.value
+from dtrain.exchange import Exchanged, Layout
 
 
 class Reference:
@@ -41,8 +35,8 @@ def test_it_is_algorithm_4_of_the_paper() -> None:
         expected = sum(r.send(value) for r, value in zip(references, values, strict=True)) / 3
         assert torch.allclose(mean, expected, rtol=1e-5, atol=1e-6)
         for state, reference in zip(workers.states, references, strict=True):
-            assert torch.allclose(3 * vector(state, "velocity"), reference.u, rtol=1e-5, atol=1e-6)
-            assert torch.allclose(3 * vector(state, "accumulated"), reference.v, rtol=1e-5, atol=1e-6)
+            assert torch.allclose(3 * state.velocity.value, reference.u, rtol=1e-5, atol=1e-6)
+            assert torch.allclose(3 * state.accumulated.value, reference.v, rtol=1e-5, atol=1e-6)
 
 
 def test_at_full_density_it_hands_over_every_gradient_once() -> None:
@@ -107,7 +101,7 @@ def test_what_is_accumulated_and_not_contributed_is_kept(exchange: str) -> None:
         values = workers.random()
         given = given + torch.stack(values).double().sum(0)
         sent = sent + 3 * workers.exchange(values)[0].mean.double()
-    left = 3 * sum(vector(state, "accumulated").double() for state in workers.states)
+    left = 3 * sum(state.accumulated.value.double() for state in workers.states)
     assert (given - sent - left).abs().max() <= 1e-4
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from workers import contributions
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import ErrorFeedback, build
@@ -17,7 +18,7 @@ from dtrain.compressors.codecs.packing import ROUND
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.ternary import NearestTernary
 from dtrain.compressors.two_phase import TwoPhase
-from dtrain.exchange import Bucket, Compressor, Context, Exchanged, Layout, Scratch, State
+from dtrain.exchange import Bucket, Compressor, Context, Exchanged, Layout, Scratch
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.buckets import assign, layout_of, trainable
 from dtrain.sync.drive import drive_lockstep
@@ -42,29 +43,27 @@ class Workers:
         self.compressor, self.step = compressor, 0
         self.layout = Layout(("weight",), ((numel,),))
         self.scratch = [Scratch() for _ in range(world_size)]
-        self.states: list[State] = [compressor.init(Bucket(torch.zeros(numel), self.layout))] * world_size
+        self.states: list[Any] = [compressor.init(Bucket(torch.zeros(numel), self.layout))] * world_size
         self.contributed = torch.zeros(world_size, numel)
 
     def exchange(self, values: Sequence[Tensor]) -> list[Exchanged]:
         n = len(values)
-        remainders = torch.zeros_like(self.contributed)
         exchanges = [
             self.compressor.exchange(
                 Bucket(values[rank] / n, self.layout),
                 self.states[rank],
-                Context(rank, n, self.step, seed=1, remainder=remainders[rank], scratch=self.scratch[rank]),
+                Context(rank, n, self.step, seed=1, wants_contribution=True, scratch=self.scratch[rank]),
             )
             for rank in range(n)
         ]
         results = drive_lockstep(exchanges, lockstep(n))
         self.states = [result.state for result in results]
-        self.contributed = -remainders * n
+        self.contributed = contributions(results, self.layout.numel) * n
         self.step += 1
         return results
 
     def residuals(self) -> Tensor:
-        buckets = [state["residual"] for state in self.states]
-        return torch.stack([bucket.value for bucket in buckets if isinstance(bucket, Bucket)])
+        return torch.stack([state.residual.value for state in self.states])
 
 
 def once(compressor: Compressor, values: Sequence[Tensor]) -> list[Exchanged]:

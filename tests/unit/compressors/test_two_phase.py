@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from workers import contributions
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.integers import int8
 from dtrain.compressors.two_phase import Codec, TwoPhase
-from dtrain.exchange import Bucket, Compressor, Context, Exchanged, Layout, Op, Request
+from dtrain.exchange import Bucket, Compressor, Context, Exchanged, Layout, Op, Request, State
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.drive import drive_lockstep
 
@@ -47,14 +48,10 @@ def exchange(
     compressor: Compressor,
     shares: Sequence[Tensor],
     *,
-    remainders: Sequence[Tensor] | None = None,
     ledgers: Sequence[Ledger] = (),
 ) -> list[Exchanged]:
     layout = Layout(("weight",), ((shares[0].numel(),),))
-    contexts = [
-        Context(rank, len(shares), 0, remainder=None if remainders is None else remainders[rank])
-        for rank in range(len(shares))
-    ]
+    contexts = [Context(rank, len(shares), 0, wants_contribution=True) for rank in range(len(shares))]
     exchanges = [
         compressor.exchange(Bucket(share, layout), compressor.init(Bucket(share, layout)), context)
         for share, context in zip(shares, contexts, strict=True)
@@ -69,9 +66,8 @@ def draw(numel: int, world_size: int) -> list[Tensor]:
 
 def exchange_adding_up(compressor: Compressor, values: Sequence[Tensor]) -> list[Exchanged]:
     """An exchange whose contributions add up to the mean, to 1e-6 of what is summed, in every element."""
-    remainders = [torch.zeros_like(value, dtype=torch.float32) for value in values]
-    results = exchange(compressor, values, remainders=remainders)
-    local = -torch.stack(remainders).double()
+    results = exchange(compressor, values)
+    local = contributions(results, len(values[0])).double()
     error = (local.sum(0) - results[0].mean.double()).abs()
     assert (error <= 1e-6 * local.abs().sum(0)).all()
     return results
@@ -131,20 +127,21 @@ def test_short_shards_leave_zeros_in_their_messages_and_not_what_was_in_memory()
     context = Context(0, 4, 0)
     context.scratch.empty("outgoing", torch.empty(4, 9, dtype=torch.uint8)).fill_(77)
     bucket = Bucket(torch.ones(5), Layout(("bias",), ((5,),)))
-    request = next(TwoPhase(EXACT).exchange(bucket, {}, context))
+    request = next(TwoPhase(EXACT).exchange(bucket, State(), context))
     assert isinstance(request, Request)
     assert request.payload.shape == (4, 9)
     assert request.payload[2, 5:].tolist() == [0] * 4
     assert request.payload[3].tolist() == [0] * 9
 
 
-def test_the_value_itself_may_be_the_remainder() -> None:
+def test_the_value_itself_may_become_the_residual() -> None:
     values = draw(1000, 3)
-    compressor = TwoPhase(AsType(torch.bfloat16))
+    results = exchange(TwoPhase(AsType(torch.bfloat16)), values)
     apart = [value.clone() for value in values]
-    expected = exchange(compressor, values, remainders=apart)[0].mean
-    assert torch.equal(exchange(compressor, values, remainders=values)[0].mean, expected)
-    assert all(torch.equal(one, other) for one, other in zip(values, apart, strict=True))
+    for result, value, copy in zip(results, values, apart, strict=True):
+        result.contribution.subtract_from(copy)
+        result.contribution.subtract_from(value)
+        assert torch.equal(value, copy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -153,26 +150,3 @@ def test_other_types_of_values_come_back_in_their_own(dtype: torch.dtype) -> Non
     for result in exchange(TwoPhase(EXACT), values):
         assert result.mean.dtype == dtype
         torch.testing.assert_close(result.mean, torch.stack(values).sum(0), rtol=1e-2, atol=1e-2)
-
-
-def test_a_payload_may_be_overwritten_once_it_is_sent() -> None:
-    """As the backend may; lockstep never does."""
-
-    def run(spoil: bool) -> tuple[Tensor, Tensor]:
-        remainder = torch.zeros(9)
-        exchange = TwoPhase(AsType(torch.bfloat16)).exchange(
-            Bucket(torch.arange(9.0) / 7, Layout(("bias",), ((9,),))), {}, Context(0, 1, 0, remainder=remainder)
-        )
-        answer = None
-        while True:
-            try:
-                request = exchange.send(answer)
-            except StopIteration as done:
-                return done.value.mean, remainder
-            assert isinstance(request, Request)
-            answer = request.payload.clone()
-            answer = answer if request.op is Op.ALL_TO_ALL else answer.unsqueeze(0)
-            if spoil:
-                request.payload.fill_(77)
-
-    assert all(torch.equal(clean, spoilt) for clean, spoilt in zip(run(False), run(True), strict=True))

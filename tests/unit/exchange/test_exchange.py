@@ -1,17 +1,25 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from dtrain.exchange import (
+    NOT_KEPT,
     Bucket,
     Context,
+    Dense,
     Exchange,
     Exchanged,
     Layout,
     Op,
     Request,
     Scratch,
+    Sparse,
+    State,
+    check_parts,
     put_together,
     take_apart,
     together,
@@ -97,7 +105,7 @@ def rounds(*sizes: int | tuple[int, ...], log: list[object]) -> Exchange:
             log.append((yield tuple(Request(Op.ALL_REDUCE, torch.zeros(s)) for s in size)))
         else:
             log.append((yield Request(Op.ALL_REDUCE, torch.zeros(size))))
-    return Exchanged(torch.tensor([float(len(sizes))]), {})
+    return Exchanged(torch.tensor([float(len(sizes))]), NOT_KEPT, State())
 
 
 def answer_by_size(*exchanges: Exchange) -> tuple[list[list[int]], tuple[Exchanged, ...]]:
@@ -139,12 +147,29 @@ def test_nothing_together_asks_nothing() -> None:
 # States by parameter name
 
 
-def state(layout: Layout) -> dict[str, object]:
-    return {"residual": bucket(layout, 100.0), "inner": {"momentum": bucket(layout, 200.0), "deeper": {}}}
+@dataclass(frozen=True)
+class Momentum(State):
+    momentum: Bucket
+    deeper: State
+
+
+@dataclass(frozen=True)
+class Outer(State):
+    residual: Bucket
+    inner: State
+
+
+@dataclass(frozen=True)
+class One(State):
+    residual: Bucket
+
+
+def state(layout: Layout) -> State:
+    return Outer(bucket(layout, 100.0), Momentum(bucket(layout, 200.0), State()))
 
 
 def test_a_state_is_taken_apart_by_parameter_and_path() -> None:
-    parts = take_apart(state(LAYOUT))  # type: ignore[arg-type]
+    parts = take_apart(state(LAYOUT))
     assert parts.keys() == {"weight", "bias", "gain"}
     assert {path: part.tolist() for path, part in parts["bias"].items()} == {
         "residual": [106, 107],
@@ -154,9 +179,8 @@ def test_a_state_is_taken_apart_by_parameter_and_path() -> None:
 
 
 def test_a_stateless_compressor_has_no_parts() -> None:
-    assert take_apart({}) == {}
-    assert take_apart({"inner": {}}) == {}
-    assert take_apart({"residual": Bucket(torch.zeros(0), Layout((), ()))}) == {}
+    assert take_apart(State()) == {}
+    assert take_apart(One(Bucket(torch.zeros(0), Layout((), ())))) == {}
 
 
 @given(st.permutations(range(6)), st.integers(0, 6), st.integers(0, 6))
@@ -169,23 +193,64 @@ def test_a_state_survives_any_other_bucketing(order: list[int], cut: int, other_
     rebuilt: dict[str, list[float]] = {}
     for chunk in (slice(0, low), slice(low, high), slice(high, 6)):
         layout = Layout(whole.names[chunk], whole.shapes[chunk])
-        template = {"residual": Bucket(torch.full((layout.numel,), -1.0), layout)}
+        template = One(Bucket(torch.full((layout.numel,), -1.0), layout))
         for name, by_path in take_apart(put_together(template, parts)).items():
             rebuilt[name] = by_path["residual"].flatten().tolist()
-    assert rebuilt == {f"p{i}": one(first[i], i)["residual"].value.tolist() for i in range(6)}
+    assert rebuilt == {f"p{i}": one(first[i], i).residual.value.tolist() for i in range(6)}
 
 
-def one(layout: Layout, index: int) -> dict[str, Bucket]:
-    return {"residual": bucket(layout, 10.0 * index)}
+def one(layout: Layout, index: int) -> One:
+    return One(bucket(layout, 10.0 * index))
 
 
-def test_what_was_not_saved_stays_as_init_made_it() -> None:
-    template = {"residual": bucket(LAYOUT, 0.0), "momentum": bucket(LAYOUT, 50.0)}
-    put_together(template, {"bias": {"residual": torch.tensor([-1.0, -2.0])}})
-    assert template["residual"].value.tolist() == [0, 1, 2, 3, 4, 5, -1, -2, 8]
-    assert template["momentum"].value.tolist() == [50, 51, 52, 53, 54, 55, 56, 57, 58]
+def test_a_parameter_of_which_nothing_was_saved_stays_as_init_made_it() -> None:
+    template = put_together(one(LAYOUT, 0), {"bias": {"residual": torch.tensor([-1.0, -2.0])}, "gain": {}})
+    assert template.residual.value.tolist() == [0, 1, 2, 3, 4, 5, -1, -2, 8]
 
 
-def test_a_saved_part_of_another_shape_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"'residual' of parameter 'bias' has shape \(3,\), this run needs \(2,\)"):
-        put_together({"residual": bucket(LAYOUT)}, {"bias": {"residual": torch.zeros(3)}})
+BIAS = torch.zeros(2)
+UNFIT = {
+    "missing": ({"residual": BIAS}, r"no 'inner.momentum' is saved of parameter 'bias', and this run needs it"),
+    "too many": (
+        {"residual": BIAS, "inner.momentum": BIAS, "q": BIAS},
+        r"saved state 'q' of parameter 'bias' has no place in this run",
+    ),
+    "another shape": (
+        {"residual": BIAS, "inner.momentum": torch.zeros(3)},
+        r"'inner.momentum' of parameter 'bias' has shape \(3,\), this run needs \(2,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("saved", "message"), UNFIT.values(), ids=UNFIT.keys())
+def test_saved_parts_that_do_not_fit_are_refused_by_name(saved: dict[str, Tensor], message: str) -> None:
+    message += ".*: saved with another compressor or other options"
+    with pytest.raises(ValueError, match=message):
+        put_together(state(LAYOUT), {"bias": saved})
+    with pytest.raises(ValueError, match=message):
+        check_parts([state(LAYOUT)], take_apart(state(LAYOUT)) | {"bias": saved})
+
+
+def test_parts_are_checked_over_all_buckets() -> None:
+    halves = [LAYOUT.keep([True, False, False]), LAYOUT.keep([False, True, True])]
+    parts = take_apart(state(LAYOUT))
+    check_parts([state(half) for half in halves], parts)
+    check_parts([State()], {})
+    with pytest.raises(ValueError, match="no 'residual' is saved of parameter 'weight'"):
+        check_parts([state(half) for half in halves], {name: parts[name] for name in ("bias", "gain")})
+    with pytest.raises(ValueError, match="'residual' of parameter 'weight' has no place in this run"):
+        check_parts([state(halves[1])], parts)
+    with pytest.raises(ValueError, match="'residual' of parameter 'weight' has no place in this run"):
+        check_parts([State()], parts)
+
+
+# Contributions
+
+
+def test_a_contribution_subtracts_itself() -> None:
+    residual = torch.arange(4.0)
+    Dense(torch.ones(4)).subtract_from(residual)
+    Sparse(torch.tensor([0, 3]), torch.tensor([-1.0, 5.0])).subtract_from(residual)
+    assert residual.tolist() == [0, 0, 1, -3]
+    with pytest.raises(AssertionError, match=r"set Context\.wants_contribution"):
+        NOT_KEPT.subtract_from(residual)

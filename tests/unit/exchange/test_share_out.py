@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,38 +11,39 @@ from dtrain.exchange import Bucket, Layout, Replicated, State, put_together, sha
 LAYOUT = Layout(("weight", "bias"), ((3, 2), (2,)))
 
 
-def state_of(rank: int) -> State:
+@dataclass(frozen=True)
+class Own(State):
+    residual: Bucket
+
+
+@dataclass(frozen=True)
+class Both(State):
     """A residual of this rank's own, inside another state, and factors that are the same on all."""
+
+    inner: Own
+    q: Replicated
+
+
+def both(residual: Tensor, q: Tensor) -> Both:
+    return Both(Own(Bucket(residual, LAYOUT)), Replicated(q, Layout(("weight",), ((1, 3),))))
+
+
+def fresh() -> Both:
+    return both(torch.zeros(LAYOUT.numel, dtype=torch.float64), torch.zeros(3))
+
+
+def state_of(rank: int) -> Both:
     generator = torch.Generator().manual_seed(rank)
-    own = torch.randn(LAYOUT.numel, generator=generator, dtype=torch.float64)
-    return {
-        "inner": {"residual": Bucket(own, LAYOUT)},
-        "q": Replicated(torch.arange(3.0), Layout(("weight",), ((1, 3),))),
-    }
+    return both(torch.randn(LAYOUT.numel, generator=generator, dtype=torch.float64), torch.arange(3.0))
 
 
-def resumed(old: int, new: int) -> list[State]:
+def resumed(old: int, new: int) -> list[Both]:
     saved = [take_apart(state_of(rank)) for rank in range(old)]
-    fresh: State = {
-        "inner": {"residual": Bucket(torch.zeros(LAYOUT.numel, dtype=torch.float64), LAYOUT)},
-        "q": Replicated(torch.zeros(3), Layout(("weight",), ((1, 3),))),
-    }
-    states = []
-    for rank in range(new):
-        template = {
-            "inner": {"residual": Bucket(torch.zeros(LAYOUT.numel, dtype=torch.float64), LAYOUT)},
-            "q": Replicated(torch.zeros(3), Layout(("weight",), ((1, 3),))),
-        }
-        states.append(put_together(template, share_out(fresh, saved, rank, new)))
-    return states
+    return [put_together(fresh(), share_out(fresh(), saved, rank, new)) for rank in range(new)]
 
 
-def residual(state: State) -> Tensor:
-    inner = state["inner"]
-    assert not isinstance(inner, Bucket)
-    bucket = inner["residual"]
-    assert isinstance(bucket, Bucket)
-    return bucket.value
+def residual(state: Both) -> Tensor:
+    return state.inner.residual.value
 
 
 @pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1), (4, 2), (2, 4), (3, 2), (4, 3), (1, 8), (8, 1)])
@@ -59,6 +62,20 @@ def test_as_many_ranks_as_before_each_take_their_own_bitwise(world_size: int) ->
 @pytest.mark.parametrize(("old", "new"), [(1, 3), (4, 2), (2, 2)])
 def test_what_every_rank_shares_stays_as_it_was(old: int, new: int) -> None:
     for state in resumed(old, new):
-        q = state["q"]
-        assert isinstance(q, Bucket)
-        assert torch.equal(q.value, torch.arange(3.0))
+        assert torch.equal(state.q.value, torch.arange(3.0))
+
+
+@pytest.mark.parametrize(("old", "new"), [(2, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("change", ["missing", "too many"])
+def test_parts_of_another_compressor_are_refused_by_another_number_of_ranks_too(
+    old: int, new: int, change: str
+) -> None:
+    saved = [take_apart(state_of(rank)) for rank in range(old)]
+    for parts in saved:
+        if change == "missing":
+            del parts["weight"]["inner.residual"]
+        else:
+            parts["weight"]["velocity"] = torch.zeros(3, 2)
+    for rank in range(new):
+        with pytest.raises(ValueError, match=r"of parameter 'weight'.*saved with another compressor or other options"):
+            put_together(fresh(), share_out(fresh(), saved, rank, new))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dtrain.comm.lockstep import lockstep
-from dtrain.exchange import Exchange, Exchanged, Op, Request
+from dtrain.exchange import NOT_KEPT, Exchange, Exchanged, Op, Request, State
 from dtrain.sync.drive import Pipeline, drive, drive_lockstep
 
 
@@ -16,7 +16,7 @@ def numbered(name: int, num_rounds: int, log: list[str] | None = None) -> Exchan
         if log is not None:
             log.append(f"{name} encodes round {i}")
         total = total + (yield Request(Op.ALL_REDUCE, torch.tensor([float(name)])))
-    return Exchanged(total, {})
+    return Exchanged(total, NOT_KEPT, State())
 
 
 class Wire:
@@ -60,7 +60,7 @@ def test_drive_of_an_exchange_without_rounds() -> None:
 def test_requests_of_a_tuple_are_all_started_before_any_is_waited_for() -> None:
     def pair() -> Exchange:
         a, b = yield (Request(Op.ALL_REDUCE, torch.tensor([1.0])), Request(Op.ALL_REDUCE, torch.tensor([2.0])))
-        return Exchanged(a + b, {})
+        return Exchanged(a + b, NOT_KEPT, State())
 
     wire = Wire()
     assert drive(pair(), wire).mean.item() == 3.0
@@ -71,7 +71,7 @@ def test_a_tuple_of_one_is_answered_with_a_tuple_of_one() -> None:
     def single() -> Exchange:
         answers = yield (Request(Op.ALL_REDUCE, torch.tensor([1.0])),)
         assert isinstance(answers, tuple)
-        return Exchanged(answers[0], {})
+        return Exchanged(answers[0], NOT_KEPT, State())
 
     assert drive(single(), Wire()).mean.item() == 1.0
 

@@ -148,7 +148,7 @@ class Recording:
     threads: set[str] = field(default_factory=set)
 
     def init(self, bucket: Bucket) -> State:
-        return {}
+        return State()
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
         self.steps.append((context.step, context.seed, bucket.layout.names))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dtrain.comm.lockstep import lockstep
-from dtrain.exchange import Exchange, Exchanged, Op, Request
+from dtrain.exchange import NOT_KEPT, Exchange, Exchanged, Op, Request, State
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.drive import Pipeline
 from dtrain.sync.fuse import start_together
@@ -57,7 +57,7 @@ def test_large_requests_are_not_joined() -> None:
 def sum_of(value: float, results: list[float]) -> Exchange:
     total = yield Request(Op.ALL_REDUCE, torch.tensor([value]))
     again = yield Request(Op.ALL_REDUCE, total)
-    return Exchanged(again, {})
+    return Exchanged(again, NOT_KEPT, State())
 
 
 def test_small_rounds_of_several_exchanges_travel_together() -> None:

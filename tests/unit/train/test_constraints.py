@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from workers import Workers
 
 from dtrain.compressors import COMPRESSORS, Masked, NoCompression, Shared, build
-from dtrain.exchange import Bucket, Compressor, Context, Layout, Op
+from dtrain.exchange import Bucket, Compressor, Context, Layout, Op, State
 from dtrain.sync.buckets import layout_of, trainable
 from dtrain.train.config import Phase
 from dtrain.train.constraints import compress, constraints_of, exchanged_as, num_values
@@ -216,12 +216,12 @@ def test_masks_of_another_model_are_refused() -> None:
         Masked(NoCompression(), {"weight": torch.ones(3, 2, dtype=torch.bool)}).init(bucket)
 
 
-def test_places_are_computed_once() -> None:
+def test_slots_are_computed_once() -> None:
     compressor = Masked(NoCompression(), {"weight": torch.tensor([[True, False]])})
     bucket = Bucket(torch.ones(2), Layout(("weight",), ((1, 2),)))
     compressor.init(bucket)
     (known,) = compressor._known.values()
-    next(compressor.exchange(bucket, {}, Context(0, 1, 0)))
+    next(compressor.exchange(bucket, State(), Context(0, 1, 0)))
     (again,) = compressor._known.values()
     assert again is known
     assert known.survivors is known.survivors
