@@ -17,9 +17,9 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from stat import S_ISCHR, S_ISFIFO, S_ISSOCK
-from typing import BinaryIO
 
 _DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
@@ -34,7 +34,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path) -> Iterator[BufferedIOBase]:
     """A binary stream, which can be read too, whose content is `path`'s once the with statement ends without an error.
 
     The file has the permissions of any new one (the umask's). What is no file, such as /dev/stdout or a named pipe, is

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.console import Console
 
+from dtrain.files import write_whole
 from dtrain.meter import c10d, script
 from dtrain.meter.job_traffic import JobTraffic, gather, own_figures, read_figures
 from dtrain.meter.ledger import Ledger
@@ -45,7 +46,7 @@ class _Meter:
         if self._store is not None:
             self._rank, self._world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self._json is not None and self._rank == 0:
-            self._json.write_text("")  # a path that cannot be written to is a mistake now, and not in a week
+            write_whole(self._json, "")  # a path that cannot be written to is a mistake now, and not in a week
         self._ledger = Ledger(close_every=CLOSE_EVERY)
         self._tally = Tally(self._ledger)
         self._ledger.sinks.append(self._tally)
@@ -96,7 +97,7 @@ class _Meter:
 
     def _show(self, report: JobTraffic) -> None:
         if self._json is not None:
-            self._json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+            write_whole(self._json, json.dumps(report.as_json(), indent=2) + "\n")
         console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
         console.print(report.tables())
 

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from dtrain.exchange import Op
+from dtrain.files import write_whole
 from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import read_counters
 from dtrain.meter.wire import wire_bytes
@@ -100,9 +101,7 @@ class Summary:
     def write(self, *, complete: bool = False, total_wire_bytes_all_ranks: float | None = None) -> dict[str, Any]:
         """Write the file as things stand, whole or not at all, and return its content."""
         content = self._content(complete, total_wire_bytes_all_ranks)
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps(content, indent=2) + "\n")
         self._written = time.monotonic()
         return content
 
