@@ -21,7 +21,7 @@ from rich.console import Console
 from dtrain.files import write_whole
 from dtrain.meter import c10d, script
 from dtrain.meter.job_traffic import JobTraffic, gather, own_figures, read_figures
-from dtrain.meter.ledger import Ledger
+from dtrain.meter.ledger import CLOSE_EVERY, Ledger
 from dtrain.meter.nic import Counters, read_counters
 from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.meter.tally import Tally
@@ -31,7 +31,6 @@ GATHER_SECONDS = 30.0
 """How long rank 0 waits at its end for the figures of the others."""
 FAILED_GATHER_SECONDS = 3.0
 """The same after an exception: others may have died."""
-CLOSE_EVERY = 512
 
 
 class _Meter:

@@ -90,7 +90,7 @@ def _note_group(ledger: Ledger, group: dist.ProcessGroup, name: str) -> None:
     except KeyError:  # a group that torch is still making
         return
     description = group.group_desc
-    ledger.groups[name] = Group(name if description == "undefined" else description, ranks)
+    ledger.note_group(name, Group(name if description == "undefined" else description, ranks))
 
 
 def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pending:
