@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dtrain.comm.recording import record
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger
-from dtrain.meter.wire import wire_bytes
 
 
 class _Round:
@@ -83,10 +83,7 @@ class LockstepCommunicator:
             del self._rounds[self._started]
         self._started += 1
         if self._ledger is not None:
-            root = request.op is Op.BROADCAST and self.rank == 0
-            payload = 0 if request.op is Op.BROADCAST and not root else request.payload_bytes
-            wire = wire_bytes(self.backend, request.op, payload, self.world_size, is_root=root)
-            self._ledger.record(request.op, payload, wire, world_size=self.world_size, group="lockstep").complete()
+            record(self._ledger, request, self, group="lockstep").complete()
         return _Handle(meeting, self.rank)
 
     def duplicate(self) -> LockstepCommunicator:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from dtrain.comm.communicator import CollectiveError
+from dtrain.comm.recording import record
 from dtrain.exchange import Op, Request
 from dtrain.meter.ledger import Ledger, Pending
-from dtrain.meter.wire import wire_bytes
 
 POLL_SECONDS = 100e-6
 """Between two looks at a collective under way: a tenth of what 4 MB take between two ranks of one machine."""
@@ -120,7 +120,7 @@ class PolledCommunicator:
         if not self._open:
             raise RuntimeError("this communicator is closed")
         self._check(request)
-        pending = self._record(request)
+        pending = None if self._ledger is None else record(self._ledger, request, self, self._group)
         collective = Collective(f"{request.op} on {TITLES[self.backend]}", self._timeout_seconds, self._waiting)
         self._jobs.put((collective, self._begin(request, collective), pending))
         return collective
@@ -143,14 +143,6 @@ class PolledCommunicator:
             raise ValueError(f"the payload of an {request.op} must be contiguous: call .contiguous() on it")
         if request.op is Op.ALL_REDUCE:
             check_summed(self.backend, payload.dtype)
-
-    def _record(self, request: Request) -> Pending | None:
-        if self._ledger is None:
-            return None
-        is_root = request.op is Op.BROADCAST and self.rank == 0
-        payload = 0 if request.op is Op.BROADCAST and not is_root else request.payload_bytes
-        wire = wire_bytes(self.backend, request.op, payload, self.world_size, is_root=is_root)
-        return self._ledger.record(request.op, payload, wire, world_size=self.world_size, group=self._group)
 
     def _watch(self) -> None:
         while (job := self._jobs.get()) is not None:

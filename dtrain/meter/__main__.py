@@ -18,9 +18,10 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.console import Console
 
+from dtrain.files import write_whole
 from dtrain.meter import c10d, script
 from dtrain.meter.job_traffic import JobTraffic, gather, own_figures, read_figures
-from dtrain.meter.ledger import Ledger
+from dtrain.meter.ledger import CLOSE_EVERY, Ledger
 from dtrain.meter.nic import Counters, read_counters
 from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.meter.tally import Tally
@@ -30,7 +31,6 @@ GATHER_SECONDS = 30.0
 """How long rank 0 waits at its end for the figures of the others."""
 FAILED_GATHER_SECONDS = 3.0
 """The same after an exception: others may have died."""
-CLOSE_EVERY = 512
 
 
 class _Meter:
@@ -45,7 +45,7 @@ class _Meter:
         if self._store is not None:
             self._rank, self._world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if self._json is not None and self._rank == 0:
-            self._json.write_text("")  # a path that cannot be written to is a mistake now, and not in a week
+            write_whole(self._json, "")  # a path that cannot be written to is a mistake now, and not in a week
         self._ledger = Ledger(close_every=CLOSE_EVERY)
         self._tally = Tally(self._ledger)
         self._ledger.sinks.append(self._tally)
@@ -96,7 +96,7 @@ class _Meter:
 
     def _show(self, report: JobTraffic) -> None:
         if self._json is not None:
-            self._json.write_text(json.dumps(report.as_json(), indent=2) + "\n", encoding="utf-8")
+            write_whole(self._json, json.dumps(report.as_json(), indent=2) + "\n")
         console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
         console.print(report.tables())
 

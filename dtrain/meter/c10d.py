@@ -23,7 +23,7 @@ from torch import Tensor
 from dtrain.exchange import Op
 from dtrain.meter.clock import clock_for
 from dtrain.meter.ledger import Group, Ledger, Pending, Purpose
-from dtrain.meter.wire import wire_bytes
+from dtrain.meter.wire import hands_over, wire_bytes
 
 
 def _first(tensors: Any) -> Tensor:
@@ -72,15 +72,6 @@ _CALLS = {
     "monitored_barrier_": _Call(Op.BARRIER, group=1, sent=0),
 }
 
-_HANDS_OVER_NOTHING = (Op.RECV, Op.BARRIER)
-_ONLY_ROOT_HANDS_OVER = (Op.BROADCAST, Op.SCATTER)
-
-
-def _payload(call: _Call, args: tuple[Any, ...], is_root: bool) -> int:
-    if call.op in _HANDS_OVER_NOTHING or (call.op in _ONLY_ROOT_HANDS_OVER and not is_root):
-        return 0
-    return _num_bytes(args[call.sent])
-
 
 def _sent_to_others(name: str, args: tuple[Any, ...], rank: int) -> float | None:
     """The exact bytes meant for other ranks, for an all_to_all whose parts differ in size; None where they do not."""
@@ -99,7 +90,7 @@ def _note_group(ledger: Ledger, group: dist.ProcessGroup, name: str) -> None:
     except KeyError:  # a group that torch is still making
         return
     description = group.group_desc
-    ledger.groups[name] = Group(name if description == "undefined" else description, ranks)
+    ledger.note_group(name, Group(name if description == "undefined" else description, ranks))
 
 
 def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pending:
@@ -111,7 +102,7 @@ def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pe
     tensor = _first(args[call.device])
     device = tensor.device
     is_root = call.root is not None and args[call.root] == rank
-    payload = _payload(call, args, is_root)
+    payload = _num_bytes(args[call.sent]) if hands_over(call.op, is_root=is_root) else 0
     wire = _sent_to_others(name, args, rank)
     if wire is None:
         backend = group._get_backend(device).name()

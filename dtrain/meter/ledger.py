@@ -131,6 +131,11 @@ class Pending:
 
 Sink = Callable[[StepRecord], None]
 
+CLOSE_EVERY = 512
+"""For programs that never close: enough that what is closed has completed, a few hundred KB of memory."""
+MAX_GROUPS = 1000
+"""Groups of torch.distributed that are known at once; a program may make new ones for ever."""
+
 
 class _OfThread(threading.local):
     """What each thread has for itself; a default of the class is found faster than an attribute that is missing."""
@@ -154,12 +159,19 @@ class Ledger:
         self.activity = Activity.INIT
         self.totals: dict[Key, Total] = {}
         self.groups: dict[str, Group] = {}
-        """The groups of torch.distributed that were seen, by the name that entries have."""
+        """The groups of torch.distributed that were seen last, by the name that entries have."""
         self._close_every = close_every
         self._pending: list[Pending] = []
         self._lock = threading.Lock()
         self._closing = threading.Lock()
         self._thread = _OfThread()
+
+    def note_group(self, name: str, group: Group) -> None:
+        """Remember who communicates in the group of this name; beyond MAX_GROUPS the oldest is forgotten."""
+        self.groups.pop(name, None)
+        self.groups[name] = group
+        while len(self.groups) > MAX_GROUPS:
+            self.groups.pop(next(iter(self.groups)))
 
     @contextmanager
     def scope(self, *, activity: Activity | None = None, purpose: Purpose | None = None) -> Iterator[None]:

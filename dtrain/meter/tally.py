@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 from dtrain.exchange import Op
-from dtrain.meter.ledger import Activity, Entry, Group, Ledger, Purpose, StepRecord
+from dtrain.meter.ledger import MAX_GROUPS, Activity, Entry, Group, Ledger, Purpose, StepRecord
 from dtrain.meter.wire import bus_bytes
+
+FURTHER_GROUPS = Group("further groups", ())
+"""What is sent in groups beyond the first MAX_GROUPS is told apart no more."""
 
 
 class Kind(NamedTuple):
@@ -56,6 +59,7 @@ class Tally:
         self.sums: dict[Kind, Sum] = {}
         self.under_way_seconds = 0.0
         self._ledger = ledger
+        self._groups: set[Group] = set()
         self._known_until = 0.0
         self._lock = threading.Lock()
 
@@ -67,6 +71,11 @@ class Tally:
     def _add(self, entry: Entry) -> None:
         group = self._ledger.groups.get(entry.group) or Group(entry.group, ())
         size = 1 << entry.payload_bytes.bit_length() >> 1
+        if group not in self._groups:
+            if len(self._groups) < MAX_GROUPS:
+                self._groups.add(group)
+            else:
+                group = FURTHER_GROUPS
         kind = Kind(entry.op, entry.activity, entry.purpose, group, size)
         total = self.sums.setdefault(kind, Sum())
         total.collectives += 1

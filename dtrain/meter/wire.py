@@ -74,6 +74,15 @@ GLOO: Mapping[Op, Cost] = MappingProxyType(
     }
 )
 
+_NOBODY_HANDS_OVER = (Op.RECV, Op.BARRIER)
+_ONLY_THE_ROOT_HANDS_OVER = (Op.BROADCAST, Op.SCATTER)
+
+
+def hands_over(op: Op, *, is_root: bool) -> bool:
+    """Whether a rank hands anything to a collective: what is broadcast or scattered is the root's alone."""
+    return op not in _NOBODY_HANDS_OVER and (is_root or op not in _ONLY_THE_ROOT_HANDS_OVER)
+
+
 TABLES: Mapping[str, Mapping[Op, Cost]] = MappingProxyType({"gloo": GLOO})
 
 
@@ -82,8 +91,8 @@ def wire_bytes(backend: str, op: Op, payload_bytes: float, world_size: int, *, i
 
     Args:
         backend: "gloo" for what gloo does; any other name ("nccl", "mpi", "horovod") gives the nominal ring.
-        payload_bytes: what this rank hands over: its input. A broadcast's or scatter's belongs to the root alone and
-            is 0 elsewhere; a scatter's is the whole list.
+        payload_bytes: what this rank hands over: its input, 0 where it `hands_over` nothing; a
+            scatter's is the whole list.
         world_size: ranks in the group that communicates, not in the job.
         is_root: whether this rank is the root of a rooted operation.
     """

@@ -7,6 +7,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from dtrain.files import write_whole
+
 FOLDERS = ("rules", "grafana", "dashboards", "provisioning", "datasources")
 
 
@@ -23,7 +25,7 @@ def export(folder: Path, *, overwrite: bool = False) -> list[Path]:
         raise ValueError(f"{changed[0]} is there and differs: choose another folder, or add --overwrite to replace it")
     for path, text in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     (folder / "targets").mkdir(exist_ok=True)
     return list(contents)
 

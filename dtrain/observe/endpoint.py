@@ -13,8 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from prometheus_client import CollectorRegistry, MetricsHandler, write_to_textfile
+from prometheus_client import CollectorRegistry, MetricsHandler, generate_latest
 
+from dtrain.files import write_whole
 from dtrain.meter.nic import is_loopback
 from dtrain.observe.prometheus import RunCollector
 
@@ -107,10 +108,8 @@ class Endpoint:
         address = f"[{reached}]:{port}" if ":" in reached else f"{reached}:{port}"
         target = {"targets": [address], "labels": {"run": metrics.run, "rank": str(metrics.rank)}}
         path = folder / f"{socket.gethostname()}-{port}.json"
-        partial = path.with_suffix(".partial")
         with _warning(f"{path} was not written"):
-            partial.write_text(json.dumps([target]) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, json.dumps([target]) + "\n")
         self._stack.callback(self._withdraw, path)
 
     def _withdraw(self, path: Path) -> None:
@@ -119,7 +118,7 @@ class Endpoint:
 
     def _write(self, path: Path) -> None:
         with _warning(f"{path} was not written"):
-            write_to_textfile(str(path), self._registry)
+            write_whole(path, generate_latest(self._registry))
 
 
 @contextmanager

@@ -49,11 +49,14 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._lines = JsonLines(path)
 
+    def on_phase(self, name: str, num_values: int) -> None:
+        """Nothing: the file's lines are of training and of evaluations, by step."""
+
+    def on_packed(self, num_bytes: int) -> None:
+        """Nothing, likewise."""
+
     def on_train(self, metrics: TrainFigures) -> None:
         self._lines.write({"kind": "train", **asdict(metrics)})
-
-    def on_phase(self, name: str, num_values: int) -> None: ...
-    def on_packed(self, num_bytes: int) -> None: ...
 
     def on_eval(self, metrics: EvalFigures) -> None:
         self._lines.write({"kind": "eval", **asdict(metrics)})

@@ -35,6 +35,14 @@ class ShowProgress:
             self._task = self._bar.add_task("train", total=num_steps, line="")
             self._bar.start()
 
+    def on_phase(self, name: str, num_values: int) -> None:
+        """Say that a phase begins; a run without phases has one of no name, of which there is nothing to say."""
+        if name:
+            self._print(f"phase {name}: {num_values:,} values to exchange a step")
+
+    def on_packed(self, num_bytes: int) -> None:
+        self._print(f"packed without loss into {num_bytes:,} B")
+
     def on_train(self, metrics: TrainFigures) -> None:
         before = self._last
         steps = metrics.step - (before.step if before else 0)
@@ -44,9 +52,6 @@ class ShowProgress:
             self._bar.update(self._task, completed=metrics.step, line=line)
         else:
             self._print(f"step {metrics.step}/{self._num_steps}  {line}")
-
-    def on_phase(self, name: str, num_values: int) -> None: ...
-    def on_packed(self, num_bytes: int) -> None: ...
 
     def on_eval(self, metrics: EvalFigures) -> None:
         self._print(

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from dtrain.exchange import Op
 from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import read_counters
-from dtrain.meter.wire import wire_bytes
+from dtrain.meter.saving import dense_wire_bytes
 from dtrain.observe.figures import EvalFigures, TrainFigures
 
 STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -91,8 +91,7 @@ class RunCollector(Collector):
         self._steps_before = 0  # of this process, at the last logging point: a run that was resumed counts on
         self._waits: dict[str, float] = {}
         self._scores: dict[str, _Score] = {}
-        self.model_bytes: dict[str, int] = {"fp32": int(watched.facts["grad_bytes"])}
-        """By form: fp32, and as the run goes on `exchanged` (4 for each number of a dense exchange) and `packed`."""
+        self._model_bytes: dict[str, int] = {"fp32": int(watched.facts["grad_bytes"])}
 
     def on_record(self, record: StepRecord) -> None:
         """Take in a record of the ledger."""
@@ -110,12 +109,6 @@ class RunCollector(Collector):
                 self._exposed_seconds += record.times.exposed_comm
                 self._last_step = time.time()
 
-    def on_phase(self, name: str, num_values: int) -> None:
-        self.model_bytes["exchanged"] = 4 * num_values
-
-    def on_packed(self, num_bytes: int) -> None:
-        self.model_bytes["packed"] = num_bytes
-
     def on_train(self, metrics: TrainFigures) -> None:
         with self._lock:
             num_steps = sum(self._step_seconds.counts) - self._steps_before
@@ -130,6 +123,16 @@ class RunCollector(Collector):
     def on_eval(self, metrics: EvalFigures) -> None:
         with self._lock:
             self._scores["test"] = _Score(metrics.loss, metrics.accuracy)
+
+    def on_phase(self, name: str, num_values: int) -> None:
+        """A phase begins, or a run without any, whose steps exchange so many numbers each: 4 B each, if dense."""
+        with self._lock:
+            self._model_bytes["exchanged"] = 4 * num_values
+
+    def on_packed(self, num_bytes: int) -> None:
+        """The trained model was packed into so many bytes beside it."""
+        with self._lock:
+            self._model_bytes["packed"] = num_bytes
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for. Waits for nothing but a lock that the training thread holds for microseconds."""
@@ -148,7 +151,7 @@ class RunCollector(Collector):
             rows = [((*key, compressor), float(getattr(total, of))) for key, total in totals.items()]
             yield self._counter(name, text, rows, split)
         facts, steps = self._watched.facts, sum(self._step_seconds.counts)
-        dense = wire_bytes(facts["backend"], Op.ALL_REDUCE, facts["grad_bytes"], facts["world_size"])
+        dense = dense_wire_bytes(facts["backend"], facts["grad_bytes"], facts["world_size"])
         key = (Op.ALL_REDUCE, Activity.TRAIN, Purpose.GRADIENT, compressor)
         text = "Bytes that a dense fp32 all_reduce of the gradients would have sent in the steps so far"
         yield self._counter("dense_bytes", text, [(key, dense * steps)] if totals else [], split)
@@ -193,9 +196,7 @@ class RunCollector(Collector):
             return
         yield self._gauge("model_parameters", "Trainable parameters", [((), facts["num_parameters"])])
         text = "The model: fp32 is 4 bytes a parameter, exchanged what is left of it in this phase, packed a .dtz file"
-        yield self._gauge(
-            "model_bytes", text, [((form,), size) for form, size in tuple(self.model_bytes.items())], ("form",)
-        )
+        yield self._gauge("model_bytes", text, [((form,), size) for form, size in self._model_bytes.items()], ("form",))
         scores = self._scores.items()
         yield self._gauge("loss", "Mean loss, of the last logging point or test", _of(scores, "loss"), ("split",))
         yield self._gauge("accuracy_ratio", "Top-1 accuracy, likewise", _of(scores, "accuracy"), ("split",))

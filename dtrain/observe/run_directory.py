@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from dtrain.files import write_whole
+
 _VARIABLES = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -57,7 +59,7 @@ def write_environment(path: Path, launch: Mapping[str, Any]) -> None:
         "versions": versions(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
-    (path / "environment.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path / "environment.json", json.dumps(content, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -8,17 +8,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from dtrain.exchange import Op
+from dtrain.files import write_whole
 from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import read_counters
-from dtrain.meter.wire import wire_bytes
+from dtrain.meter.saving import Savings, savings
 from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.sample import Sample
 
 SCHEMA = 1
 _SECONDS_BETWEEN_WRITES = 5.0
+
+_OF_STEPS = {
+    "step_seconds_median": "step",
+    "exposed_comm_seconds_median": "exposed_comm",
+    "codec_seconds_median": "codec",
+}
+_OF_INTERVALS = {
+    "images_per_second": "images_per_second",
+    "transfer_seconds_median": "transfer_seconds",
+    "straggler_wait_seconds_median": "straggler_wait_seconds",
+}
+"""Medians, by the field of Times or TrainFigures that they are of."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,8 @@ class NicWindow:
 
 
 @dataclass
-class _Phase:
-    """How things stood when it began, and the accuracy of its last evaluation."""
+class _PhaseBegun:
+    """A phase of training: how things stood when it began, and the accuracy of its last evaluation."""
 
     name: str
     num_values: int
@@ -53,11 +65,11 @@ class Summary:
 
     def __init__(self, path: Path, facts: Mapping[str, Any], ledger: Ledger, nic: NicWindow | None) -> None:
         self._path, self._facts, self._ledger, self._nic = path, dict(facts), ledger, nic
-        self._steps: list[StepRecord] = []
-        self._phases: list[_Phase] = []
-        self.packed_bytes: int | None = None
-        """Of the packed model beside the trained one, once there is one."""
-        self._train: list[TrainFigures] = []
+        self._num_steps = 0
+        self._samples = {name: Sample() for name in (*_OF_STEPS, *_OF_INTERVALS)}
+        self._phases: list[_PhaseBegun] = []
+        self._packed_bytes: int | None = None
+        self._train: TrainFigures | None = None
         self._eval: EvalFigures | None = None
         self._nic_start = self._nic_end = 0
         self._written = 0.0
@@ -71,15 +83,13 @@ class Summary:
         self.write()
 
     def on_phase(self, name: str, num_values: int) -> None:
+        """A phase begins whose steps exchange so many numbers each, before compression; without a name, the run."""
         if name:
-            self.begin_phase(name, num_values)
+            self._phases.append(_PhaseBegun(name, num_values, self._num_steps, *self._gradients()))
 
     def on_packed(self, num_bytes: int) -> None:
-        self.packed_bytes = num_bytes
-
-    def begin_phase(self, name: str, num_values: int) -> None:
-        """A phase begins whose steps exchange so many numbers each, before compression."""
-        self._phases.append(_Phase(name, num_values, len(self._steps), *self._gradients()))
+        """The trained model was packed into so many bytes beside it."""
+        self._packed_bytes = num_bytes
 
     def phase_lines(self) -> list[str]:
         """For people: what each phase exchanged."""
@@ -93,7 +103,9 @@ class Summary:
         return lines
 
     def on_train(self, metrics: TrainFigures) -> None:
-        self._train.append(metrics)
+        self._train = metrics
+        for name, figure in _OF_INTERVALS.items():
+            self._samples[name].add(getattr(metrics, figure))
         self._nic_end = self._transmitted()
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
@@ -107,24 +119,23 @@ class Summary:
     def write(self, *, complete: bool = False, total_wire_bytes_all_ranks: float | None = None) -> dict[str, Any]:
         """Write the file as things stand, whole or not at all, and return its content."""
         content = self._content(complete, total_wire_bytes_all_ranks)
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        write_whole(self._path, json.dumps(content, indent=2) + "\n")
         self._written = time.monotonic()
         return content
 
     def _on_record(self, record: StepRecord) -> None:
         if record.step is not None:
-            self._steps.append(StepRecord(record.step, (), record.times))
+            self._num_steps += 1
+        if record.step is not None and record.times is not None:
+            for name, time_of in _OF_STEPS.items():
+                self._samples[name].add(getattr(record.times, time_of))
 
     def _transmitted(self) -> int:
         return read_counters()[self._nic.interface].transmitted_bytes if self._nic else 0
 
     def _content(self, complete: bool, total_wire: float | None) -> dict[str, Any]:
-        num_steps = len(self._steps)
+        num_steps, last = self._num_steps, self._train
         gradient = self._ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT)
-        last = self._train[-1] if self._train else None
-        times = [record.times for record in self._steps if record.times is not None]
         metered = self._ledger.total().count > 0  # else nothing was counted, which is not the same as nothing sent
         if total_wire is None:
             total_wire = last.total_wire_bytes_all_ranks if last else self._ledger.total().wire_bytes
@@ -137,16 +148,11 @@ class Summary:
             "wire_bytes_per_step": None if wire is None else _exact(wire / num_steps),
             "nic_bytes_per_step": self._nic_bytes_per_step(num_steps),
             "init_wire_bytes": _exact(self._ledger.total(activity=Activity.INIT).wire_bytes) if metered else None,
-            **self._savings(None if wire is None else wire / num_steps),
+            **self._savings(None if wire is None else wire / num_steps)._asdict(),
             "accuracy": self._eval.accuracy if self._eval else None,
             "loss": self._eval.loss if self._eval else None,
             "seconds": time.monotonic() - self._started,
-            "images_per_second": _median([m.images_per_second for m in self._train]),
-            "step_seconds_median": _median([t.step for t in times]),
-            "exposed_comm_seconds_median": _median([t.exposed_comm for t in times]),
-            "codec_seconds_median": _median([t.codec for t in times]),
-            "transfer_seconds_median": _median([m.transfer_seconds for m in self._train]),
-            "straggler_wait_seconds_median": _median([m.straggler_wait_seconds for m in self._train]),
+            **{name: sample.median() for name, sample in self._samples.items()},
             "total_wire_bytes_all_ranks": _exact(total_wire) if metered else None,
             "wire_bytes_by_phase_and_purpose": {
                 f"{activity}/{purpose}": _exact(self._ledger.total(activity=activity, purpose=purpose).wire_bytes)
@@ -155,7 +161,7 @@ class Summary:
                 if self._ledger.total(activity=activity, purpose=purpose).count
             },
             "phases": self._phase_figures(),
-            "packed_bytes": self.packed_bytes,
+            "packed_bytes": self._packed_bytes,
             "complete": complete,
         }
 
@@ -165,7 +171,7 @@ class Summary:
         return total.payload_bytes, total.wire_bytes
 
     def _phase_figures(self) -> list[dict[str, Any]]:
-        end = _Phase("", 0, len(self._steps), *self._gradients())
+        end = _PhaseBegun("", 0, self._num_steps, *self._gradients())
         metered = self._ledger.total().count > 0
         figures = []
         for phase, following in pairwise([*self._phases, end]):
@@ -189,17 +195,9 @@ class Summary:
             return None
         return (self._nic_end - self._nic_start) / self._nic.local_world_size / num_steps
 
-    def _savings(self, wire: float | None) -> dict[str, float | None]:
-        """Against a dense all_reduce of the gradients in fp32 and in fp16, at the same number of workers."""
-        if self._facts["world_size"] == 1 or not wire:
-            return {"saving_vs_fp32": None, "saving_vs_fp16": None}
-        dense = wire_bytes(self._facts["backend"], Op.ALL_REDUCE, self._facts["grad_bytes"], self._facts["world_size"])
-        return {"saving_vs_fp32": dense / wire, "saving_vs_fp16": dense / 2 / wire}
-
-
-def _median(values: list[float] | list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+    def _savings(self, wire: float | None) -> Savings:
+        facts = self._facts
+        return savings(wire, backend=facts["backend"], grad_bytes=facts["grad_bytes"], world_size=facts["world_size"])
 
 
 def _exact(value: float) -> int | float:

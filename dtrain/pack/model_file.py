@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
+from dtrain.files import whole_file
 from dtrain.pack.tensor import Tensor, num_bytes
 
 
@@ -67,9 +68,7 @@ def write_safetensors(model: Model, path: Path) -> None:
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with whole_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in model.tensors.values():
             file.write(tensor.data.tobytes())
-    partial.replace(path)

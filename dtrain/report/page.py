@@ -14,6 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from dtrain.files import write_whole
 from dtrain.report import charts, units
 from dtrain.report.charts import Chart
 from dtrain.report.compare import GROUPS
@@ -69,7 +70,7 @@ def write(runs: Sequence[Run], path: str | Path) -> Path:
     """Writes the page (UTF-8) and returns its path; directories on the way are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(runs), encoding="utf-8")
+    write_whole(path, render(runs))
     return path
 
 

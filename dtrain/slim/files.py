@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from dtrain.files import write_whole
 from dtrain.pack import (
     PRESETS,
     Container,
@@ -71,9 +72,7 @@ def pack_file(
     if images is not None:
         model, stages = _calibrated(source, model, images)
     packed = to_bytes(replace(pack(model, stages, coder=coder), preset=preset))
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(packed)
-    partial.replace(target)
+    write_whole(target, packed)
     return {
         "preset": preset,
         "num_tensors": len(model.tensors),

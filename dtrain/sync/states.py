@@ -17,6 +17,7 @@ from dtrain.exchange import (
     Parts,
     Scratch,
     State,
+    check_parts,
     put_together,
     share_out,
     take_apart,
@@ -128,6 +129,9 @@ class States:
         layout = Layout((name,), (tuple(parameter.shape),))
         value = torch.empty(layout.numel, dtype=parameter.dtype, device=parameter.device)
         template = self._compressor.init(Bucket(value, layout))
+        for parts in ranks:
+            if parts:  # else it was saved before the first step
+                check_parts([template], {name: parts.get(name, {})})
         put_together(template, share_out(template, ranks, self._rank, self._world_size))
         return take_apart(template).get(name, {})
 

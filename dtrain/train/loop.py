@@ -17,7 +17,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from dtrain.comm import Communicator, all_gather
 from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord, Times
-from dtrain.observe.figures import EvalFigures, TrainFigures, split_transfer
+from dtrain.meter.transfer import split_transfer
+from dtrain.observe.figures import EvalFigures, TrainFigures
 from dtrain.sync.synchronizer import NonFiniteGradientError, Spent, Synchronizer
 from dtrain.train.agreement import check_replicas
 from dtrain.train.loss import Loss, against_labels

@@ -7,17 +7,21 @@ names only when complete, so an interrupted download or unpacking leaves nothing
 import fcntl
 import hashlib
 import http.client
+import os
 import shutil
 import tarfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from dtrain.files import whole_file
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
@@ -62,7 +66,8 @@ def unpacked(archive: Archive, root: Path, *, download: bool) -> Path:
         if not target.is_dir():
             if not packed.is_file():
                 _fetch(archive, packed)
-            _check(archive, packed)
+            with packed.open("rb") as file:
+                _check(archive, file, packed)
             _unpack(archive, packed, target)
     return target
 
@@ -75,21 +80,17 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fetch(archive: Archive, packed: Path) -> None:
-    partial = packed.with_name(packed.name + ".part")
     try:
-        with urllib.request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as response, partial.open("wb") as file:
+        with urllib.request.urlopen(archive.url, timeout=_TIMEOUT_SECONDS) as response, whole_file(packed) as file:
             _copy_with_progress(response, file, archive)
-        _check(archive, partial)
-        partial.replace(packed)
+            _check(archive, file, packed)
     except (OSError, http.client.HTTPException) as error:
         raise ConnectionError(
             f"cannot fetch {archive.url}: {error}; fetch it by other means and put it at {packed}"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def _copy_with_progress(response: IO[bytes], file: IO[bytes], archive: Archive) -> None:
+def _copy_with_progress(response: IO[bytes], file: BufferedIOBase, archive: Archive) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
@@ -101,17 +102,20 @@ def _copy_with_progress(response: IO[bytes], file: IO[bytes], archive: Archive) 
             progress.advance(task, len(chunk))
 
 
-def _check(archive: Archive, path: Path) -> None:
-    num_bytes = path.stat().st_size
+def _check(archive: Archive, file: BufferedIOBase, path: Path) -> None:
+    """Raise ValueError, naming `path`, for a file that is not the archive."""
+    num_bytes = file.seek(0, os.SEEK_END)
     if num_bytes != archive.num_bytes:
         found = f"{num_bytes} bytes long instead of {archive.num_bytes}"
     else:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if sha256 == archive.sha256:
             return
         found = f"of SHA-256 {sha256} instead of {archive.sha256}"
-    raise ValueError(f"{path} is not the archive of {archive.url}: it is {found}; delete it and fetch it again")
+    raise ValueError(
+        f"{path} is not the archive of {archive.url}: it is {found}; fetch it again, in its place if it is there"
+    )
 
 
 def _unpack(archive: Archive, packed: Path, target: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from dtrain.exchange import Op
 from dtrain.meter.job_traffic import JobTraffic, RankFigures, own_figures, read_figures
-from dtrain.meter.ledger import Activity, Entry, Group, Ledger, Purpose, StepRecord
+from dtrain.meter.ledger import MAX_GROUPS, Activity, Entry, Group, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import Counters
-from dtrain.meter.tally import Kind, Sum, Tally, from_json
+from dtrain.meter.tally import FURTHER_GROUPS, Kind, Sum, Tally, from_json
 from dtrain.meter.wire import bus_bytes
 
 WORLD = Group("default_pg", (0, 1, 2, 3))
@@ -117,3 +117,18 @@ def test_top_talkers_come_first_and_hosts_count_once() -> None:
     assert list(report.by(lambda kind: kind.op)) == [Op.ALL_REDUCE, Op.SEND]
     assert report._rank_table().columns[0]._cells == ["1", "0"]
     assert report.hosts == {"node0": Counters(10, 20)}
+
+
+def test_a_program_that_makes_groups_for_ever_has_no_more_sums_than_it_has_to() -> None:
+    ledger = Ledger(close_every=10)
+    seen = Tally(ledger)
+    ledger.sinks.append(seen)
+    for number in range(3 * MAX_GROUPS):
+        ledger.note_group(str(number), Group(str(number), (0, 1)))
+        ledger.record(Op.ALL_REDUCE, 8, 8.0, world_size=2, group=str(number))
+    ledger.close()
+    assert len(ledger.groups) == MAX_GROUPS
+    assert len(seen.sums) == MAX_GROUPS + 1
+    assert sum(total.collectives for total in seen.sums.values()) == 3 * MAX_GROUPS
+    assert {kind.group: total for kind, total in seen.sums.items()}[FURTHER_GROUPS].collectives == 2 * MAX_GROUPS
+    assert from_json(json.loads(json.dumps(seen.as_json()))) == seen.sums

@@ -1,7 +1,7 @@
 import pytest
 
 from dtrain.exchange import Op
-from dtrain.meter.wire import GLOO, NOMINAL, wire_bytes
+from dtrain.meter.wire import GLOO, NOMINAL, hands_over, wire_bytes
 
 ROOTED = (Op.BROADCAST, Op.REDUCE, Op.GATHER, Op.SCATTER)
 ONLY_ROOT_HANDS_OVER = (Op.BROADCAST, Op.SCATTER)
@@ -85,3 +85,9 @@ def test_a_backend_without_a_table_is_nominal() -> None:
 
 def test_nothing_handed_over_is_nothing_sent() -> None:
     assert all(wire_bytes("gloo", op, 0, 4, is_root=True) == 0.0 for op in Op)
+
+
+def test_only_the_root_hands_over_what_is_broadcast_or_scattered_and_nobody_what_is_received() -> None:
+    everywhere = {op for op in Op if hands_over(op, is_root=False)}
+    assert set(Op) - everywhere == {Op.BROADCAST, Op.SCATTER, Op.RECV, Op.BARRIER}
+    assert {op for op in Op if hands_over(op, is_root=True)} - everywhere == {Op.BROADCAST, Op.SCATTER}

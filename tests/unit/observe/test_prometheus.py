@@ -147,7 +147,8 @@ def test_rank_0_speaks_for_all_and_others_for_themselves() -> None:
         step(ledger, number)
     metrics.on_train(TRAIN)
     metrics.on_eval(EvalFigures(10, 0, 1.5, 0.5, 100, 1.0))
-    metrics.model_bytes["packed"] = 500
+    metrics.on_phase("", 900)
+    metrics.on_packed(500)
     found = samples(metrics)
     assert found["dtrain_loss", (("split", "train"),)] == 2.5
     assert found["dtrain_loss", (("split", "test"),)] == 1.5
@@ -156,6 +157,7 @@ def test_rank_0_speaks_for_all_and_others_for_themselves() -> None:
     assert found["dtrain_transfer_seconds_total", ()] == pytest.approx(0.2)
     assert found["dtrain_straggler_wait_seconds_total", ()] == pytest.approx(0.3)
     assert found["dtrain_model_bytes", (("form", "fp32"),)] == 4000
+    assert found["dtrain_model_bytes", (("form", "exchanged"),)] == 3600
     assert found["dtrain_model_bytes", (("form", "packed"),)] == 500
     others = {name for name, _ in samples(watched(Ledger(), rank=1))}
     assert not others & {"dtrain_loss", "dtrain_model_parameters", "dtrain_images_per_second"}

@@ -236,7 +236,7 @@ def test_metrics_file_tells_training_from_evaluation_line_by_line(tmp_path: Path
 def test_each_phase_has_its_own_steps_and_bytes(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for name, size, steps in (("dense", 4, 3), ("nothing", 4, 0), ("prune", 1, 2)):
-        run.summary.begin_phase(name, size * PARAMETERS // 4)
+        run.summary.on_phase(name, size * PARAMETERS // 4)
         for step in range(steps):
             run.step(step, bytes_per_element=size)
         run.record(999, Activity.EVAL, Purpose.METRICS)
@@ -265,3 +265,27 @@ def test_a_run_without_phases_has_none(tmp_path: Path) -> None:
     run.step(0)
     run.summary.write()
     assert (run.read()["phases"], run.read()["packed_bytes"], run.summary.phase_lines()) == ([], None, [])
+
+
+def test_what_a_phase_exchanges_and_what_the_model_packs_to_come_by_calls(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.summary.on_phase("", PARAMETERS)  # a run without phases
+    run.step(0)
+    run.summary.on_packed(321)
+    run.summary.write()
+    assert (run.read()["phases"], run.read()["packed_bytes"]) == ([], 321)
+
+
+def test_a_hundred_thousand_steps_leave_the_summary_no_larger_than_ten_thousand(tmp_path: Path) -> None:
+    sizes = {}
+    for num_steps in (10_000, 100_000):
+        run = Run(tmp_path)
+        for step in range(num_steps):
+            run.ledger.close(step, Times(1.0 + step, 0.25, 0.5))
+            run.summary.on_train(train_metrics(step))
+        sizes[num_steps] = sum(len(sample._kept) for sample in run.summary._samples.values())
+        held = {name: len(value) for name, value in vars(run.summary).items() if hasattr(value, "__len__")}
+        assert max(held.values()) < 20, held
+        assert run.summary.write()["step_seconds_median"] == pytest.approx(num_steps / 2, rel=0.001)
+        assert run.read()["num_steps"] == num_steps
+    assert sizes[100_000] <= 6 * 4096

@@ -1,6 +1,6 @@
 import pytest
 
-from dtrain.observe.figures import split_transfer
+from dtrain.meter.transfer import split_transfer
 
 
 def test_the_rank_that_came_last_shows_the_transfer_and_the_others_waited() -> None:

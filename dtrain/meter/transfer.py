@@ -1,0 +1,30 @@
+"""How much of the time in collectives was transfer, and how much was waiting for the rank that came last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+from typing import NamedTuple
+
+
+class TransferSplit(NamedTuple):
+    """What a set of collectives cost, in seconds."""
+
+    transfer: float
+    straggler_wait: float
+
+
+def split_transfer(seconds_by_rank: Sequence[Sequence[float]]) -> TransferSplit | None:
+    """Tell transfer from waiting, given how long each rank was in each of the same collectives.
+
+    A collective ends everywhere at about the same time, so the rank that came last was in it for the shortest time and
+    did not wait: its time is the transfer, and what others spent beyond it is their wait, here averaged over ranks.
+    NaN stands for a time that is not known; None is the answer where nothing, or not everything, was timed.
+    """
+    transfer = wait = 0.0
+    for durations in zip(*seconds_by_rank, strict=True):
+        shortest = min(durations)
+        transfer += shortest
+        wait += sum(durations) / len(durations) - shortest
+    known = any(map(len, seconds_by_rank)) and not isnan(transfer + wait)
+    return TransferSplit(transfer, wait) if known else None
