@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,7 +56,10 @@ def read_request(arguments: Sequence[str]) -> Request:
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="a folder of yours beside conf/")
     parser.add_argument("--config-name", "-cn", default="train", metavar="NAME", help="default: train")
     parsed = parser.parse_intermixed_args(arguments)
-    with _hydra(parsed.config_dir) as groups:
+    if parsed.config_dir is not None and not parsed.config_dir.is_dir():
+        raise ValueError(f"--config-dir {parsed.config_dir} is no folder: give one with groups such as model/")
+    with initialize_config_module(version_base="1.3", config_module="dtrain.conf"):
+        groups = _Groups(GlobalHydra.instance().config_loader(), parsed.config_dir)
         if parsed.help:
             return Request(None, f"{parser.format_help()}\n{HELP}{groups}")
         composed = _compose(parsed.config_name, parsed.settings, groups)
@@ -66,27 +68,15 @@ def read_request(arguments: Sequence[str]) -> Request:
     return Request(composed)
 
 
-@contextmanager
-def _hydra(folder: Path | None) -> Iterator[_Groups]:
-    """Hydra, looking at conf/ and, where it is given, at a folder of the user's; with the groups that it sees."""
-    with initialize_config_module(version_base="1.3", config_module="dtrain.conf"):
-        search_path = GlobalHydra.instance().config_loader().get_search_path()
-        if folder is not None:
-            if not folder.is_dir():
-                raise ValueError(f"--config-dir {folder} is no folder: give one with groups such as model/")
-            search_path.append("command line", str(folder.resolve()))
-        yield _Groups(GlobalHydra.instance().config_loader())
-
-
 class _Groups:
-    """The groups of conf/ with the names in each."""
+    """The groups of conf/, and of a folder of the user's where one is given, with the names in each."""
 
-    def __init__(self, loader: ConfigLoader) -> None:
-        self.options = {
-            group: loader.get_group_options(group, ObjectType.CONFIG)
-            for group in loader.list_groups("")
-            if group != "hydra"
-        }
+    def __init__(self, loader: ConfigLoader, folder: Path | None) -> None:
+        self.search = [] if folder is None else [f"hydra.searchpath=[file://{folder.resolve()}]"]
+        self.options = {}
+        for group in (group for group in loader.list_groups("") if group != "hydra"):
+            own = [] if folder is None else [path.stem for path in (folder / group).glob("*.yaml")]
+            self.options[group] = sorted({*loader.get_group_options(group, ObjectType.CONFIG), *own})
 
     def __str__(self) -> str:
         return "".join(f"  {group}: {', '.join(options)}\n" for group, options in self.options.items())
@@ -101,7 +91,7 @@ def _compose(name: str, settings: Sequence[str], groups: _Groups) -> DictConfig:
             like = _nearest(chosen, options)
             raise ValueError(f"{group}={chosen} does not exist{like}: choose one of {', '.join(options)}")
     try:
-        return compose(name, overrides=list(settings))
+        return compose(name, overrides=[*groups.search, *settings])
     except HydraException as error:
         choices = [setting for setting, o in zip(settings, overrides, strict=True) if o.key_or_group in groups.options]
         for override in overrides:
@@ -123,7 +113,7 @@ def _check_known(override: Override, name: str, choices: list[str], groups: _Gro
     key = override.key_or_group
     if override.is_add():
         return
-    known = list(_names(compose(name, overrides=choices), ""))
+    known = list(_names(compose(name, overrides=[*groups.search, *choices]), ""))
     if key in known:
         return
     group = key.rpartition(".")[0]

@@ -16,7 +16,7 @@ from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
 from dtrain.exchange import Compressor
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
-from dtrain.train.config import Span, TrainConfig
+from dtrain.train.config import BEFORE, Span, TrainConfig
 from dtrain.train.progress import Course, Place
 from dtrain.train.settings import Settings, check_resumable, kept_in_checkpoints
 from dtrain.vision import data, models
@@ -69,7 +69,7 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     _check_momentum(config)
     if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
         check_summed(config.backend.name, torch.bfloat16)
-    facts = _facts(model, train_set, test_set)
+    facts = _facts(model, train_set, test_set) | {"teacher": _teacher(config.teacher)}
     step_samples = loader.global_batch_size
     if checkpoint is not None:
         manifest = checkpoint.manifest
@@ -93,6 +93,15 @@ def _facts(model: nn.Module, train_set: data.Dataset, test_set: data.Dataset) ->
         "num_test_images": len(test_set),
         "classes": hashlib.sha256(classes.encode()).hexdigest()[:16],
     }
+
+
+def _teacher(teacher: str | None) -> str | None:
+    """What a file of weights holds; anything else as it is."""
+    if teacher in (None, BEFORE):
+        return teacher
+    if not Path(str(teacher)).is_file():
+        raise FileNotFoundError(f"no weight file at {teacher}: check the path of teacher")
+    return hashlib.sha256(Path(str(teacher)).read_bytes()).hexdigest()
 
 
 def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:

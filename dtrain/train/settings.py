@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dtrain.train.config import BEFORE, TrainConfig
+from dtrain.train.config import TrainConfig
 
 Settings = Mapping[str, Any]
 """By dotted name, values as JSON has them."""
@@ -19,7 +18,8 @@ _OF_A_HOST = (
     "overwrite",
     "threads",
     "init_weights",  # rank 0's weights go to everybody
-    "resume",  # what it holds is compared, not where it is
+    "resume",  # of this and the next what they hold is compared, not where it is
+    "teacher",
     "observe.progress",
     "observe.nic_interface",
     "observe.profile",
@@ -101,12 +101,7 @@ def _shown(settings: Settings, name: str) -> str:
 
 
 def _flat(config: TrainConfig, facts: Settings) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in _items(config, ""):
-        found[name] = value
-    if config.teacher not in (None, BEFORE):
-        found["teacher"] = hashlib.sha256(Path(str(config.teacher)).read_bytes()).hexdigest()
-    return found | {f"facts.{name}": value for name, value in facts.items()}
+    return dict(_items(config, "")) | {f"facts.{name}": value for name, value in facts.items()}
 
 
 def _items(value: Any, name: str) -> Iterable[tuple[str, Any]]:

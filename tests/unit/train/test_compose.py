@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dtrain.train.compose import plain, read_request
+from dtrain.train.config import from_data
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        composed = read_request(arguments).composed
+        assert composed is not None
+        from_data(plain(composed))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["modle=alexnet"], "modle is not a setting (did you mean model?)"),
+        (["batchsize=4"], "batchsize is not a setting (did you mean batch_size?)"),
+        (["optimizer.lr=3"], "optimizer.lr is not a setting: optimizer has name, learning_rate, momentum"),
+        (
+            ["compressor=top_k", "compressor.densty=1"],
+            "compressor.densty is not a setting: compressor has name, density",
+        ),
+        (["~phasess"], "phasess is not a setting (did you mean phases?)"),
+        (["model=resnet50"], "model=resnet50 does not exist: choose one of alexnet, "),
+        (["experiment=imagenet"], "experiment=imagenet does not exist: choose one of cifar10, "),
+        (["optimizer=adam"], "optimizer=adam does not exist (did you mean adamw?): choose one of adamw, sgd"),
+        (["batch_size"], "'batch_size' is not of the form KEY=VALUE"),
+        (["batch_size=[1,"], "is not of the form KEY=VALUE, or its value needs quotes"),
+        (["run_dir=${nowhere}"], "Interpolation key 'nowhere' not found"),
+        (["--num_steps", "5"], "unrecognized arguments: --num_steps"),
+        (["--cfg", "hydra"], "invalid choice: 'hydra'"),
+        (["-m", "seed=1,2"], "-m"),
+        (["--config-dir", "/nowhere"], "--config-dir /nowhere is no folder"),
+        (["+model._target_=os.system"], "_target_ is refused"),
+        (["optimizer=adamw", "optimizer.momentum=0.5"], "optimizer.momentum is not a setting: optimizer has name,"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_with_the_cure(arguments: list[str], said: str) -> None:
+    assert said in refused(*arguments)
+
+
+def test_the_configuration_is_printed_and_can_be_read() -> None:
+    request = read_request(["--cfg", "job", "model=alexnet", "optimizer=adamw"])
+    assert request.composed is None
+    settings = yaml.safe_load(request.text)
+    assert (settings["model"]["name"], settings["optimizer"]["beta2"]) == ("alexnet", 0.999)
+    assert "hydra" not in settings
+
+
+def test_help_lists_what_can_be_chosen() -> None:
+    text = read_request(["--help"]).text
+    assert "optimizer: adamw, sgd" in text
+    assert "--cfg" in text
+
+
+def test_settings_and_options_may_stand_in_any_order() -> None:
+    assert yaml.safe_load(read_request(["seed=3", "--cfg", "job", "batch_size=7"]).text)["batch_size"] == 7
+
+
+def test_a_folder_of_the_user_s_adds_choices(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nbatch_size: 5\n")
+    request = read_request(["--config-dir", str(tmp_path), "experiment=mine"])
+    assert request.composed is not None
+    assert from_data(plain(request.composed)).batch_size == 5
