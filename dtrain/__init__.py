@@ -46,7 +46,8 @@ def compress(model: DistributedDataParallel, compressor: str, *, seed: int = 0, 
         options: the compressor's own.
 
     Returns:
-        What holds the compressor's state: `state_dict()` to save it, `close()` when done.
+        What holds the compressor's state on this rank: `state_dict()` to save it, `load_state_dict(saved)` to go on
+        with it, `discard()` after a backward pass whose step is left out, `close()` when done.
 
     Raises:
         ValueError: no such compressor or option, or parameters on several devices.
@@ -76,8 +77,8 @@ def compress_horovod(
         options: the compressor's own.
 
     Returns:
-        What holds the compressor's state (`state_dict()` to save it) and counts what the exchange sends (`ledger`).
-        Backward passes inside its `no_sync()` only accumulate.
+        What holds the compressor's state on this rank (`state_dict()` to save it, `load_state_dict(saved)` to go on
+        with it) and counts what the exchange sends (`ledger`). Backward passes inside its `no_sync()` only accumulate.
 
     Raises:
         ValueError: no such compressor or option, an optimizer that exchanges gradients itself, or no Horovod.

@@ -300,6 +300,65 @@ def test_the_residual_survives_the_rebuilding_of_ddp_s_buckets(here: Here) -> No
     assert len(counting.layouts[1]) > 2
 
 
+@on_ranks(2, 3)
+def test_what_compress_returns_can_be_saved_and_resumed_bit_for_bit(here: Here) -> None:
+    """By a program of somebody's own, where DDP has the same buckets before and after: here one."""
+
+    def steps(ddp: DistributedDataParallel, numbers: range) -> Tensor:
+        for step in numbers:
+            ddp.zero_grad()
+            loss_of(ddp, batch(ddp.module, here.rank, step)).backward()
+            with torch.no_grad():
+                for parameter in ddp.parameters():
+                    parameter.sub_(parameter.grad, alpha=0.01)
+        return torch.cat([p.detach().flatten() for p in ddp.parameters()])
+
+    for name in ("int8", "power_sgd", "dgc"):
+        ddp = DistributedDataParallel(chain())
+        through = dtrain.compress(ddp, name, seed=1)
+        steps(ddp, range(3))
+        saved = through.state_dict()
+        model = {key: value.clone() for key, value in ddp.module.state_dict().items()}
+        whole = steps(ddp, range(3, 6))
+        other = DistributedDataParallel(chain())
+        other.module.load_state_dict(model)
+        resumed = dtrain.compress(other, name, seed=1)
+        with pytest.raises(ValueError, match="with another compressor or other options"):
+            resumed.load_state_dict({**saved, "parameters": {"0.weight": {"other": torch.zeros(1)}}})
+        resumed.load_state_dict(saved)
+        assert torch.equal(whole, steps(other, range(3, 6))), name
+        one, two = through.state_dict(), resumed.state_dict()
+        assert one["step"] == two["step"] == 6
+        for parameter, parts in one["parameters"].items():
+            assert all(torch.equal(part, two["parameters"][parameter][path]) for path, part in parts.items())
+        through.close()
+        resumed.close()
+
+
+@on_ranks(2)
+def test_a_step_that_is_discarded_leaves_the_residual_as_it_was(here: Here) -> None:
+    ddp = stock_ddp(chain())
+    synchronizer = dtrain.compress(ddp, "int8")
+    for step in range(2):
+        ddp.zero_grad()
+        loss_of(ddp, batch(ddp.module, here.rank, step)).backward()
+    before = synchronizer.state_dict()
+    ddp.zero_grad()
+    loss_of(ddp, batch(ddp.module, here.rank, 2)).backward()
+    synchronizer.before_step()
+    synchronizer.discard()
+    after = synchronizer.state_dict()
+    assert after["step"] == before["step"] + 1
+    for name, parts in before["parameters"].items():
+        assert torch.equal(after["parameters"][name]["residual"], parts["residual"]), name
+    ddp.zero_grad()
+    loss_of(ddp, batch(ddp.module, here.rank, 2)).backward()
+    assert not torch.equal(
+        synchronizer.state_dict()["parameters"]["0.weight"]["residual"], after["parameters"]["0.weight"]["residual"]
+    )
+    synchronizer.close()
+
+
 class CountingFeedback:
     def __init__(self, inner: Compressor) -> None:
         self.inner = inner
