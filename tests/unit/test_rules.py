@@ -162,6 +162,17 @@ def test_no_utils_and_no_helpers() -> None:
     assert not [p for p in SOURCES if p.stem in ("utils", "util", "helpers", "common", "misc")]
 
 
+def test_few_files_lie_at_the_root_for_whatever_belongs_together_has_a_package() -> None:
+    assert len([path for path in ROOT.iterdir() if path.is_file()]) <= 5
+
+
+def test_unit_tests_of_a_package_lie_in_a_folder_of_its_name() -> None:
+    unit = Path(__file__).parent
+    folders = {path.relative_to(unit) for path in unit.rglob("*") if path.is_dir() and any(path.glob("test_*.py"))}
+    assert folders
+    assert not [folder for folder in sorted(folders) if not (ROOT / folder / "__init__.py").is_file()]
+
+
 def test_no_module_global_holds_a_rank() -> None:
     for path in SOURCES:
         for node in ast.parse(path.read_text()).body:
