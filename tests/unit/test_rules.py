@@ -162,6 +162,11 @@ def test_no_utils_and_no_helpers() -> None:
     assert not [p for p in SOURCES if p.stem in ("utils", "util", "helpers", "common", "misc")]
 
 
+def test_a_file_s_name_says_what_is_in_it_to_whoever_has_not_met_it() -> None:
+    banned = ("fixed", "watch", "task", "build", "places", "narrow", "han", "hvd")
+    assert not [p for p in SOURCES if p.stem in banned or p.parent.name in banned]
+
+
 def test_few_files_lie_at_the_root_for_whatever_belongs_together_has_a_package() -> None:
     assert len([path for path in ROOT.iterdir() if path.is_file()]) <= 5
 
