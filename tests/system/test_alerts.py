@@ -28,7 +28,7 @@ from watching import (
     until,
 )
 
-pytestmark = needs_prometheus
+pytestmark = [*needs_prometheus, pytest.mark.alone]
 
 RANKS = 3
 PACE = {"5s": "1s", "15s": "1s", "1m": "8s"}
