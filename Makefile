@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2
+TESTS ?= tests/unit tests/distributed tests/golden
+WORKERS ?= 2
+SYSTEM_WORKERS ?= 3
 DEMO := runs/demo
 DEMO_SETTINGS := experiment=digits overwrite=true
 
@@ -31,11 +34,14 @@ demo: install
 	$(BIN)/dtrain claims $(DEMO)/alexnet $(DEMO)/squeezenet1_1
 	$(BIN)/dtrain report $(DEMO)/alexnet $(DEMO)/squeezenet1_1 --output $(DEMO)/report.html
 
+# Tests that share a start of ranks, or a fixture of their file, stay together: see xdist_group in tests/distributed
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/distributed tests/golden
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
+# They wait more than they compute, so there are more at once than cores; some must be alone
 test-system: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SYSTEM_WORKERS) --dist loadfile -m 'not alone' tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone tests/system
 
 horovod: install
 	PYTHON=$(BIN)/python launch/build_horovod.sh

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,20 @@ class Cell:
         return self.observed_bytes / self.counted_bytes
 
 
-def train(model: str, world_size: int, num_steps: int, run_dir: Path) -> tuple[float, int, float]:
+def torchrun(world_size: int) -> list[str]:
+    """Starts the program whose arguments follow on ranks of this host."""
+    return [str(Path(sys.executable).with_name("torchrun")), "--standalone", f"--nproc-per-node={world_size}"]
+
+
+def train(
+    model: str, world_size: int, num_steps: int, run_dir: Path, launcher: Callable[[int], list[str]]
+) -> tuple[float, int, float]:
     """(wire bytes of all ranks, bytes that lo transmitted, nic_bytes_per_step) of a run in a namespace of its own."""
-    torchrun = Path(sys.executable).with_name("torchrun")
     overrides = " ".join(
         [f"model={model}", *MODELS[model], f"num_steps={num_steps}", f"run_dir={run_dir}", "eval_every_epochs=0"]
     )
     script = (
-        f"set -e\n{SET_UP}{torchrun} --standalone --nproc-per-node={world_size} -m dtrain.train {overrides} "
+        f"set -e\n{SET_UP}{' '.join(launcher(world_size))} -m dtrain.train {overrides} "
         "observe.progress=false\ncat /proc/self/net/dev"
     )
     done = subprocess.run(
@@ -75,11 +82,18 @@ def train(model: str, world_size: int, num_steps: int, run_dir: Path) -> tuple[f
     return summary["total_wire_bytes_all_ranks"], int(counters.split()[9]), summary["nic_bytes_per_step"]
 
 
-def measure(model: str, world_size: int, *, long_steps: int = LONG_STEPS, short_steps: int = SHORT_STEPS) -> Cell:
+def measure(
+    model: str,
+    world_size: int,
+    *,
+    long_steps: int = LONG_STEPS,
+    short_steps: int = SHORT_STEPS,
+    launcher: Callable[[int], list[str]] = torchrun,
+) -> Cell:
     """Train twice and take the difference."""
     with tempfile.TemporaryDirectory() as folder:
-        short = train(model, world_size, short_steps, Path(folder) / "short")
-        long = train(model, world_size, long_steps, Path(folder) / "long")
+        short = train(model, world_size, short_steps, Path(folder) / "short", launcher)
+        long = train(model, world_size, long_steps, Path(folder) / "long", launcher)
     steps = long_steps - short_steps
     return Cell(model, world_size, (long[0] - short[0]) / steps, (long[1] - short[1]) / steps, long[2])
 

@@ -2,6 +2,9 @@
 # Train over MPI (MPICH or Open MPI).
 set -euo pipefail
 
+# shellcheck source=launch/options.sh
+. "$(dirname "${BASH_SOURCE[0]}")/options.sh"
+
 usage() {
   cat <<'EOF'
 Usage: launch/mpirun.sh [-n RANKS] [--hostfile FILE] [--backend NAME] [--dry-run] [SETTING...]
@@ -20,47 +23,18 @@ Each worker has its share of the cores as threads, unless $OMP_NUM_THREADS is se
 EOF
 }
 
-fail() {
-  echo "launch/mpirun.sh: $*" >&2
-  exit 2
-}
-
-ranks=2 hostfile='' backend=mpi dry_run=''
-while [ "$#" -gt 0 ]; do
-  case $1 in
-    -n | --hostfile | --backend)
-      [ "$#" -gt 1 ] || fail "$1 needs a value: see --help"
-      case $1 in
-        -n) ranks=$2 ;;
-        --hostfile) hostfile=$2 ;;
-        *) backend=$2 ;;
-      esac
-      shift
-      ;;
-    --dry-run) dry_run=yes ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    -*) fail "there is no option $1: see --help" ;;
-    *) break ;;
-  esac
-  shift
-done
-[[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "-n $ranks is not a number of workers"
+hostfile='' backend=mpi
+read_options '--hostfile=hostfile --backend=backend' "$@"
 [ -z "$hostfile" ] || [ -r "$hostfile" ] || fail "--hostfile $hostfile cannot be read"
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-$root/.venv/bin/python}
-[ -x "$python" ] || python=$(command -v "${PYTHON:-python3}") || fail "no python: run make install, or set PYTHON"
+find_python
 # mpi4py takes the MPI of its own environment first, and both must be of the same make
 mpiexec=${MPIEXEC:-$(dirname "$python")/mpiexec}
 [ -x "$mpiexec" ] || mpiexec=$(command -v "${MPIEXEC:-mpiexec}") || fail "no mpiexec: pip install 'dtrain[mpi]'"
 
 hosts=1
 [ -z "$hostfile" ] || hosts=$(grep -c '^[^#]' "$hostfile") || fail "--hostfile $hostfile names no host"
-threads=$(($(nproc) / ((ranks + hosts - 1) / hosts)))
-variables=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}")
+share_cores $(((ranks + hosts - 1) / hosts))
 
 command=("$mpiexec" -n "$ranks")
 case $("$mpiexec" --version 2>&1) in
@@ -73,12 +47,6 @@ case $("$mpiexec" --version 2>&1) in
     [ -z "$hostfile" ] || command+=(-f "$hostfile")
     ;;
 esac
-command+=("$root/launch/mpi_rank.sh" "$python" -m dtrain.train backend="$backend" "$@")
+command+=("$root/launch/mpi_rank.sh" "$python" -m dtrain.train backend="$backend" "${settings[@]}")
 
-if [ -n "$dry_run" ]; then
-  printf '%q ' "${variables[@]}" "${command[@]}"
-  echo
-else
-  export "${variables[@]}"
-  exec "${command[@]}"
-fi
+run_or_print "${command[@]}"

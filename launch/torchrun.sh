@@ -2,6 +2,9 @@
 # Train with torchrun, over gloo or NCCL: on this host, or as one host of several.
 set -euo pipefail
 
+# shellcheck source=launch/options.sh
+. "$(dirname "${BASH_SOURCE[0]}")/options.sh"
+
 usage() {
   cat <<'EOF'
 Usage: launch/torchrun.sh [-n RANKS] [--nodes N --node-rank R --master HOST[:PORT]] [--interface NAME] [--dry-run]
@@ -26,41 +29,11 @@ $OMP_NUM_THREADS is set.
 EOF
 }
 
-fail() {
-  echo "launch/torchrun.sh: $*" >&2
-  exit 2
-}
-
-ranks=2 nodes=1 node_rank='' master='' interface='' dry_run=''
-while [ "$#" -gt 0 ]; do
-  case $1 in
-    -n | --nodes | --node-rank | --master | --interface)
-      [ "$#" -gt 1 ] || fail "$1 needs a value: see --help"
-      case $1 in
-        -n) ranks=$2 ;;
-        --nodes) nodes=$2 ;;
-        --node-rank) node_rank=$2 ;;
-        --master) master=$2 ;;
-        --interface) interface=$2 ;;
-      esac
-      shift
-      ;;
-    --dry-run) dry_run=yes ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    -*) fail "there is no option $1: see --help" ;;
-    *) break ;;
-  esac
-  shift
-done
-[[ $ranks =~ ^[1-9][0-9]*$ ]] || fail "-n $ranks is not a number of workers"
+nodes=1 node_rank='' master='' interface=''
+read_options '--nodes=nodes --node-rank=node_rank --master=master --interface=interface' "$@"
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes $nodes is not a number of hosts"
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-$root/.venv/bin/python}
-[ -x "$python" ] || python=$(command -v "${PYTHON:-python3}") || fail "no python: run make install, or set PYTHON"
+find_python
 
 command=("$python" -m torch.distributed.run "--nproc-per-node=$ranks")
 if [ "$nodes" = 1 ]; then
@@ -75,19 +48,12 @@ else
   [[ $master != *:* ]] || port=${master##*:}
   command+=("--nnodes=$nodes" "--node-rank=$node_rank" "--master-addr=${master%:*}" "--master-port=$port")
 fi
-command+=(-m dtrain.train "$@")
+command+=(-m dtrain.train "${settings[@]}")
 
-threads=$(($(nproc) / ranks))
-variables=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}")
+share_cores "$ranks"
 if [ -n "$interface" ]; then
   grep -q "^ *$interface:" /proc/net/dev || fail "--interface $interface does not exist here: see \`ip link\`"
   variables+=("GLOO_SOCKET_IFNAME=$interface" "NCCL_SOCKET_IFNAME=$interface")
 fi
 
-if [ -n "$dry_run" ]; then
-  printf '%q ' "${variables[@]}" "${command[@]}"
-  echo
-else
-  export "${variables[@]}"
-  exec "${command[@]}"
-fi
+run_or_print "${command[@]}"

@@ -68,10 +68,20 @@ def run(command: Sequence[str], cwd: Path, *, timeout: float = 240.0, env: Mappi
     return finish(start(command, cwd, env), timeout)
 
 
+def on_ranks(ranks: int, *program: str) -> list[str]:
+    """The command line that runs a program (`-m module ...` or a file) on ranks of this host: plain_launcher.py."""
+    return [sys.executable, str(REPOSITORY / "tests" / "plain_launcher.py"), str(ranks), *program]
+
+
+def under_torchrun(ranks: int, *program: str) -> list[str]:
+    """The same with torchrun, which takes longer to start: for what is about torchrun."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *program]
+
+
 def train_command(*settings: str, ranks: int | None = None) -> list[str]:
-    """The command line of a training run, with no launcher or under torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    return [sys.executable, *launcher, "-m", "dtrain.train", *settings]
+    """The command line of a training run, of one process or on ranks of this host."""
+    program = ["-m", "dtrain.train", *settings]
+    return on_ranks(ranks, *program) if ranks else [sys.executable, *program]
 
 
 def dtrain_command(*arguments: str) -> list[str]:

@@ -31,7 +31,8 @@ import torch.distributed as dist
 FOLDER = Path(__file__).resolve().parent
 COLLECTIVE_TIMEOUT = timedelta(seconds=40)
 """A rank whose partner failed waits this long."""
-LAUNCH_TIMEOUT_SECONDS = 280.0
+LAUNCH_TIMEOUT_SECONDS = 500.0
+"""For all tests of a world size, beside those of another."""
 
 RANK_VARIABLES = {"mpiexec": "PMI_RANK", "horovodrun": "HOROVOD_RANK"}
 NEEDS = {
@@ -73,7 +74,11 @@ def on_ranks(
     launchers = launcher if isinstance(launcher, tuple) else (launcher,)
     cases = [
         pytest.param(
-            size, one, id=f"{size}" if len(launchers) == 1 else f"{one}-{size}", marks=[NEEDS[one]] if one else []
+            size,
+            one,
+            id=f"{size}" if len(launchers) == 1 else f"{one}-{size}",
+            # whoever runs one of the tests that share a start runs all of them: `pytest -n 2 --dist loadgroup`
+            marks=[pytest.mark.xdist_group(f"{one or 'ranks'}{size}"), *([NEEDS[one]] if one else [])],
         )
         for one in launchers
         for size in world_sizes
@@ -84,6 +89,7 @@ def on_ranks(
         FACTS[key] = Fact(body, joined and launcher is None)
 
         @pytest.mark.ranks(key)
+        @pytest.mark.timeout(LAUNCH_TIMEOUT_SECONDS + 60)
         @pytest.mark.parametrize(("world_size", "launcher"), cases)
         def test(launched: Callable[[int, str | None], Outcome], world_size: int, launcher: str | None) -> None:
             launched(world_size, launcher).check(key)

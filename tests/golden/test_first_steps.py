@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import run, train_command
 
 LOSSES = (2.348378, 2.259472, 2.329318, 2.388236, 2.422974)
 TOTALS = {
@@ -25,18 +23,8 @@ TOTALS = {
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five steps of squeezenet1_1 on digits, on two ranks."""
     path = tmp_path_factory.mktemp("golden") / "run"
-    torchrun = Path(sys.executable).with_name("torchrun")
-    command = [str(torchrun), "--standalone", "--nproc-per-node=2", "-m", "dtrain.train", f"run_dir={path}"]
-    command += ["num_steps=5", "log_every=1", "batch_size=16", "model.dropout=0", "observe.progress=false"]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    settings = ["num_steps=5", "log_every=1", "batch_size=16", "model.dropout=0", "observe.progress=false"]
+    run(train_command(*settings, f"run_dir={path}", ranks=2), path.parent).expect(0)
     return path
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from programs import under_torchrun
 from watching import (
     METRICS,
     Place,
@@ -27,7 +28,7 @@ from watching import (
     until,
 )
 
-pytestmark = needs_prometheus
+pytestmark = [*needs_prometheus, pytest.mark.alone]
 
 RANKS = 3
 PACE = {"5s": "1s", "15s": "1s", "1m": "8s"}
@@ -41,6 +42,7 @@ SETTINGS = [
     "observe.progress=false",
     "log_every=5",
 ]
+TRAINING = under_torchrun(RANKS, "-m", "dtrain.train", *SETTINGS)
 NOISE = """
 import socket, time
 sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -79,7 +81,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     with (
         a_place_of_its_own() as place,
         prometheus(place, folder, PACE) as asked,
-        ended_afterwards(start_training(place, folder, *SETTINGS, ranks=RANKS)) as training,
+        ended_afterwards(start_training(place, folder, TRAINING)) as training,
     ):
 
         def is_under_way() -> bool:

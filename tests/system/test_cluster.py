@@ -24,6 +24,7 @@ TOOLS = ("setpriv", "nsenter", "unshare", "mount")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 pytest.importorskip("pyroute2", reason="pip install 'dtrain[cluster]'")
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not found: install util-linux"),
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from programs import Ended, finish, read_summary, start, train_command
+from programs import Ended, finish, read_summary, start, train_command, under_torchrun
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,7 +34,8 @@ def interrupted(
     folder: Path, ranks: int | None, kill: Callable[[int], None], settings: tuple[str, ...] = SETTINGS
 ) -> Ended:
     """Start training, let it take a few steps, send the signal, and wait for the end."""
-    process = start(train_command(*settings, ranks=ranks), folder)
+    training = under_torchrun(ranks, "-m", "dtrain.train", *settings) if ranks else train_command(*settings)
+    process = start(training, folder)
     try:
         ledger, deadline = folder / "run" / "ledger" / "rank0.jsonl", time.monotonic() + 120
         while not (ledger.exists() and ledger.read_text().count('"step": ') >= 5):

@@ -19,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from bytes_on_lo import SET_UP
-from programs import Ended, environment, run
+from programs import Ended, environment, on_ranks, run, under_torchrun
 
 METER = ["-m", "dtrain.meter"]
 PROGRAMS = Path(__file__).parent / "programs"
@@ -27,10 +27,6 @@ NAMESPACES = pytest.mark.skipif(
     os.geteuid() != 0 or any(shutil.which(tool) is None for tool in ("unshare", "ip")),
     reason="network namespaces need root, util-linux and iproute2",
 )
-
-
-def torchrun(ranks: int) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
 
 
 def results(ended: Ended) -> list[str]:
@@ -67,8 +63,8 @@ def test_the_report_is_what_the_kernel_saw_and_results_are_bitwise_the_same(
     tmp_path: Path, name: str, ranks: int
 ) -> None:
     command = [str(PROGRAMS / f"{name}.py"), str(STEPS[name])]
-    without = run([*torchrun(ranks), *command], tmp_path, env=environment({"GLOO_SOCKET_IFNAME": "lo"})).expect(0)
-    metered = [*torchrun(ranks), *METER, "--json", "report.json", *command]
+    without = run(on_ranks(ranks, *command), tmp_path, env=environment({"GLOO_SOCKET_IFNAME": "lo"})).expect(0)
+    metered = under_torchrun(ranks, *METER, "--json", "report.json", *command)
     ended, observed = in_a_namespace(metered, tmp_path)
     assert len(results(without)) == ranks
     assert results(ended) == results(without)
@@ -85,7 +81,7 @@ def test_the_report_is_what_the_kernel_saw_and_results_are_bitwise_the_same(
 def figures(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Of subgroups.py on four ranks."""
     folder = tmp_path_factory.mktemp("figures")
-    command = [*torchrun(4), *METER, "--json", "report.json", "--nic", "lo", str(PROGRAMS / "subgroups.py")]
+    command = on_ranks(4, *METER, "--json", "report.json", "--nic", "lo", str(PROGRAMS / "subgroups.py"))
     ended = run(command, folder).expect(0)
     return {**json.loads((folder / "report.json").read_text()), "stderr": ended.stderr, "stdout": ended.stdout}
 
@@ -217,7 +213,7 @@ def test_an_exception_of_one_rank_comes_out_with_its_own_traceback(tmp_path: Pat
         "dist.init_process_group('gloo'); dist.all_reduce(torch.ones(1))\n"
         "if dist.get_rank() == 1: raise KeyError('mine')\n"
     )
-    ended = run([*torchrun(2), *METER, "program.py"], tmp_path).expect(1)
+    ended = run(under_torchrun(2, *METER, "program.py"), tmp_path).expect(1)
     lines = [line for line in ended.stderr.splitlines() if line.startswith("[rank1]:")]
     assert "KeyError: 'mine'" in lines[-1]
     assert not [line for line in lines if "dtrain" in line or "runpy" in line]
@@ -254,7 +250,7 @@ def test_the_figures_of_ranks_that_left_before_come_too_and_missing_ones_are_nam
         "dist.destroy_process_group()\n"
         "if os.environ['RANK'] == '2': os._exit(0)\n"
     )
-    ended = run([*torchrun(3), *METER, "--json", "report.json", "program.py"], tmp_path).expect(0)
+    ended = run(on_ranks(3, *METER, "--json", "report.json", "program.py"), tmp_path).expect(0)
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["missing_ranks"] == [2]
     assert "without rank 2: no figures came" in ended.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from programs import Ended, dtrain_command, run, train_command
+from programs import Ended, dtrain_command, run, train_command, under_torchrun
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -59,7 +59,7 @@ def _has_cuda() -> bool:
 
 
 def test_under_torchrun_it_is_said_once(tmp_path: Path) -> None:
-    ended = run(train_command("num_steps=5", "num_epochs=1", ranks=3), tmp_path)
+    ended = run(under_torchrun(3, "-m", "dtrain.train", "num_steps=5", "num_epochs=1"), tmp_path)
     ended.expect(1)  # torchrun's own code
     lines = [line for line in ended.stderr.splitlines() if "dtrain: error:" in line]
     assert lines == ["dtrain: error: num_steps and num_epochs are both set: set one to null (a recipe may have set it)"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import REPOSITORY, run
+from programs import REPOSITORY, on_ranks, run
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -22,8 +21,7 @@ def outsider(tmp_path_factory: pytest.TempPathFactory) -> Outsider:
 
     def train(*arguments: str) -> Any:
         program = str(REPOSITORY / "tests" / "system" / "outsider.py")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        return run([*launcher, program, *arguments], Path(folder)).expect().json
+        return run(on_ranks(2, program, *arguments), Path(folder)).expect().json
 
     return train
 

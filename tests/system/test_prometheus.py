@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from programs import read_summary
+from programs import read_summary, train_command
 from watching import (
     EXPORTER_PORT,
     METRICS,
@@ -59,7 +59,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("watched")
     with a_place_of_its_own() as place, prometheus(place, folder, PACE) as asked:
         settings = [*SETTINGS, "observe.prometheus.textfile=textfiles"]
-        with ended_afterwards(start_training(place, folder, *settings, ranks=RANKS)) as training:
+        with ended_afterwards(start_training(place, folder, train_command(*settings, ranks=RANKS))) as training:
 
             def has_tested() -> bool:
                 assert training.poll() is None, training.communicate()[0]

@@ -1,9 +1,8 @@
-"""What a user gets from a training run, with no launcher and under torchrun."""
+"""What a user gets from a training run, of one process and of two ranks."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from programs import dtrain_command, read_summary, run, train_command
+from programs import dtrain_command, on_ranks, read_summary, run, train_command
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -336,7 +335,6 @@ def test_no_thread_of_the_backend_is_left_when_the_interpreter_exits(tmp_path: P
         "sys.exit(main())\n"
     )
     settings = ["num_steps=2", "batch_size=4", "run_dir=run", "observe.progress=false"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    run([sys.executable, *launcher, str(program), *settings], tmp_path).expect()
+    run(on_ranks(2, str(program), *settings), tmp_path).expect()
     left = [(tmp_path / f"left{rank}").read_text() for rank in range(2)]
     assert not any("gloo" in names for names in left), left

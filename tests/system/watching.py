@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,12 +151,11 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     raise AssertionError(f"not within {seconds:.0f} s: {what}")
 
 
-def start_training(place: Place, folder: Path, *settings: str, ranks: int) -> subprocess.Popen[str]:
-    """Under torchrun, watched by the Prometheus of that folder."""
+def start_training(place: Place, folder: Path, command: Sequence[str]) -> subprocess.Popen[str]:
+    """A training run there, watched by the Prometheus of that folder."""
     watched = ["observe.prometheus.enabled=true", "observe.prometheus.targets=targets"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return subprocess.Popen(
-        place.inside(sys.executable, *launcher, "-m", "dtrain.train", *settings, *watched),
+        place.inside(*command, *watched),
         cwd=folder,
         env=environment({"GLOO_SOCKET_IFNAME": "lo"}),
         stdout=subprocess.PIPE,
