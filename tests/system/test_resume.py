@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from programs import Ended, run, train_command
+from programs import Ended, read_summary, run, train_command
 from safetensors.torch import load_file
 
 SETTINGS = (
@@ -45,8 +46,56 @@ def test_a_resumed_run_ends_in_bitwise_the_same_model_and_residuals(whole_run: P
         assert all(torch.equal(whole[key], rest[key]) for key in whole), name
 
 
-def test_a_run_resumes_with_another_number_of_workers(whole_run: Path, tmp_path: Path) -> None:
-    train(3, tmp_path / "wider", "num_steps=6", f"resume={checkpoint(whole_run)}").expect(0)
+SMALL = ("data=synthetic", "data.num_train_images=100", "data.num_test_images=20", "num_epochs=2")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (3, 2)])
+def test_another_number_of_workers_goes_on_in_the_middle_of_an_epoch(tmp_path: Path, before: int, after: int) -> None:
+    """What the run did not train on yet, and no more; in the unit tests for every compressor, sample by sample."""
+    middle = -(-100 // (8 * before)) + 1  # one step into the second epoch
+    train(before, tmp_path / "first", *SMALL, f"save_every={middle}").expect(0)
+    folder = tmp_path / "first" / "checkpoints" / f"step-{middle:06d}"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["samples_seen"], manifest["world_size"]) == (100 + 8 * before, before)
+    train(after, tmp_path / "second", *SMALL, "save_every=1", "log_every=1", f"resume={folder}").expect(0)
+    steps = -(-(100 - 8 * before) // (8 * after))
+    summary = read_summary(tmp_path / "second")
+    assert (summary["complete"], summary["num_steps"]) == (True, steps)
+    last = json.loads(
+        (tmp_path / "second" / "checkpoints" / f"step-{middle + steps:06d}" / "manifest.json").read_text()
+    )
+    assert (last["samples_seen"], last["epoch"], last["position"]) == (200, 2, 0)
+    assert (last["world_size"], last["step_samples"]) == (after, 8 * before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["optimizer.learning_rate=0.5"], ["optimizer.learning_rate was 0.01 and is 0.5", "resume_changes=["]),
+        (["compressor=int8"], ['compressor.name was "top_k" and is "int8"', "init_weights"]),
+        (["model=squeezenet1_0"], ['model.name was "squeezenet1_1" and is "squeezenet1_0"', "init_weights"]),
+        (["optimizer.learning_rate=0.5", "resume_changes=[seed]"], ["resume_changes names seed, which may not differ"]),
+        (["resume_changes=[batch_size]", "resume=null"], ["resume_changes is for resume=FOLDER"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_does_not_fit_a_checkpoint_is_listed_before_anything_is_begun(
+    whole_run: Path, tmp_path: Path, settings: list[str], parts: list[str]
+) -> None:
+    base = [s for s in SETTINGS if not (s.startswith("compressor") and "compressor=int8" in settings)]
+    command = train_command(*base, "run_dir=run", f"resume={checkpoint(whole_run)}", *settings)
+    ended = run(command, tmp_path).expect(2)
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("dtrain: error: ")
+    assert all(part in line for part in parts), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_is_named_may_differ(whole_run: Path, tmp_path: Path) -> None:
+    changes = ["optimizer.learning_rate=0.005", "batch_size=4"]
+    named = "resume_changes=[optimizer.learning_rate,batch_size]"
+    train(2, tmp_path / "run", "num_steps=6", f"resume={checkpoint(whole_run)}", *changes, named).expect(0)
+    assert read_summary(tmp_path / "run")["num_steps"] == 4  # two steps of the plan are four of half the size
 
 
 def test_a_broken_checkpoint_is_one_clear_line(whole_run: Path, tmp_path: Path) -> None:
