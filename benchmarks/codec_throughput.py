@@ -59,7 +59,8 @@ def loop_back(exchange: Exchange, world_size: int) -> State:
         try:
             asked = exchange.send(answer)
         except StopIteration as done:
-            return dict(done.value.state)
+            state: State = done.value.state
+            return state
         requests = asked if isinstance(asked, tuple) else (asked,)
         answers = tuple(_answer(request, world_size) for request in requests)
         answer = answers if isinstance(asked, tuple) else answers[0]
