@@ -63,18 +63,18 @@ class LockstepCommunicator:
 
     backend = "lockstep"
 
-    def __init__(self, rank: int, world_size: int, rounds: list[_Round], ledger: Ledger | None) -> None:
+    def __init__(self, rank: int, world_size: int, rounds: dict[int, _Round], ledger: Ledger | None) -> None:
         self.rank, self.world_size = rank, world_size
         self._rounds, self._ledger = rounds, ledger
         self._started = 0
 
     def start(self, request: Request) -> _Handle:
         """Put this worker's payload on the table of the next round."""
-        if self._started == len(self._rounds):
-            self._rounds.append(_Round(self.world_size))
-        meeting = self._rounds[self._started]
-        self._started += 1
+        meeting = self._rounds.setdefault(self._started, _Round(self.world_size))
         meeting.requests[self.rank] = request
+        if None not in meeting.requests:  # every rank has its handle, and nobody looks it up any more
+            del self._rounds[self._started]
+        self._started += 1
         if self._ledger is not None:
             record(self._ledger, request, self, group="lockstep").complete()
         return _Handle(meeting, self.rank)
@@ -89,7 +89,7 @@ class LockstepCommunicator:
 
 def lockstep(world_size: int, ledgers: Sequence[Ledger] | None = None) -> list[LockstepCommunicator]:
     """`world_size` virtual workers that see one another, each recording in its own ledger if ledgers are given."""
-    rounds: list[_Round] = []
+    rounds: dict[int, _Round] = {}
     return [
         LockstepCommunicator(rank, world_size, rounds, ledgers[rank] if ledgers else None) for rank in range(world_size)
     ]
