@@ -22,7 +22,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from dtrain.report import Run, claims, load_runs
-from dtrain.report.squeezenet.architecture import CLASSES, count
+from dtrain.report.squeezenet.architecture import CLASSES, complexity
 from dtrain.report.squeezenet.tables import SPACE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def networks() -> dict[str, list[str]]:
     chosen: dict[int, tuple[str, list[str]]] = {}
     for what, options, *_ in SPACE:
         settings = ["model=squeezenet", *(f"model.{key}={value}" for key, value in options.items())]
-        chosen.setdefault(count("squeezenet", **options).num_parameters, (what, settings))
+        chosen.setdefault(complexity("squeezenet", **options).num_parameters, (what, settings))
     others = {
         "version 1.1": ["model=squeezenet1_1"],
         "complex bypass": ["model=squeezenet1_0", "model.bypass=complex"],

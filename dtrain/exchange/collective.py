@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch import Tensor
@@ -38,6 +38,8 @@ class Request:
 
     op: Op
     payload: Tensor
+    parts: tuple[Request, ...] = field(default=(), compare=False, repr=False)
+    """The small requests that this one joins (`sync.fuse`); none of what was asked for as it is."""
 
     @property
     def payload_bytes(self) -> int:

@@ -62,7 +62,7 @@ class _Meter:
         return None if self._interface is None else read_counters()[self._interface]
 
     def finish(self) -> None:
-        """JobTraffic; called when the interpreter exits, after whatever the program itself does then."""
+        """Show what was sent; called when the interpreter exits, after whatever the program itself does then."""
         if os.getpid() != self._process:  # a child that the program forked
             return
         try:
@@ -94,11 +94,11 @@ class _Meter:
             if missing and self._roll_call.is_first_of_host():
                 _say(f"{missing} (roll call by rank {self._rank} on host {self._roll_call.host})")
 
-    def _show(self, report: JobTraffic) -> None:
+    def _show(self, traffic: JobTraffic) -> None:
         if self._json is not None:
-            write_whole(self._json, json.dumps(report.as_json(), indent=2) + "\n")
+            write_whole(self._json, json.dumps(traffic.as_json(), indent=2) + "\n")
         console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
-        console.print(report.tables())
+        console.print(traffic.tables())
 
 
 def _say(text: str) -> None:

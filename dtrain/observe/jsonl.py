@@ -55,11 +55,11 @@ class MetricsFile:
     def on_packed(self, num_bytes: int) -> None:
         """Nothing, likewise."""
 
-    def on_train(self, metrics: TrainFigures) -> None:
-        self._lines.write({"kind": "train", **asdict(metrics)})
+    def on_train(self, figures: TrainFigures) -> None:
+        self._lines.write({"kind": "train", **asdict(figures)})
 
-    def on_eval(self, metrics: EvalFigures) -> None:
-        self._lines.write({"kind": "eval", **asdict(metrics)})
+    def on_eval(self, figures: EvalFigures) -> None:
+        self._lines.write({"kind": "eval", **asdict(figures)})
 
     def close(self) -> None:
         """Close the file."""

@@ -8,10 +8,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from dtrain.observe.figures import EvalFigures, TrainFigures
 
 
-def _line(metrics: TrainFigures, bytes_per_step: float) -> str:
-    share = metrics.exposed_comm_seconds / metrics.step_seconds
+def _line(figures: TrainFigures, bytes_per_step: float) -> str:
+    share = figures.exposed_comm_seconds / figures.step_seconds
     return (
-        f"loss {metrics.loss:.4f}  accuracy {metrics.accuracy:6.1%}  {metrics.images_per_second:,.0f} images/s  "
+        f"loss {figures.loss:.4f}  accuracy {figures.accuracy:6.1%}  {figures.images_per_second:,.0f} images/s  "
         f"{bytes_per_step / 1e6:,.3f} MB/step sent  {share:.0%} of the time communicating"
     )
 
@@ -43,20 +43,20 @@ class ShowProgress:
     def on_packed(self, num_bytes: int) -> None:
         self._print(f"packed without loss into {num_bytes:,} B")
 
-    def on_train(self, metrics: TrainFigures) -> None:
+    def on_train(self, figures: TrainFigures) -> None:
         before = self._last
-        steps = metrics.step - (before.step if before else 0)
-        line = _line(metrics, (metrics.wire_bytes - (before.wire_bytes if before else 0.0)) / steps)
-        self._last = metrics
+        steps = figures.step - (before.step if before else 0)
+        line = _line(figures, (figures.wire_bytes - (before.wire_bytes if before else 0.0)) / steps)
+        self._last = figures
         if self._bar is not None:
-            self._bar.update(self._task, completed=metrics.step, line=line)
+            self._bar.update(self._task, completed=figures.step, line=line)
         else:
-            self._print(f"step {metrics.step}/{self._num_steps}  {line}")
+            self._print(f"step {figures.step}/{self._num_steps}  {line}")
 
-    def on_eval(self, metrics: EvalFigures) -> None:
+    def on_eval(self, figures: EvalFigures) -> None:
         self._print(
-            f"test after step {metrics.step}: loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.2%} "
-            f"of {metrics.num_images:,} images"
+            f"test after step {figures.step}: loss {figures.loss:.4f}  accuracy {figures.accuracy:.2%} "
+            f"of {figures.num_images:,} images"
         )
 
     def _print(self, line: str) -> None:

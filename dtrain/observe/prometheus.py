@@ -109,20 +109,20 @@ class RunCollector(Collector):
                 self._exposed_seconds += record.times.exposed_comm
                 self._last_step = time.time()
 
-    def on_train(self, metrics: TrainFigures) -> None:
+    def on_train(self, figures: TrainFigures) -> None:
         with self._lock:
             num_steps = sum(self._step_seconds.counts) - self._steps_before
             self._steps_before += num_steps
             for name in ("transfer_seconds", "straggler_wait_seconds"):
-                mean = getattr(metrics, name)
+                mean = getattr(figures, name)
                 if mean is not None:
                     self._waits[name] = self._waits.get(name, 0.0) + num_steps * mean
-            self._train = metrics
-            self._scores["train"] = _Score(metrics.loss, metrics.accuracy)
+            self._train = figures
+            self._scores["train"] = _Score(figures.loss, figures.accuracy)
 
-    def on_eval(self, metrics: EvalFigures) -> None:
+    def on_eval(self, figures: EvalFigures) -> None:
         with self._lock:
-            self._scores["test"] = _Score(metrics.loss, metrics.accuracy)
+            self._scores["test"] = _Score(figures.loss, figures.accuracy)
 
     def on_phase(self, name: str, num_values: int) -> None:
         """A phase begins, or a run without any, whose steps exchange so many numbers each: 4 B each, if dense."""

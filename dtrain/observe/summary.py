@@ -102,18 +102,18 @@ class Summary:
             lines.append(f"phase {phase['name']}: {steps}{sent}{accuracy}")
         return lines
 
-    def on_train(self, metrics: TrainFigures) -> None:
-        self._train = metrics
-        for name, figure in _OF_INTERVALS.items():
-            self._samples[name].add(getattr(metrics, figure))
+    def on_train(self, figures: TrainFigures) -> None:
+        self._train = figures
+        for name, field in _OF_INTERVALS.items():
+            self._samples[name].add(getattr(figures, field))
         self._nic_end = self._transmitted()
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
 
-    def on_eval(self, metrics: EvalFigures) -> None:
-        self._eval = metrics
+    def on_eval(self, figures: EvalFigures) -> None:
+        self._eval = figures
         if self._phases:
-            self._phases[-1].accuracy = metrics.accuracy
+            self._phases[-1].accuracy = figures.accuracy
         self.write()
 
     def write(self, *, complete: bool = False, total_wire_bytes_all_ranks: float | None = None) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from dtrain.sync.fuse import SMALL_BYTES, start_together
 
 OnDone = Callable[[Exchanged], None]
 
-MOST_MARKS = 1024
-"""Of codec times that nobody has taken yet, before the older half is added up: by then its work is done."""
+MAX_MARKS = 4096
+"""Of codec time, before the older half is added up: far more than a step has, so that no step waits for it."""
 
 
 class _Flight:
@@ -62,7 +62,7 @@ class Pipeline:
         self._communicator, self._clock, self._small_bytes = communicator, clock, small_bytes
         self._flights: list[_Flight] = []
         self._codec_marks: list[tuple[Any, Any]] = []
-        self._codec_seconds = 0.0  # of marks that were added up
+        self._codec_seconds = 0.0
 
     def submit(self, exchange: Exchange, on_done: OnDone) -> None:
         """Start an exchange; `on_done` gets its result, from this call or a later one."""
@@ -94,27 +94,28 @@ class Pipeline:
         seconds, self._codec_seconds = self._codec_seconds, 0.0
         return seconds
 
+    def _note_codec(self, start: Any) -> None:
+        """The compressor ran from `start` until now."""
+        self._codec_marks.append((start, self._clock.mark()))
+        if len(self._codec_marks) == MAX_MARKS:  # nobody may ever ask
+            self._add_up(MAX_MARKS // 2)
+
+    def _add_up(self, count: int) -> None:
+        """Turn the oldest marks into seconds; on CUDA the host waits for the work between them."""
+        marks, self._codec_marks = self._codec_marks[:count], self._codec_marks[count:]
+        self._codec_seconds += sum(self._clock.seconds(start, end) for start, end in marks)
+
     def _advance(self, flight: _Flight, answer: Tensor | tuple[Tensor, ...] | None) -> None:
         start = self._clock.mark()
         try:
             asked = flight.exchange.send(answer)
         except StopIteration as done:
-            self._mark(start)
+            self._note_codec(start)
             self._flights.remove(flight)
             flight.on_done(done.value)
             return
-        self._mark(start)
+        self._note_codec(start)
         flight.ask(asked)
-
-    def _mark(self, start: Any) -> None:
-        """The codec worked since `start`."""
-        self._codec_marks.append((start, self._clock.mark()))
-        if len(self._codec_marks) == MOST_MARKS:  # in somebody's program, where nobody asks
-            self._add_up(MOST_MARKS // 2)
-
-    def _add_up(self, count: int) -> None:
-        marks, self._codec_marks = self._codec_marks[:count], self._codec_marks[count:]
-        self._codec_seconds += sum(self._clock.seconds(start, end) for start, end in marks)
 
     def _start_large(self, flights: Sequence[_Flight]) -> None:
         for flight in flights:

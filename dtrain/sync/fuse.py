@@ -56,10 +56,11 @@ class _Part:
 class _JoinedSum:
     """Several all_reduces of one dtype as one."""
 
-    def __init__(self, payloads: Sequence[Tensor], communicator: Communicator) -> None:
+    def __init__(self, requests: Sequence[Request], communicator: Communicator) -> None:
+        payloads = [request.payload for request in requests]
         self._shapes = [payload.shape for payload in payloads]
         flat = torch.cat([payload.reshape(-1) for payload in payloads])
-        self._handle = communicator.start(Request(Op.ALL_REDUCE, flat))
+        self._handle = communicator.start(Request(Op.ALL_REDUCE, flat, tuple(requests)))
         self._parts: Sequence[Tensor] | None = None
 
     def answer(self, place: int) -> Tensor:
@@ -71,13 +72,14 @@ class _JoinedSum:
 class _JoinedRows:
     """Several all_gathers, or several all_to_alls, as one of bytes: a row for each rank."""
 
-    def __init__(self, op: Op, payloads: Sequence[Tensor], communicator: Communicator) -> None:
+    def __init__(self, requests: Sequence[Request], communicator: Communicator) -> None:
+        op, payloads = requests[0].op, [request.payload for request in requests]
         self._op, self._like, self._world_size = op, payloads, communicator.world_size
         num_rows = communicator.world_size if op is Op.ALL_TO_ALL else 1
         rows = [payload.reshape(num_rows, -1).view(torch.uint8) for payload in payloads]
         self._widths = [row.shape[1] for row in rows]
         joined = torch.cat(rows, dim=1)
-        self._handle = communicator.start(Request(op, joined if op is Op.ALL_TO_ALL else joined[0]))
+        self._handle = communicator.start(Request(op, joined if op is Op.ALL_TO_ALL else joined[0], tuple(requests)))
         self._columns: Sequence[Tensor] | None = None
 
     def answer(self, place: int) -> Tensor:
@@ -89,5 +91,5 @@ class _JoinedRows:
 
 
 def _join(requests: Sequence[Request], communicator: Communicator) -> _Joined:
-    op, payloads = requests[0].op, [request.payload for request in requests]
-    return _JoinedSum(payloads, communicator) if op is Op.ALL_REDUCE else _JoinedRows(op, payloads, communicator)
+    kind = _JoinedSum if requests[0].op is Op.ALL_REDUCE else _JoinedRows
+    return kind(requests, communicator)

@@ -18,7 +18,7 @@ CLASSES = 1000  # the paper's head
 
 
 @dataclass(frozen=True)
-class Counted:
+class Complexity:
     """A network on one image. Multiply-adds are those of convolutions and fully connected layers."""
 
     num_parameters: int
@@ -33,7 +33,7 @@ class Counted:
 
 
 @lru_cache(maxsize=64)
-def count(model: str, *, image_size: int = 224, **options: Option) -> Counted:
+def complexity(model: str, *, image_size: int = 224, **options: Option) -> Complexity:
     """The network of that name (of `vision.models.MODELS`) with 1000 classes, on an image of that height and width."""
     import torch
     from torch import nn
@@ -57,7 +57,7 @@ def count(model: str, *, image_size: int = 224, **options: Option) -> Counted:
             layer.register_forward_hook(look)
     with torch.no_grad():
         network(image)
-    return Counted(_num_parameters(network), multiply_adds, 4 * activations)
+    return Complexity(_num_parameters(network), multiply_adds, 4 * activations)
 
 
 def _num_parameters(network: Any) -> int:

@@ -24,7 +24,7 @@ def is_squeezenet(run: Run) -> bool:
     return run.model.startswith("squeezenet")
 
 
-def network(run: Run) -> str:
+def network_name(run: Run) -> str:
     """The network with its layout: every comparison names which AlexNet it means."""
     return f"{run.model} [{run.variant}]" if run.variant else run.model
 

@@ -12,8 +12,16 @@ from collections.abc import Iterable, Sequence
 from dtrain.report import units
 from dtrain.report.runs import Run
 from dtrain.report.squeezenet import tables
-from dtrain.report.squeezenet.architecture import count
-from dtrain.report.squeezenet.pairs import dense, dense_pairs, is_alexnet, is_squeezenet, missing_pair, network, runs_of
+from dtrain.report.squeezenet.architecture import complexity
+from dtrain.report.squeezenet.pairs import (
+    dense,
+    dense_pairs,
+    is_alexnet,
+    is_squeezenet,
+    missing_pair,
+    network_name,
+    runs_of,
+)
 from dtrain.report.squeezenet.verdicts import Claim, Finding, JudgedClaim, Verdict, judge
 
 PAPER_CLASSES = 1000
@@ -40,9 +48,9 @@ def fewer_parameters(runs: Sequence[Run]) -> Finding:
         small = any(run.num_classes != PAPER_CLASSES for run in runs)
         note = " Smaller heads shrink AlexNet's last layer too, so their ratio is not the paper's." if small else ""
         return Finding(Verdict.NOT_MEASURED, reason + note)
-    ratios = {f"{network(a)} / {network(s)}": a.num_parameters / s.num_parameters for a, s in pairs}
+    ratios = {f"{network_name(a)} / {network_name(s)}": a.num_parameters / s.num_parameters for a, s in pairs}
     found = _sentences(
-        f"{network(a)} has {units.count(a.num_parameters)} parameters and {network(s)} has "
+        f"{network_name(a)} has {units.count(a.num_parameters)} parameters and {network_name(s)} has "
         f"{units.count(s.num_parameters)}: {units.ratio(a.num_parameters / s.num_parameters)} fewer."
         for a, s in pairs
     )
@@ -103,8 +111,8 @@ def model_size(runs: Sequence[Run]) -> Finding:
     full = [run for run in runs if run.num_classes == PAPER_CLASSES and is_squeezenet(run)]
     papers = [run for run in full if run.model == "squeezenet1_0"]
     sizes = _sentences(
-        f"{network(run)}: 4 B x {units.count(run.num_parameters)} parameters = {4 * run.num_parameters / 1e6:.2f} MB, "
-        f"or {4 * run.num_parameters / 2**20:.2f} MiB."
+        f"{network_name(run)}: 4 B x {units.count(run.num_parameters)} parameters = "
+        f"{4 * run.num_parameters / 1e6:.2f} MB, or {4 * run.num_parameters / 2**20:.2f} MiB."
         for run in full
     )
     if not papers:
@@ -125,7 +133,7 @@ def deep_compression(runs: Sequence[Run]) -> Finding:
             "Missing: a squeezenet1_0 with the paper's 1000-class head, pruned, shared in 6 bits and packed (Table 2), "
             "and its ImageNet accuracy.",
         )
-    ratio = count("alexnet").num_bytes / row.numbers["bytes"]
+    ratio = complexity("alexnet").num_bytes / row.numbers["bytes"]
     return Finding(
         Verdict.NOT_MEASURED,
         f"Its size here is {row.ours}, {units.ratio(ratio)} less than AlexNet takes in fp32. Missing: the ImageNet "

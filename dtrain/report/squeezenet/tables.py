@@ -13,7 +13,7 @@ from itertools import pairwise
 from dtrain.report import units
 from dtrain.report.packed import Packed
 from dtrain.report.runs import Run
-from dtrain.report.squeezenet.architecture import CLASSES, Counted, count
+from dtrain.report.squeezenet.architecture import CLASSES, Complexity, complexity
 from dtrain.report.squeezenet.pairs import dense, is_squeezenet
 from dtrain.report.squeezenet.verdicts import Finding, Row, Verdict
 
@@ -28,7 +28,7 @@ PRINTING_TOLERANCE = 0.01
 
 def table_2(runs: Sequence[Run]) -> Finding:
     """Sizes of AlexNet and SqueezeNet, plain and compressed."""
-    alexnet, squeezenet = count("alexnet"), count("squeezenet1_0")
+    alexnet, squeezenet = complexity("alexnet"), complexity("squeezenet1_0")
     of_alexnet, of_squeezenet = (_packed(runs, name) for name in ("alexnet", "squeezenet1_0"))
 
     def pruned(one: Packed) -> bool:
@@ -67,9 +67,9 @@ def _packed(runs: Sequence[Run], model: str) -> list[tuple[Run, Packed]]:
     return [(run, one) for run in runs if run.model == model and run.num_classes == CLASSES for one in run.packed]
 
 
-def _plain(what: str, size: str, accuracy: str, counted: Counted, printed: float, decimals: int) -> Row:
-    verdict = _verdict(_is_printed_so(counted.num_bytes, printed, decimals))
-    return Row(what, f"{size}, {accuracy}", _size(counted), IMAGENET, verdict, {"bytes": counted.num_bytes})
+def _plain(what: str, size: str, accuracy: str, network: Complexity, printed: float, decimals: int) -> Row:
+    verdict = _verdict(_is_printed_so(network.num_bytes, printed, decimals))
+    return Row(what, f"{size}, {accuracy}", _size(network), IMAGENET, verdict, {"bytes": network.num_bytes})
 
 
 def _compressed(
@@ -100,7 +100,7 @@ def table_3(runs: Sequence[Run]) -> Finding:
             "SqueezeNet" if bypass == "none" else f"SqueezeNet, {bypass} bypass",
             size,
             accuracy,
-            count("squeezenet1_0", bypass=bypass),
+            complexity("squeezenet1_0", bypass=bypass),
             printed,
             1,
         )
@@ -138,10 +138,10 @@ def design_space(runs: Sequence[Run]) -> Finding:
     rows = []
     used: list[Run] = []
     for what, options, paper, printed in SPACE:
-        counted = count("squeezenet", **options)
-        ours, missing = _size(counted), [IMAGENET]
-        run = sent.get(counted.num_parameters)
-        numbers: dict[str, float] = {"bytes": counted.num_bytes, "parameters": counted.num_parameters}
+        network = complexity("squeezenet", **options)
+        ours, missing = _size(network), [IMAGENET]
+        run = sent.get(network.num_parameters)
+        numbers: dict[str, float] = {"bytes": network.num_bytes, "parameters": network.num_parameters}
         if run is None or run.wire_bytes_per_step is None:
             missing.append("bytes per step")
         else:
@@ -149,7 +149,7 @@ def design_space(runs: Sequence[Run]) -> Finding:
                 used.append(run)
             ours += f"; a rank of {run.world_size} sends {units.exact_bytes(run.wire_bytes_per_step)} a step"
             numbers["wire_bytes_per_step"] = run.wire_bytes_per_step
-        holds = None if printed is None else _verdict(_is_printed_so(counted.num_bytes, *printed))
+        holds = None if printed is None else _verdict(_is_printed_so(network.num_bytes, *printed))
         rows.append(Row(what, paper or "not printed", ours, ", ".join(missing), holds, numbers))
     said = (
         f"Counted from the networks; a size holds if it is what is printed, as MB or as MiB, within "
@@ -202,10 +202,10 @@ def less_compute(runs: Sequence[Run]) -> Finding:
     """Multiply-adds of versions 1.0 and 1.1, counted."""
     at = {}
     for size in (PAPER_IMAGE, CAFFE_IMAGE):
-        published = count("squeezenet1_0", image_size=size, conv10_padding=1)
-        at[size] = published.multiply_adds, count("squeezenet1_1", image_size=size).multiply_adds
+        published = complexity("squeezenet1_0", image_size=size, conv10_padding=1)
+        at[size] = published.multiply_adds, complexity("squeezenet1_1", image_size=size).multiply_adds
     ratios = {size: old / new for size, (old, new) in at.items()}
-    unpadded = count("squeezenet1_0", image_size=PAPER_IMAGE).multiply_adds / at[PAPER_IMAGE][1]
+    unpadded = complexity("squeezenet1_0", image_size=PAPER_IMAGE).multiply_adds / at[PAPER_IMAGE][1]
     counts = {size: " and ".join(f"{n / 1e6:,.1f} M" for n in pair) for size, pair in at.items()}
     said = (
         f"Counted on an image of {PAPER_IMAGE}x{PAPER_IMAGE} (the paper's table 1): {counts[PAPER_IMAGE]} "
@@ -225,12 +225,12 @@ def fits_an_fpga(runs: Sequence[Run]) -> Finding:
     """Weights against the 10 MB that the paper gives an FPGA."""
     rows = []
     for what, model, should_fit in _FOR_FPGA:
-        counted = count(model)
-        ours = f"{_size(counted)}; {units.short_bytes(counted.activation_bytes)} in and out of one layer at most"
-        numbers = {"bytes": counted.num_bytes, "activation_bytes": counted.activation_bytes}
-        verdict = _verdict((counted.num_bytes < _FPGA_BYTES) == should_fit)
+        network = complexity(model)
+        ours = f"{_size(network)}; {units.short_bytes(network.activation_bytes)} in and out of one layer at most"
+        numbers = {"bytes": network.num_bytes, "activation_bytes": network.activation_bytes}
+        verdict = _verdict((network.num_bytes < _FPGA_BYTES) == should_fit)
         rows.append(Row(what, "fits" if should_fit else "does not fit", ours, "an FPGA", verdict, numbers))
-    smallest = count("squeezenet1_0")
+    smallest = complexity("squeezenet1_0")
     both = units.short_bytes(smallest.num_bytes + smallest.activation_bytes)
     said = (
         f"Counted in fp32: the weights of SqueezeNet 1.0 take {units.short_bytes(smallest.num_bytes)} of the 10 MB, "
@@ -268,9 +268,9 @@ def _numbers(rows: Sequence[Row]) -> dict[str, float]:
     return {f"{row.what} ({key})": float(value) for row in rows for key, value in row.numbers.items()}
 
 
-def _size(counted: Counted) -> str:
-    mega, mebi = counted.num_bytes / 1e6, counted.num_bytes / 2**20
-    return f"{units.count(counted.num_parameters)} parameters, {mega:.2f} MB ({mebi:.2f} MiB)"
+def _size(network: Complexity) -> str:
+    mega, mebi = network.num_bytes / 1e6, network.num_bytes / 2**20
+    return f"{units.count(network.num_parameters)} parameters, {mega:.2f} MB ({mebi:.2f} MiB)"
 
 
 def _is_printed_so(num_bytes: int, printed: float, decimals: int) -> bool:

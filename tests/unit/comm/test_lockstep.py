@@ -127,3 +127,12 @@ def test_shorthands_perform_on_one_worker() -> None:
     assert torch.equal(all_gather(alone, value), value[None])
     assert alone.duplicate().world_size == 1
     alone.close()
+
+
+def test_nothing_is_kept_of_a_collective_that_all_workers_have_started() -> None:
+    workers = lockstep(2)
+    for _ in range(100):
+        handles = [worker.start(Request(Op.ALL_REDUCE, torch.ones(3))) for worker in workers]
+        assert all(torch.equal(handle.wait(), torch.full((3,), 2.0)) for handle in handles)
+    assert not workers[0]._rounds
+    assert workers[0]._rounds is workers[1]._rounds

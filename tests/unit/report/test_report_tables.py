@@ -14,7 +14,7 @@ from test_report_example_runs import ALEXNET, SQUEEZENET, write_run
 
 from dtrain.pack import Model, Tensor, pack, to_bytes
 from dtrain.report import Finding, Verdict, claims, claims_data, claims_table, load_runs, units, write_report
-from dtrain.report.squeezenet.architecture import count
+from dtrain.report.squeezenet.architecture import complexity
 from dtrain.report.squeezenet.tables import SPACE
 from dtrain.report.squeezenet.verdicts import Row
 from dtrain.vision.models import build
@@ -52,20 +52,20 @@ def run_with(tmp_path: Path, name: str, fields: dict[str, Any], preset: str | No
 
 
 def test_parameters_are_those_of_the_networks() -> None:
-    assert count("alexnet").num_parameters == 60_965_224
-    assert count("squeezenet1_0").num_parameters == 1_248_424
-    assert count("squeezenet1_0", bypass="complex").num_parameters == 1_589_672
+    assert complexity("alexnet").num_parameters == 60_965_224
+    assert complexity("squeezenet1_0").num_parameters == 1_248_424
+    assert complexity("squeezenet1_0", bypass="complex").num_parameters == 1_589_672
     one = build("squeezenet1_1", num_classes=1000)
-    assert count("squeezenet1_1").num_bytes == sum(4 * parameter.numel() for parameter in one.parameters())
+    assert complexity("squeezenet1_1").num_bytes == sum(4 * parameter.numel() for parameter in one.parameters())
 
 
 def test_multiply_adds_and_activations_are_those_counted_by_hand() -> None:
-    whole = count("alexnet", image_size=227)
+    whole = complexity("alexnet", image_size=227)
     fully_connected = 256 * 36 * 4096 + 4096 * 4096 + 4096 * 1000
     convolutions = 55**2 * 96 * 363 + 27**2 * 256 * 1200 + 13**2 * (384 * 2304 + 384 * 1728 + 256 * 1728)
     assert whole.multiply_adds == fully_connected + convolutions
     assert whole.activation_bytes == 4 * 2 * 55 * 55 * 96  # of the first normalisation
-    assert count("squeezenet1_0").activation_bytes == 4 * 96 * (109**2 + 54**2)  # of the first pool
+    assert complexity("squeezenet1_0").activation_bytes == 4 * 96 * (109**2 + 54**2)  # of the first pool
 
 
 # table 2
@@ -181,7 +181,7 @@ def runs_of_the_space(tmp_path: Path, how_many: int) -> list[Path]:
             tmp_path / f"run{index}",
             model="squeezenet",
             variant=what,
-            num_parameters=count("squeezenet", **options).num_parameters,
+            num_parameters=complexity("squeezenet", **options).num_parameters,
         )
         for index, (what, options, *_) in enumerate(SPACE[:how_many])
     ]

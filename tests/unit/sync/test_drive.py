@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.exchange import NOT_KEPT, Exchange, Exchanged, Op, Request, State
-from dtrain.sync.drive import Pipeline, drive, drive_lockstep
+from dtrain.sync.drive import MAX_MARKS, Pipeline, drive, drive_lockstep
 
 
 def numbered(name: int, num_rounds: int, log: list[str] | None = None) -> Exchange:
@@ -141,6 +141,15 @@ def test_codec_time_is_the_time_inside_the_generator_and_is_taken_once() -> None
     pipeline.finish()
     assert pipeline.take_codec_seconds() == 3.0  # up to round 1, up to round 2, to the end
     assert pipeline.take_codec_seconds() == 0.0
+
+
+def test_codec_time_that_nobody_asks_for_takes_no_more_room_than_that_of_a_few_steps() -> None:
+    pipeline = Pipeline(Wire(), Ticks())
+    for _ in range(MAX_MARKS):
+        pipeline.submit(numbered(1, 2), lambda out: None)
+        pipeline.finish()
+    assert len(pipeline._codec_marks) < MAX_MARKS
+    assert pipeline.take_codec_seconds() == 3.0 * MAX_MARKS
 
 
 def test_an_error_inside_an_exchange_comes_out_as_it_was() -> None:
