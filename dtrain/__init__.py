@@ -65,7 +65,7 @@ def compress_horovod(
 ) -> HorovodSynchronizer:
     """Exchange gradients over Horovod through a compressor from now on, in place of hvd.DistributedOptimizer.
 
-        synchronizer = dtrain.compress_horovod(model, optimizer, "top_k", density=0.001)
+        synchronizer = dtrain.compress_horovod(model, optimizer, "int4")
 
     The gradients that `optimizer.step()` then finds are the mean over ranks.
 
