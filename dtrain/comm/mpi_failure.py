@@ -29,7 +29,8 @@ class MpiWaiting(Waiting):
 
     def tell(self, *, waiting: bool) -> None:
         """Tell the others that this rank waits, or that it goes on after all."""
-        self._sent += _send(self._comm, bytes([waiting]), _WAITING_TAG)
+        under_way = [request for request in self._sent if not request.Test()]
+        self._sent = under_way + _send(self._comm, bytes([waiting]), _WAITING_TAG)
 
     def missing(self) -> str:
         """Who has not said that it waits."""

@@ -32,7 +32,7 @@ Rows = Iterable[tuple[Sequence[str], float]]
 
 
 @dataclass(frozen=True)
-class Watched:
+class RunFacts:
     """What is said of one rank's run beside what happens in it.
 
     `facts` are those of summary.json (run, model, compressor, grad_bytes, world_size, ...). `interface` is one that
@@ -76,11 +76,11 @@ class RunCollector(Collector):
     model is.
     """
 
-    def __init__(self, watched: Watched, ledger: Ledger) -> None:
-        self._watched, self._ledger = watched, ledger
+    def __init__(self, about: RunFacts, ledger: Ledger) -> None:
+        self._about, self._ledger = about, ledger
         self._lock = threading.Lock()
-        self.run = str(watched.facts["run"]).encode(errors="replace").decode()  # any bytes may name a folder
-        self.rank = watched.rank
+        self.run = str(about.facts["run"]).encode(errors="replace").decode()  # any bytes may name a folder
+        self.rank = about.rank
         self._own = (self.run, str(self.rank))
         self._totals = ledger.split()
         self._step_seconds = _Histogram(STEP_SECONDS)
@@ -91,7 +91,7 @@ class RunCollector(Collector):
         self._steps_before = 0  # of this process, at the last logging point: a run that was resumed counts on
         self._waits: dict[str, float] = {}
         self._scores: dict[str, _Score] = {}
-        self._model_bytes: dict[str, int] = {"fp32": int(watched.facts["grad_bytes"])}
+        self._model_bytes: dict[str, int] = {"fp32": int(about.facts["grad_bytes"])}
 
     def on_record(self, record: StepRecord) -> None:
         """Take in a record of the ledger."""
@@ -141,7 +141,7 @@ class RunCollector(Collector):
         yield from (*families, *self._interface())
 
     def _bytes(self) -> Iterator[Metric]:
-        compressor, totals = str(self._watched.facts["compressor"]), self._totals
+        compressor, totals = str(self._about.facts["compressor"]), self._totals
         split = ("op", "phase", "purpose", "compressor")
         for name, of, text in (
             ("payload_bytes", "payload_bytes", "Bytes that this rank handed to collectives"),
@@ -150,7 +150,7 @@ class RunCollector(Collector):
         ):
             rows = [((*key, compressor), float(getattr(total, of))) for key, total in totals.items()]
             yield self._counter(name, text, rows, split)
-        facts, steps = self._watched.facts, sum(self._step_seconds.counts)
+        facts, steps = self._about.facts, sum(self._step_seconds.counts)
         dense = dense_wire_bytes(facts["backend"], facts["grad_bytes"], facts["world_size"])
         key = (Op.ALL_REDUCE, Activity.TRAIN, Purpose.GRADIENT, compressor)
         text = "Bytes that a dense fp32 all_reduce of the gradients would have sent in the steps so far"
@@ -181,18 +181,18 @@ class RunCollector(Collector):
 
     def _job(self) -> Iterator[Metric]:
         """What each rank says of itself; then what rank 0 says of all."""
-        facts = self._watched.facts
+        facts = self._about.facts
         info = InfoMetricFamily("dtrain_run", "What runs here", labels=("run", "rank"))
         names = ("model", "data", "backend", "compressor", "world_size", "batch_size_per_rank")
         described = {name: str(facts[name]) for name in names}
         versions = {f"{name}_version": facts["versions"][name] for name in ("dtrain", "torch")}
-        info.add_metric(self._own, {**described, **versions, "host": self._watched.host})
+        info.add_metric(self._own, {**described, **versions, "host": self._about.host})
         yield info
         yield self._gauge("world_size", "Ranks that the job started with", [((), facts["world_size"])])
         yield self._counter(
-            "restarts", "Times that the launcher started this rank again", [((), self._watched.restarts)]
+            "restarts", "Times that the launcher started this rank again", [((), self._about.restarts)]
         )
-        if self._watched.rank != 0:
+        if self._about.rank != 0:
             return
         yield self._gauge("model_parameters", "Trainable parameters", [((), facts["num_parameters"])])
         text = "The model: fp32 is 4 bytes a parameter, exchanged what is left of it in this phase, packed a .dtz file"
@@ -211,7 +211,7 @@ class RunCollector(Collector):
 
     def _interface(self) -> Iterator[Metric]:
         """Of an interface that carries only this job; elsewhere the kernel's counters say nothing of it."""
-        device = self._watched.interface
+        device = self._about.interface
         counters = read_counters().get(device) if device is not None else None
         if device is not None and counters is not None:
             text = "Bytes that the kernel saw leave on the job's interface"

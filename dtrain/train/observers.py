@@ -17,7 +17,7 @@ from dtrain.observe import run_directory
 from dtrain.observe.endpoint import Endpoint, warn_if_public
 from dtrain.observe.jsonl import MetricsFile
 from dtrain.observe.progress import ShowProgress
-from dtrain.observe.prometheus import RunCollector, Watched
+from dtrain.observe.prometheus import RunCollector, RunFacts
 from dtrain.observe.summary import NicWindow, Summary
 from dtrain.sync.buckets import trainable
 from dtrain.train.config import Prometheus, TrainConfig
@@ -81,14 +81,14 @@ def facts_of(config: TrainConfig, launch: Launch, prepared: Prepared, run_dir: P
 
 def open_collector(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunCollector:
     """This rank's metrics, from its ledger."""
-    watched = Watched(
+    about = RunFacts(
         facts,
         launch.rank,
         host=socket.gethostname(),
         interface=nic.interface if nic is not None and launch.local_rank == 0 else None,
         restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
-    collector = RunCollector(watched, ledger)
+    collector = RunCollector(about, ledger)
     ledger.sinks.append(collector.on_record)
     return collector
 

@@ -204,8 +204,6 @@ OWN_WAY = (
     "ship/receiver.py",  # its partial file is its lock as well
     "vision/data/archive.py",  # a lock, and a whole folder that takes its name by a rename
     "cluster/namespaces.py",  # a setting of the kernel
-    "train/checkpoint.py",
-    "train/phases.py",
 )
 
 

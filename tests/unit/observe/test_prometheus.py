@@ -21,7 +21,7 @@ from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.meter.nic import read_counters
 from dtrain.observe.endpoint import Endpoint, warn_if_public
 from dtrain.observe.figures import EvalFigures, TrainFigures
-from dtrain.observe.prometheus import RunCollector, Watched
+from dtrain.observe.prometheus import RunCollector, RunFacts
 
 FACTS = {
     "run": "a run",
@@ -53,7 +53,7 @@ TRAIN = TrainFigures(
 
 
 def watched(ledger: Ledger, *, rank: int = 0, interface: str | None = None, **facts: Any) -> RunCollector:
-    metrics = RunCollector(Watched({**FACTS, **facts}, rank, "node0", interface, restarts=2), ledger)
+    metrics = RunCollector(RunFacts({**FACTS, **facts}, rank, "node0", interface, restarts=2), ledger)
     ledger.sinks.append(metrics.on_record)
     return metrics
 
