@@ -189,9 +189,7 @@ class RunCollector(Collector):
         info.add_metric(self._own, {**described, **versions, "host": self._about.host})
         yield info
         yield self._gauge("world_size", "Ranks that the job started with", [((), facts["world_size"])])
-        yield self._counter(
-            "restarts", "Times that the launcher started this rank again", [((), self._about.restarts)]
-        )
+        yield self._counter("restarts", "Times that the launcher started this rank again", [((), self._about.restarts)])
         if self._about.rank != 0:
             return
         yield self._gauge("model_parameters", "Trainable parameters", [((), facts["num_parameters"])])

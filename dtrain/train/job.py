@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -12,21 +10,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
-from dtrain.comm import (
-    QUIET_SECONDS,
-    CollectiveError,
-    Communicator,
-    Launch,
-    all_gather,
-    broadcast,
-    open_communicator,
-)
+from dtrain.comm import Communicator, Launch, all_gather
 from dtrain.files import write_whole
-from dtrain.meter import c10d
 from dtrain.meter.ledger import Activity, Ledger, Purpose
-from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.observe import run_directory
 from dtrain.observe.jsonl import LedgerFile
 from dtrain.observe.summary import Summary
@@ -36,6 +24,7 @@ from dtrain.train.agreement import check_settings
 from dtrain.train.config import TrainConfig
 from dtrain.train.constraints import Constraints
 from dtrain.train.loop import Batch, Learner, Loop, Observer, Plan, Skipped, StopRequest
+from dtrain.train.meeting import meet, share_path
 from dtrain.train.model_files import save_model
 from dtrain.train.observers import facts_of, nic_window, open_collector, open_endpoint, open_observers
 from dtrain.train.prepare import Prepared, prepare
@@ -44,8 +33,6 @@ from dtrain.train.saving import Saver
 from dtrain.train.settings import kept_in_checkpoints, shared_by_ranks
 from dtrain.vision import data
 
-START_SECONDS = 600.0
-"""How long ranks wait for each other to start: one may have data to fetch first."""
 MODEL, PACKED = "model.safetensors", "model.dtz"
 
 
@@ -159,11 +146,11 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
     with ExitStack() as stack:
         endpoint = stack.enter_context(closing(open_endpoint(config.observe.prometheus, launch)))
         ledger = Ledger()
-        communicator = stack.enter_context(_meet(config, launch, ledger))
+        communicator = stack.enter_context(meet(config, launch, ledger))
         device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
         facts = {**prepared.facts, "checkpoint": checkpoint.identity() if checkpoint else None}
         check_settings(shared_by_ranks(config, facts), communicator, ledger, device)
-        run_dir = _share_path(run_dir, communicator, ledger, device)
+        run_dir = share_path(run_dir, communicator, ledger, device)
         if launch.rank == 0:
             run_directory.make(run_dir)
         model = prepared.model.to(device)
@@ -203,51 +190,6 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
             progress,
             saver,
         )
-
-
-@contextmanager
-def _meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Communicator]:
-    """All workers, with everything that they exchange in the ledger."""
-    metered, backend = config.observe.meter, config.backend
-    with ExitStack() as stack:
-        if metered:
-            stack.enter_context(c10d.installed(ledger))
-        stack.enter_context(_naming_the_missing(launch))
-        yield stack.enter_context(
-            open_communicator(
-                backend.name, launch, ledger if metered else None, timeout_seconds=backend.timeout_seconds
-            )
-        )
-
-
-@contextmanager
-def _naming_the_missing(launch: Launch) -> Iterator[None]:
-    """Where torchrun's store is at hand, a collective that fails inside says which rank is missing."""
-    store = job_store(os.environ) if launch.launcher == "torchrun" else None
-    if store is None:
-        yield
-        return
-    roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle)
-    try:
-        roll_call.await_all(START_SECONDS)
-        yield
-    except CollectiveError as error:
-        missing = roll_call.call()
-        if not (missing and roll_call.is_first_of_host()):
-            time.sleep(QUIET_SECONDS)  # the one that speaks may wait for what is under way before it ends
-        raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
-    finally:
-        roll_call.leave()
-
-
-def _share_path(path: Path, communicator: Communicator, ledger: Ledger, device: torch.device) -> Path:
-    """Rank 0's path, on every rank."""
-    with ledger.scope(purpose=Purpose.CONTROL):
-        text: Tensor = torch.frombuffer(bytearray(os.fsencode(path)), dtype=torch.uint8).to(device)
-        length = int(broadcast(communicator, torch.tensor([len(text)], device=device)))
-        if communicator.rank != 0:
-            text = torch.empty(length, dtype=torch.uint8, device=device)
-        return Path(os.fsdecode(bytes(broadcast(communicator, text).tolist())))
 
 
 def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: Any) -> float:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from math import nan
 from typing import Literal, Protocol
 
 import torch
@@ -16,11 +15,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from dtrain.comm import Communicator, all_gather
-from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord, Times
-from dtrain.meter.transfer import split_transfer
+from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.observe.figures import EvalFigures, TrainFigures
 from dtrain.sync.synchronizer import NonFiniteGradientError, Spent, Synchronizer
 from dtrain.train.agreement import check_replicas
+from dtrain.train.interval import Interval, wants_to_stop
 from dtrain.train.loss import Loss, against_labels
 from dtrain.train.progress import Course, Place, Progress
 
@@ -105,31 +104,6 @@ class Skipped:
         self.last.append(error)
 
 
-class _Interval:
-    """What happened on this rank since the last logging point."""
-
-    def __init__(self) -> None:
-        self.loss_sum: Tensor | float = 0.0
-        self.correct: Tensor | int = 0
-        self.images = 0
-        self.records: list[StepRecord] = []
-        self.start = time.perf_counter()
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.loss_sum = self.loss_sum + loss.detach().double()
-        self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
-        self.images += len(labels)
-
-    def gradient_seconds(self) -> list[float]:
-        """How long this rank was in each gradient collective, in order; NaN where that is not known."""
-        entries = [e for r in self.records for e in r.entries if e.purpose is Purpose.GRADIENT]
-        return [nan if e.seconds is None else e.seconds for e in entries]
-
-    def mean(self, of: Callable[[Times], float]) -> float:
-        times = [r.times for r in self.records if r.times is not None]
-        return sum(map(of, times)) / len(times)
-
-
 @dataclass
 class Loop:
     """Trains one phase, from where `progress` is to `end`. `communicator` is not used during backward.
@@ -155,7 +129,7 @@ class Loop:
     def run(self) -> bool:
         """Train to the end. Returns whether it was reached, False after a request to stop."""
         plan, progress = self.plan, self.progress
-        interval, stopped = _Interval(), False
+        interval, stopped = Interval(), False
         last_epoch = progress.epoch if progress.position else max(0, progress.epoch - 1)
         with self.ledger.scope(activity=Activity.TRAIN):
             for last_epoch, batch in self._batches():
@@ -163,7 +137,7 @@ class Loop:
                 goes_on = progress.is_before(self.end)
                 if progress.step % plan.log_every == 0 or not goes_on:
                     stopped = self._log(last_epoch, interval)
-                    interval = _Interval()
+                    interval = Interval()
                 if stopped:
                     break
                 if plan.save_every and progress.step % plan.save_every == 0:
@@ -223,7 +197,7 @@ class Loop:
             for batch in self.loader.epoch(epoch, start, end.position if epoch == end.epoch else None):
                 yield epoch, batch
 
-    def _train_step(self, batch: Batch, interval: _Interval) -> None:
+    def _train_step(self, batch: Batch, interval: Interval) -> None:
         learner, start = self.learner, time.perf_counter()
         images, labels = batch.images.to(self.device), batch.labels.to(self.device)
         for group in learner.optimizer.param_groups:
@@ -238,7 +212,7 @@ class Loop:
         interval.records.append(self.ledger.close(self.progress.step, times))
         self.progress.advance(batch.global_size, self.loader.num_samples)
 
-    def _backward(self, images: Tensor, labels: Tensor, global_size: int, interval: _Interval) -> None:
+    def _backward(self, images: Tensor, labels: Tensor, global_size: int, interval: Interval) -> None:
         """Add these images' part of the gradient of the mean loss over the global batch, times the number of ranks."""
         learner = self.learner
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.amp):
@@ -264,32 +238,14 @@ class Loop:
         after = learner.synchronizer.after_step()
         return Spent(before.exposed + after.exposed, before.codec + after.codec)
 
-    def _log(self, epoch: int, interval: _Interval) -> bool:
+    def _log(self, epoch: int, interval: Interval) -> bool:
         """Report the interval to the observers. Returns whether any rank wants to stop."""
-        elapsed = time.perf_counter() - interval.start
-        sent = self.ledger.total().wire_bytes
-        sums = [float(self.stop.requested), interval.loss_sum, interval.correct, interval.images, sent]
-        mine = torch.tensor([float(x) for x in sums] + interval.gradient_seconds(), dtype=torch.float64)
+        mine = interval.as_tensor(self.stop.requested, self.ledger.total().wire_bytes)
         with self.ledger.scope(purpose=Purpose.METRICS):
             everyone = all_gather(self.communicator, mine.to(self.device)).cpu()
-        stop, loss, correct, images, total_sent = everyone[:, :5].sum(0).tolist()
-        split = split_transfer(everyone[:, 5:].tolist())
-        num_steps = len(interval.records)
-        figures = TrainFigures(
-            step=self.progress.step,
-            epoch=epoch,
-            loss=loss / images,
-            accuracy=correct / images,
-            learning_rate=self.learner.optimizer.param_groups[0]["lr"],
-            images_per_second=images / elapsed,
-            wire_bytes=self.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes,
-            step_seconds=interval.mean(lambda t: t.step),
-            exposed_comm_seconds=interval.mean(lambda t: t.exposed_comm),
-            codec_seconds=interval.mean(lambda t: t.codec),
-            transfer_seconds=split.transfer / num_steps if split else None,
-            straggler_wait_seconds=split.straggler_wait / num_steps if split else None,
-            total_wire_bytes_all_ranks=total_sent,
-        )
+        wire = self.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
+        rate = self.learner.optimizer.param_groups[0]["lr"]
+        figures = interval.figures(everyone, self.progress.step, epoch, rate, wire)
         for observer in self.observers:
             observer.on_train(figures)
-        return bool(stop > 0)
+        return wants_to_stop(everyone)

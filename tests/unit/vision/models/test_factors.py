@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtrain.train.checkpoint import load_model_state, read_description, save_model
+from dtrain.train.model_files import load_model_state, read_description, save_model
 from dtrain.vision import models
 
 

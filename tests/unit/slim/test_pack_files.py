@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dtrain.cli import main
 from dtrain.slim.calibrate import dead_leaves
-from dtrain.train.checkpoint import save_model
+from dtrain.train.model_files import save_model
 from dtrain.vision.models import PUBLISHED, build, load_weights
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
