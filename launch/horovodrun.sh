@@ -10,7 +10,7 @@ usage() {
 Usage: launch/horovodrun.sh [-n RANKS] [--hosts HOSTS] [--interface NAME] [--mpi] [--dry-run] [SETTING...]
 
 Runs `python -m dtrain.train backend=horovod SETTING...` on RANKS workers (2 unless given), for example
-  launch/horovodrun.sh -n 4 model=squeezenet1_1 data=digits compressor=top_k
+  launch/horovodrun.sh -n 4 model=squeezenet1_1 data=digits compressor=int4
 
   -n RANKS          how many workers
   --hosts HOSTS     spread them: node0:2,node1:2 runs two on each; every host needs this folder at the same path, and ssh

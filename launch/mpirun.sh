@@ -10,7 +10,7 @@ usage() {
 Usage: launch/mpirun.sh [-n RANKS] [--hostfile FILE] [--backend NAME] [--dry-run] [SETTING...]
 
 Runs `python -m dtrain.train backend=mpi SETTING...` on RANKS workers (2 unless given), for example
-  launch/mpirun.sh -n 4 model=squeezenet1_1 data=digits compressor=top_k
+  launch/mpirun.sh -n 4 model=squeezenet1_1 data=digits compressor=int4
 
   -n RANKS          how many workers
   --hostfile FILE   spread them over these hosts, which need this folder at the same path, and ssh without a password

@@ -11,7 +11,7 @@ Usage: launch/torchrun.sh [-n RANKS] [--nodes N --node-rank R --master HOST[:POR
                           [SETTING...]
 
 Runs `python -m dtrain.train SETTING...` on RANKS workers of this host (2 unless given), for example
-  launch/torchrun.sh -n 4 model=squeezenet1_1 data=digits compressor=top_k
+  launch/torchrun.sh -n 4 model=squeezenet1_1 data=digits compressor=int4
 With several hosts, run it on each of them:
   launch/torchrun.sh -n 4 --nodes 2 --node-rank 0 --master node0 model=squeezenet1_1     # on node0
   launch/torchrun.sh -n 4 --nodes 2 --node-rank 1 --master node0 model=squeezenet1_1     # on the other
