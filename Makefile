@@ -34,13 +34,13 @@ demo: install
 	$(BIN)/dtrain claims $(DEMO)/alexnet $(DEMO)/squeezenet1_1
 	$(BIN)/dtrain report $(DEMO)/alexnet $(DEMO)/squeezenet1_1 --output $(DEMO)/report.html
 
-# Tests that share a start of ranks, or a fixture of their file, stay together: see xdist_group in tests/distributed
+# Tests that share a start of ranks, or a fixture of their file, stay together: see tests/conftest.py
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(TESTS)
 
 # They wait more than they compute, so there are more at once than cores; some must be alone
 test-system: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SYSTEM_WORKERS) --dist loadfile -m 'not alone' tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SYSTEM_WORKERS) -m 'not alone' tests/system
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone tests/system
 
 horovod: install

@@ -76,9 +76,8 @@ def on_ranks(
         pytest.param(
             size,
             one,
-            id=f"{size}" if len(launchers) == 1 else f"{one}-{size}",
-            # whoever runs one of the tests that share a start runs all of them: `pytest -n 2 --dist loadgroup`
-            marks=[pytest.mark.xdist_group(f"{one or 'ranks'}{size}"), *([NEEDS[one]] if one else [])],
+            id=f"{one}-{size}" if one else f"{size}",  # the same for all that share a start: see tests/conftest.py
+            marks=[NEEDS[one]] if one else [],
         )
         for one in launchers
         for size in world_sizes
