@@ -232,3 +232,9 @@ def test_a_whole_file_is_written_in_one_way() -> None:
     own = {path.relative_to(ROOT).as_posix(): list(writings(path)) for path in SOURCES}
     assert not {file: lines for file, lines in own.items() if lines and file not in OWN_WAY}
     assert not [file for file in OWN_WAY if not own[file]], "an exception that nothing needs any more"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by it, so one of the two would not be collected."""
+    names = [path.name for path in (ROOT.parent / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
