@@ -16,6 +16,7 @@ from ranks import Here, on_ranks
 from test_gloo_is_lockstep import LAYOUT, OPTIONS, in_lockstep, values
 from twenty_steps import assert_agree
 
+import dtrain
 from dtrain.comm import CollectiveError, broadcast, perform
 from dtrain.comm.polled import TITLES, PolledCommunicator
 from dtrain.comm.torch_dist import TorchCommunicator
@@ -267,3 +268,32 @@ def test_more_of_one_kind_than_horovod_has_names_for_may_be_under_way(here: Here
 def test_a_payload_that_horovod_cannot_count_is_refused(here: Here) -> None:
     with pytest.raises(ValueError, match=r"less than 2 GiB at a time, and this all_gather has 2,147,483,648 B"):
         communicator(here).start(Request(Op.ALL_GATHER, torch.empty(2**30, dtype=torch.uint8)))  # takes no memory
+
+
+@on_ranks(2, launcher="horovodrun")
+def test_what_compress_horovod_returns_is_resumed_bit_for_bit(here: Here) -> None:
+    initialised_horovod()
+
+    def steps(model: torch.nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> torch.Tensor:
+        for step in numbers:
+            generator = torch.Generator().manual_seed(10 * step + here.rank)
+            optimizer.zero_grad()
+            model(torch.randn(4, 30, generator=generator)).square().sum().backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    for name in ("int8", "power_sgd", "dgc"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Tanh(), torch.nn.Linear(40, 5))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        through = dtrain.compress_horovod(model, optimizer, name, seed=1)
+        steps(model, optimizer, range(3))
+        saved, weights = through.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
+        whole = steps(model, optimizer, range(3, 6))
+        through.close()
+        model.load_state_dict(weights)
+        resumed = dtrain.compress_horovod(model, optimizer, name, seed=1)
+        resumed.load_state_dict(saved)
+        assert torch.equal(whole, steps(model, optimizer, range(3, 6))), name
+        assert resumed.state_dict()["step"] == 6
+        resumed.close()

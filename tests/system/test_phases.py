@@ -105,6 +105,24 @@ def test_a_run_goes_on_in_the_middle_of_a_phase_and_between_two_bit_for_bit(
     assert (whole / "model.dtz").read_bytes() == (tmp_path / "rest" / "model.dtz").read_bytes()
 
 
+def test_adamw_keeps_what_phases_fixed_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Its steps divide by roots of means: equal weights must stay equal, and pruned ones zero, all the same."""
+    settings = [*SETTINGS, "optimizer=adamw", "optimizer.learning_rate=0.001", "compressor=int8", "save_every=1"]
+    run(train_command(*settings, "run_dir=whole", ranks=2), tmp_path).expect(0)
+    pruned, shared = (weights(model_after(tmp_path / "whole", step)) for step in (8, 12))
+    moved = weights(model_after(tmp_path / "whole", 10))
+    for name in pruned:
+        assert int((pruned[name] != 0).sum()) == round(DENSITY * pruned[name].numel())
+        assert torch.equal(pruned[name] == 0, shared[name] == 0)
+        assert len(shared[name].unique()) <= 2**BITS
+    assert any(not torch.equal(moved[name], shared[name]) for name in shared)
+    folder = tmp_path / "whole" / "checkpoints" / "step-000010"
+    run(train_command(*settings, "run_dir=rest", f"resume={folder}", ranks=2), tmp_path).expect(0)
+    for path in ("model.safetensors", "checkpoints/step-000012/optimizer.safetensors"):
+        one, two = load_file(tmp_path / "whole" / path), load_file(tmp_path / "rest" / path)
+        assert all(torch.equal(one[name], two[name]) for name in one), path
+
+
 def test_a_teacher_needs_no_labels(whole: Path, tmp_path: Path) -> None:
     """From trained weights, with the uncompressed model as teacher, also across a resume."""
     settings = [s for s in SETTINGS if "dense" not in s and "share" not in s]
