@@ -105,6 +105,8 @@ def _parse(setting: str) -> Override:
         (override,) = OverridesParser.create().parse_overrides([setting])
     except OverrideParseException:
         raise ValueError(f"{setting!r} is not of the form KEY=VALUE, or its value needs quotes") from None
+    if override.is_sweep_override():
+        raise ValueError(f"{setting} names several values: start a run for each, or put quotes around a text")
     return override
 
 
