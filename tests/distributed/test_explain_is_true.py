@@ -13,7 +13,7 @@ from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.meter.c10d import installed
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.plan.explain import explain
-from dtrain.sync.every_step import EagerSynchronizer
+from dtrain.sync.every_step import EveryStep
 from dtrain.vision import models
 
 MODEL, NUM_CLASSES = "squeezenet1_1", 1000
@@ -38,11 +38,11 @@ def test_the_collectives_of_a_step_are_those_that_explain_lists(here: Here) -> N
     for name, options in COMPRESSORS.items():
         listed = explain(name, model=MODEL, num_classes=NUM_CLASSES, world_size=2, **options).rounds
         ledger = Ledger()
-        synchronizer = EagerSynchronizer(model, compressors.build(name, **options), communicator, ledger)
+        synchronizer = EveryStep(model, compressors.build(name, **options), communicator, ledger)
         try:
             with installed(ledger):
                 model(images).sum().backward()
-                synchronizer.finish()
+                synchronizer.before_step()
         finally:
             synchronizer.close()
         sent = [e for e in ledger.close().entries if e.purpose is Purpose.GRADIENT]
