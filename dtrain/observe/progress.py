@@ -38,7 +38,7 @@ class ShowProgress:
     def on_phase(self, name: str, num_values: int) -> None:
         """Say that a phase begins; a run without phases has one of no name, of which there is nothing to say."""
         if name:
-            self._print(f"phase {name}: {num_values:,} values to exchange a step")
+            self._print(f"now phase {name}: {num_values:,} values to exchange a step")
 
     def on_packed(self, num_bytes: int) -> None:
         self._print(f"packed without loss into {num_bytes:,} B")

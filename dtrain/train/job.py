@@ -132,17 +132,10 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
 
     Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
     """
+    run_dir = _choose_run_dir(config) if launch.rank == 0 else Path()
     prepared = prepare(config, launch)
     checkpoint = prepared.checkpoint
     nic = nic_window(config, launch)
-    run_dir = Path()
-    if launch.rank == 0:
-        name = f"{config.model.name}-{config.compressor.name}"
-        run_dir = run_directory.choose(config.run_dir, name, overwrite=config.overwrite)
-        if checkpoint is not None and checkpoint.folder.resolve().is_relative_to(run_dir):
-            raise ValueError(
-                f"resume={config.resume} lies in run_dir={run_dir}, which would be replaced: choose another run_dir"
-            )
     with ExitStack() as stack:
         endpoint = stack.enter_context(closing(open_endpoint(config.observe.prometheus, launch)))
         ledger = Ledger()
@@ -190,6 +183,17 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
             progress,
             saver,
         )
+
+
+def _choose_run_dir(config: TrainConfig) -> Path:
+    """Where rank 0 will write; nothing is made yet. Raises ValueError, naming the cure."""
+    name = f"{config.model.name}-{config.compressor.name}"
+    run_dir = run_directory.choose(config.run_dir, name, overwrite=config.overwrite)
+    if config.resume is not None and Path(config.resume).resolve().is_relative_to(run_dir):
+        raise ValueError(
+            f"resume={config.resume} lies in run_dir={run_dir}, which would be replaced: choose another run_dir"
+        )
+    return run_dir
 
 
 def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: Any) -> float:

@@ -17,7 +17,7 @@ from programs import Ended, environment, finish, start
 
 METER = ["-m", "dtrain.meter"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-TIMEOUT_SECONDS = 6
+TIMEOUT_SECONDS = 10
 UNDER_WAY_SECONDS = 6
 PROGRAMS = Path(__file__).parent / "programs"
 PROGRAM = f"""

@@ -17,7 +17,7 @@ def said(*phases: tuple[str, int]) -> str:
 
 
 def test_a_phase_is_announced_with_what_its_steps_exchange() -> None:
-    assert said(("prune", 412_345)) == "phase prune: 412,345 values to exchange a step\n"
+    assert said(("prune", 412_345)) == "now phase prune: 412,345 values to exchange a step\n"
 
 
 def test_a_run_without_phases_announces_none() -> None:
