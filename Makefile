@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2
 TESTS ?= tests/unit tests/distributed tests/golden
 WORKERS ?= 2
-SYSTEM_WORKERS ?= 3
+SYSTEM_WORKERS ?= 4
 DEMO := runs/demo
 DEMO_SETTINGS := experiment=digits overwrite=true
 
@@ -38,10 +38,10 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) $(TESTS)
 
-# They wait more than they compute, so there are more at once than cores; some must be alone
+# They wait more than they compute, so there are more at once than cores; some wait for the machine to be theirs
 test-system: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SYSTEM_WORKERS) -m 'not alone' tests/system
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m alone tests/system
 
 horovod: install
 	PYTHON=$(BIN)/python launch/build_horovod.sh

@@ -5,5 +5,5 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "alone: no other test may run meanwhile, since it measures time or watches the whole host"
+        "markers", "alone: no test that computes may run meanwhile, since it measures time or watches the whole host"
     )

@@ -81,10 +81,11 @@ def assert_nothing_is_left(word: str, *names: str) -> None:
 
 @pytest.fixture
 def host() -> Iterator[None]:
-    """The host's own interfaces and named namespaces must not change."""
+    """The host's own interfaces and named namespaces must not change; those of Docker's containers come and go."""
 
     def state() -> tuple[str, list[str]]:
-        interfaces = re.findall(r"^\s*(\S+):", Path("/proc/net/dev").read_text(), re.MULTILINE)
+        found = re.findall(r"^\s*(\S+):", Path("/proc/net/dev").read_text(), re.MULTILINE)
+        interfaces = [name for name in found if not re.fullmatch(r"docker\d+|br-[0-9a-f]{12}|veth[0-9a-f]{7}", name)]
         named = Path("/run/netns")
         return " ".join(interfaces), sorted(path.name for path in named.iterdir()) if named.exists() else []
 

@@ -21,7 +21,7 @@ import pytest
 from programs import REPOSITORY, Ended, run
 from watching import panel_queries, until
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1200)]  # of the first test, which builds the images
+pytestmark = pytest.mark.timeout(1200)  # of the first test, which builds the images
 
 COMPOSE = ["docker", "compose", "--file", str(REPOSITORY / "docker" / "compose.yaml"), "--profile", "shaped"]
 WORKERS = [f"worker{k}" for k in range(4)]
