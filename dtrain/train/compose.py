@@ -149,6 +149,11 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
+        if "recipe.learning_rate." in str(error):
+            raise ValueError(
+                f"this recipe was not tried with optimizer={composed.optimizer.name}, so it has no learning rate for "
+                "it: add optimizer.learning_rate=RATE"
+            ) from error
         raise ValueError(_first_line(error)) from error
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}

@@ -190,13 +190,17 @@ class TrainConfig:
         return tuple(spans)
 
 
+_NO_SETTINGS = ("experiment", "recipe")
+"""What a recipe leaves in the composed configuration: its name, and what its settings refer to."""
+
+
 def from_data(data: Mapping[str, Any]) -> TrainConfig:
     """The configuration that plain data (of a composed YAML) describes.
 
     Raises ValueError naming the key and the cure for a value of the wrong type, an unknown key, or a `_target_`.
     """
     _refuse_targets(data, "")
-    settings = {key: value for key, value in data.items() if key != "experiment"}
+    settings = {key: value for key, value in data.items() if key not in _NO_SETTINGS}
     config: TrainConfig = build(TrainConfig, settings, "", {Optimizer: OPTIMIZERS})
     return config
 

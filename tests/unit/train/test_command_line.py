@@ -38,6 +38,7 @@ def refused(*arguments: str) -> str:
         (["--num_steps", "5"], "unrecognized arguments: --num_steps"),
         (["--cfg", "hydra"], "invalid choice: 'hydra'"),
         (["-m", "seed=1"], "-m"),
+        (["experiment=cifar10", "optimizer=adamw"], "not tried with optimizer=adamw, so it has no learning rate"),
         (["seed=1,2"], "seed=1,2 names several values: start a run for each"),
         (["model=alexnet,squeezenet1_1"], "names several values"),
         (["--config-dir", "/nowhere"], "--config-dir /nowhere is no folder"),
@@ -74,3 +75,18 @@ def test_a_folder_of_the_user_s_adds_choices(tmp_path: Path) -> None:
     request = read_request(["--config-dir", str(tmp_path), "experiment=mine"])
     assert request.composed is not None
     assert from_data(plain(request.composed)).batch_size == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        (["experiment=digits"], 0.005),
+        (["experiment=digits", "optimizer=adamw"], 0.001),
+        (["experiment=cifar10"], 0.01),
+        (["experiment=cifar10", "optimizer=adamw", "optimizer.learning_rate=0.002"], 0.002),
+    ],
+)
+def test_a_recipe_s_learning_rate_is_the_optimizer_s(settings: list[str], rate: float) -> None:
+    composed = read_request(settings).composed
+    assert composed is not None
+    assert from_data(plain(composed)).optimizer.learning_rate == rate
