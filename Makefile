@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCHRUN := OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2
 TESTS ?= tests/unit tests/distributed tests/golden
 WORKERS ?= 2
-SYSTEM_WORKERS ?= 4
+SYSTEM_WORKERS ?= 3
 DEMO := runs/demo
 DEMO_SETTINGS := experiment=digits overwrite=true
 

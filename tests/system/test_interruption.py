@@ -38,7 +38,7 @@ def interrupted(
     process = start(training, folder)
     try:
         ledger, deadline = folder / "run" / "ledger" / "rank0.jsonl", time.monotonic() + 120
-        while not (ledger.exists() and ledger.read_text().count('"step": ') >= 5):
+        while not (ledger.exists() and ledger.read_text().count('"step": ') >= 8):  # twice a step
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no progress"
             time.sleep(0.1)
