@@ -41,7 +41,7 @@ test: install
 # They wait more than they compute, so there are more at once than cores; some wait for the machine to be theirs
 test-system: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SYSTEM_WORKERS) -m 'not alone' tests/system
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m alone tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone tests/system
 
 horovod: install
 	PYTHON=$(BIN)/python launch/build_horovod.sh
