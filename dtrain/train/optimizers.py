@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,7 +18,7 @@ ScheduleName = Literal["constant", "poly", "cosine", "step"]
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(ABC):
     """What all have in common: a base learning rate and how it changes, decay, and a bound on the gradient."""
 
     name: str
@@ -39,18 +40,18 @@ class Optimizer:
             require((self.step_size or 0) > 0, "optimizer.schedule=step needs optimizer.step_size, in steps")
 
     @property
+    @abstractmethod
     def has_momentum(self) -> bool:
         """Whether it averages gradients over steps."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def without_momentum(self) -> str:
         """How to turn its momentum off, for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters; whoever trains sets its learning rate step by step."""
-        raise NotImplementedError
 
     def factors(self, num_steps: int) -> schedules.Schedule:
         """The schedule over a run of `num_steps`."""
