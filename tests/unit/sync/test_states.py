@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import build
-from dtrain.exchange import Bucket
+from dtrain.exchange import Bucket, take_apart
 from dtrain.sync.buckets import NamedParameter, layout_of, trainable
 from dtrain.sync.drive import drive_lockstep
 from dtrain.sync.states import States
@@ -58,15 +58,19 @@ def test_a_step_that_is_not_committed_leaves_no_state() -> None:
 
 
 def test_other_buckets_find_the_state_of_their_parameters() -> None:
-    (one,), (two,) = states_of(1), states_of(1)
-    for states in (one, two):
-        exchange([states], [PARAMETERS], seed=0)
-        states.commit()
-    exchange([two], [PARAMETERS[:1], PARAMETERS[1:]], seed=1)
-    two.commit()
-    assert residuals(two).keys() == residuals(one).keys()
-    before, _ = exchange([one], [PARAMETERS[:1], PARAMETERS[1:]], seed=2), one.commit()
-    assert len(before) == 2
+    (states,) = ranks = states_of(1)
+    exchange(ranks, [PARAMETERS], seed=0)
+    states.commit()
+    kept = residuals(states)
+    for part in (PARAMETERS[:1], PARAMETERS[1:]):
+        layout = layout_of(part)
+        found = take_apart(states._of(Bucket(torch.zeros(layout.numel), layout)))
+        assert found.keys() == {name for name, _ in part}
+        assert all(torch.equal(parts["residual"], kept[name]) for name, parts in found.items())
+    assert any(residual.any() for residual in kept.values())
+    exchange(ranks, [PARAMETERS[:1], PARAMETERS[1:]], seed=1)
+    states.commit()
+    assert residuals(states).keys() == kept.keys()
 
 
 def test_part_of_the_buckets_may_be_exchanged_in_a_step() -> None:
