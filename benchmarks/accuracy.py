@@ -1,9 +1,12 @@
-"""Accuracy of every compressor against fp32, same recipe and steps, several seeds; with the savings of the whole run.
+"""What every method costs in accuracy, under the optimizers people have: the recipe of fp32 itself, several seeds.
 
-    python benchmarks/accuracy.py digits
+    python benchmarks/accuracy.py digits gpt                # seed after seed, so that the first is whole early
     python benchmarks/accuracy.py cifar10 --root CIFAR      # a tree of class folders; 4 ranks, 8 epochs
+    python benchmarks/accuracy.py digits gpt --only-done --write
 
-Runs stay in --runs, and those that are there already are not run again; the result says which commits they are of.
+Gradients are exchanged every step (compress), or what the optimizer changed (local); savings are of wire bytes over the
+whole run. Runs stay in --runs, and those that are there already are not run again; the result says which commits they
+are of. --write renews dtrain/compressors/trials.json, from which dtrain knows what to refuse.
 """
 
 from __future__ import annotations
@@ -11,70 +14,113 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from harness import commit, write_result
 
-COMMIT = "commit.txt"
-"""In a run's folder: what it was run with."""
+ROOT = Path(__file__).resolve().parents[1]
+TRIALS = ROOT / "dtrain" / "compressors" / "trials.json"
+RESULT, COMMIT = "result.json", "commit.txt"
+"""In a run's folder: what came of it, and what it was run with."""
+
+
+class Method(NamedTuple):
+    """What is exchanged how often, and through which compressor."""
+
+    exchanged: str
+    compressor: str
+    options: dict[str, Any] = {}
+    every: int = 1
+
+    @property
+    def label(self) -> str:
+        """For people, and for a folder."""
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        return f"{self.exchanged} {self.compressor}{options}" + (f" every={self.every}" if self.every > 1 else "")
+
+
+STOCHASTIC = {"rounding": "stochastic"}
+NONE = Method("gradient", "none")
+GRADIENTS = (
+    NONE,
+    Method("gradient", "fp16"),
+    Method("gradient", "int8"),
+    Method("gradient", "int4"),
+    Method("gradient", "ternary"),
+    Method("gradient", "ternary", STOCHASTIC),
+    Method("gradient", "one_bit"),
+    Method("gradient", "top_k", {"density": 0.01}),
+    Method("gradient", "top_k", {"density": 0.001}),
+    Method("gradient", "random_k", {"density": 0.1}),
+    Method("gradient", "power_sgd", {"power_sgd_rank": 4}),
+    Method("gradient", "power_sgd", {"power_sgd_rank": 1}),
+    Method("gradient", "power_sgd", {"power_sgd_rank": 1, "all_reduces": 1}),
+)
+KEEPS_MOMENTUM = (
+    Method("gradient", "dgc", {"density": 0.05}),
+    Method("gradient", "dgc", {"density": 0.01}),
+    Method("gradient", "dgc", {"density": 0.001}),
+)
+UPDATES = (
+    Method("update", "none"),
+    Method("update", "int8"),
+    Method("update", "int4"),
+    Method("update", "ternary"),
+    Method("update", "ternary", STOCHASTIC),
+    Method("update", "one_bit"),
+    Method("update", "top_k", {"density": 0.05}),
+    Method("update", "top_k", {"density": 0.01}),
+    Method("update", "top_k", {"density": 0.001}),
+    Method("update", "random_k", {"density": 0.1}),
+    Method("update", "power_sgd", {"power_sgd_rank": 4}),
+    Method("update", "power_sgd", {"power_sgd_rank": 1}),
+    Method("update", "power_sgd", {"power_sgd_rank": 4, "all_reduces": 1}),
+    Method("update", "ternary", STOCHASTIC, 4),
+    Method("update", "ternary", STOCHASTIC, 5),
+)
+METHODS = {"sgd": (*GRADIENTS, *KEEPS_MOMENTUM, *UPDATES), "adamw": (*GRADIENTS, *UPDATES)}
+OPTIMIZERS = {"sgd": "SGD, momentum 0.9", "adamw": "AdamW"}
 
 
 @dataclass(frozen=True)
-class Suite:
-    """A recipe, and the compressors that it is run with: label -> overrides. The first one is the yardstick."""
+class Task:
+    """A recipe. `figure` is what it is judged by: top-1 accuracy in %, or validation loss."""
 
     world_size: int
+    figure: str
     settings: tuple[str, ...]
-    cases: dict[str, tuple[str, ...]]
-    note: str = ""
+    methods: dict[str, tuple[Method, ...]]
+
+    def command(self, method: Method, optimizer: str, seed: int, run_dir: Path) -> list[str]:
+        """A rank of a run."""
+        options = method.options.items()
+        if self.figure == "loss":
+            how = {"gradient": "--compress", "update": "--local"}[method.exchanged]
+            command = [sys.executable, "examples/gpt.py", f"--optimizer={optimizer}", f"--seed={seed}"]
+            command += [f"{how}={method.compressor}"] if method != NONE else []
+            command += [f"--every={method.every}"] if method.exchanged == "update" else []
+            return [*command, *(f"--option={name}={json.dumps(value)}" for name, value in options), "--guard=off"]
+        sync = ["sync=local", f"sync.every={method.every}"] if method.exchanged == "update" else []
+        command = [sys.executable, "-m", "dtrain.train", *self.settings, f"optimizer={optimizer}", *sync]
+        command += [f"compressor={method.compressor}", *(f"compressor.{name}={value}" for name, value in options)]
+        return [*command, "guard=off", f"seed={seed}", f"run_dir={run_dir}", "overwrite=true", "log_every=45"]
 
 
-DIGITS = Suite(
-    world_size=2,
-    # no momentum: on top of the delays of error feedback it diverges (docs/compressors.md)
-    settings=(
-        "experiment=digits",
-        "model.num_classes=10",
-        "optimizer.momentum=0",
-        "optimizer.learning_rate=0.015",
-        "eval_every_epochs=0",
-    ),
-    cases={
-        "none": ("compressor=none",),
-        "fp16": ("compressor=fp16",),
-        "bf16": ("compressor=bf16",),
-        "int8": ("compressor=int8",),
-        "int4": ("compressor=int4",),
-        "ternary": ("compressor=ternary",),
-        "one_bit": ("compressor=one_bit",),
-        "top_k 0.01": ("compressor=top_k", "compressor.density=0.01"),
-        "top_k 0.001": ("compressor=top_k", "compressor.density=0.001"),
-        # with its momentum a gradient moves the weights twice as far, hence half the learning rate
-        "dgc 0.001": (
-            "compressor=dgc",
-            "compressor.density=0.001",
-            "compressor.momentum=0.5",
-            "compressor.warmup_steps=180",
-            "optimizer.learning_rate=0.0075",
-            "optimizer.weight_decay=0.0004",
-        ),
-        "random_k 0.1": ("compressor=random_k", "compressor.density=0.1"),
-        "power_sgd r=1": ("compressor=power_sgd", "compressor.power_sgd_rank=1"),
-        "power_sgd r=4": ("compressor=power_sgd", "compressor.power_sgd_rank=4"),
-        "none, momentum 0.9": ("compressor=none", "optimizer.momentum=0.9", "optimizer.learning_rate=0.003"),
-    },
-)
-
-CIFAR10 = Suite(
-    world_size=4,
-    settings=(
+DIGITS = Task(2, "accuracy", ("experiment=digits", "model.num_classes=10", "eval_every_epochs=0"), METHODS)
+GPT = Task(2, "loss", (), METHODS)
+CIFAR10 = Task(
+    4,
+    "accuracy",
+    (
         "experiment=cifar10",
         "data=image_folder",
         "data.image_size=32",
@@ -85,103 +131,183 @@ CIFAR10 = Suite(
         "batch_size=16",
         "eval_every_epochs=0",
     ),
-    cases={
-        "none": ("compressor=none",),
-        "power_sgd r=4": ("compressor=power_sgd", "compressor.power_sgd_rank=4"),
-        "int4": ("compressor=int4",),
-        # these two without the optimizer's momentum (docs/compressors.md), and as fast: learning rate / (1 - momentum)
-        "one_bit": ("compressor=one_bit", "optimizer.momentum=0", "optimizer.learning_rate=0.1"),
-        "dgc 0.001": (
-            "compressor=dgc",
-            "compressor.density=0.001",
-            "compressor.momentum=0.5",
-            "compressor.warmup_steps=782",
-            "optimizer.momentum=0",
-            "optimizer.learning_rate=0.05",
-            "optimizer.weight_decay=0.0004",
-        ),
-    },
-    note="one_bit runs without momentum at learning rate 0.1; dgc at 0.05 with its own momentum of 0.5, weight decay "
-    "4e-4 and 782 steps of warm-up: the better of two settings each that were run to the end on seed 0 (docs/log.md). ",
+    {"sgd": (NONE, GRADIENTS[3], GRADIENTS[10], *KEEPS_MOMENTUM[1:], UPDATES[4])},
 )
+TASKS = {"digits": DIGITS, "gpt": GPT, "cifar10": CIFAR10}
 
 
-def is_done(run_dir: Path) -> bool:
-    """Whether there is a complete run."""
-    summary = run_dir / "summary.json"
-    return summary.is_file() and bool(json.loads(summary.read_text())["complete"])
-
-
-def train(suite: Suite, overrides: Sequence[str], seed: int, run_dir: Path) -> dict[str, Any]:
-    """The summary of a run, done now or before."""
-    summary = run_dir / "summary.json"
-    if is_done(run_dir):
-        return dict(json.loads(summary.read_text()))
-    torchrun = Path(sys.executable).with_name("torchrun")
-    command = [str(torchrun), "--standalone", f"--nproc-per-node={suite.world_size}", "-m", "dtrain.train"]
-    command += [*suite.settings, *overrides, f"seed={seed}", f"run_dir={run_dir}", "overwrite=true", "log_every=45"]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    (run_dir / COMMIT).write_text(commit() + "\n")
-    return dict(json.loads(summary.read_text()))
-
-
-def commits(runs: Path) -> str:
-    """Of all the runs in a folder."""
-    return ", ".join(sorted({path.read_text().strip() for path in runs.glob(f"*/*/{COMMIT}")})) or "not recorded"
-
-
-def rows(suite: Suite, seeds: Sequence[int], runs: Path, only_done: bool) -> Iterator[str]:
-    """A line per case. Differences are over the seeds that a case and the yardstick both have."""
-    yield "| compressor | accuracy, %, mean | by seed | against fp32, points | saving, whole run | against fp16 |"
-    yield "|---|---|---|---|---|---|"
-    base: dict[int, float] = {}
-    for label, overrides in suite.cases.items():
-        folder = runs / label.translate(str.maketrans(" ", "-", "=,"))
-        of_case = [seed for seed in seeds if not only_done or is_done(folder / f"seed{seed}")]
-        if not of_case:
-            continue
-        summaries = {seed: train(suite, overrides, seed, folder / f"seed{seed}") for seed in of_case}
-        accuracies = {seed: 100 * summary["accuracy"] for seed, summary in summaries.items()}
-        base = base or accuracies
-        difference = statistics.mean(accuracies[seed] - base[seed] for seed in of_case if seed in base)
-        first = summaries[of_case[0]]
-        row = (
-            f"| {label} | {statistics.mean(accuracies.values()):.2f} "
-            f"| {', '.join(f'{a:.2f}' for a in accuracies.values())} | {difference:+.2f} "
-            f"| {first['saving_vs_fp32']:.2f}x | {first['saving_vs_fp16']:.2f}x |"
+def run(command: Sequence[str], world_size: int) -> str:
+    """What rank 0 printed. Raises RuntimeError where a rank failed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    job = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
+    job |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-        print(row, flush=True)
-        yield row
+        for rank in range(world_size)
+    ]
+    outputs = [rank.communicate()[0] for rank in ranks]
+    if any(rank.returncode for rank in ranks):
+        raise RuntimeError(f"{' '.join(command)} failed:\n{max(outputs, key=len)[-2000:]}")
+    return outputs[0]
+
+
+def result_of(task: Task, method: Method, optimizer: str, seed: int, folder: Path) -> dict[str, Any]:
+    """The figure and the saving of a run, done now or before. A figure of None: it diverged."""
+    path = folder / RESULT
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        output = run(task.command(method, optimizer, seed, folder / "run"), task.world_size)
+    except RuntimeError as error:
+        if "is not finite" not in str(error) and "the loss is nan" not in str(error):
+            raise
+        result: dict[str, Any] = {"figure": None, "saving": None}
+    else:
+        if task.figure == "loss":
+            said = json.loads(output.splitlines()[-1])
+            result = {"figure": said["validation_loss"], "saving": said["saving_vs_fp32"]}
+        else:
+            said = json.loads((folder / "run" / "summary.json").read_text())
+            result = {"figure": 100 * said["accuracy"], "saving": said["saving_vs_fp32"]}
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    (folder / COMMIT).write_text(commit() + "\n")
+    path.write_text(json.dumps(result) + "\n")
+    return result
+
+
+def folder_of(runs: Path, task: str, method: Method, optimizer: str, seed: int) -> Path:
+    """Where a run is."""
+    return runs / task / optimizer / method.label.translate(str.maketrans(" ", "-", "=,")) / f"seed{seed}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method under an optimizer against fp32, over the seeds that both have.
+
+    `cost` is in points of accuracy, or in % of the loss: more is worse. None where a run diverged.
+    """
+
+    task: str
+    optimizer: str
+    method: Method
+    seeds: int
+    figures: tuple[float | None, ...]
+    cost: float | None
+    saving: float
+
+    def as_json(self) -> dict[str, Any]:
+        """As trials.json has it."""
+        method = self.method
+        return {
+            "task": self.task,
+            "optimizer": self.optimizer,
+            "exchanged": method.exchanged,
+            "compressor": method.compressor,
+            "options": method.options,
+            "every": method.every,
+            "seeds": self.seeds,
+            "cost": None if self.cost is None else round(self.cost, 2),
+            "saving": round(self.saving, 2),
+        }
+
+    def row(self) -> str:
+        """Of the table."""
+        task, method = TASKS[self.task], self.method
+        digits = 4 if task.figure == "loss" else 2
+        shown = ", ".join("diverged" if f is None else f"{f:.{digits}f}" for f in self.figures)
+        cost = "diverged" if self.cost is None else f"{-self.cost:+.2f} points" if digits == 2 else f"{self.cost:+.2f}%"
+        fp16 = self.saving / 2  # of whole runs: fp16 sends half of what fp32 sends, each step
+        return f"| {method.label} | {shown} | {cost} | {self.saving:.2f}x | {fp16:.2f}x |"
+
+
+def trial(runs: Path, name: str, method: Method, optimizer: str, seeds: Iterable[int]) -> Trial | None:
+    """From the runs that are there; None where there is none."""
+    task = TASKS[name]
+    results = {}
+    for seed in seeds:
+        paths = [folder_of(runs, name, one, optimizer, seed) / RESULT for one in (method, NONE)]
+        if all(path.is_file() for path in paths):
+            results[seed] = [json.loads(path.read_text()) for path in paths]
+    if not results:
+        return None
+    figures = tuple(mine["figure"] for mine, _ in results.values())
+    cost = None
+    if None not in figures:
+        sign = 1 if task.figure == "loss" else -1
+        differences = [
+            sign * (mine["figure"] - base["figure"]) * (100 / base["figure"] if task.figure == "loss" else 1)
+            for mine, base in results.values()
+        ]
+        cost = statistics.mean(differences)
+    saving = next((mine["saving"] for mine, _ in results.values() if mine["saving"]), 0.0)
+    return Trial(name, optimizer, method, len(results), figures, cost, saving)
+
+
+def tables(trials: Sequence[Trial]) -> str:
+    """One for each task and optimizer."""
+    parts = []
+    for name, optimizer in dict.fromkeys((t.task, t.optimizer) for t in trials):
+        task = TASKS[name]
+        what = f"{name}, {OPTIMIZERS[optimizer]}, {task.world_size} ranks"
+        figure = "validation loss" if task.figure == "loss" else "accuracy, %"
+        parts.append(f"### {what}\n\n| method | {figure}, by seed | against fp32, mean | saving | against fp16 |")
+        parts[-1] += "\n|---|---|---|---|---|\n"
+        parts[-1] += "\n".join(t.row() for t in trials if (t.task, t.optimizer) == (name, optimizer))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", choices=("digits", "cifar10"))
+    parser.add_argument("tasks", choices=TASKS, nargs="+", metavar="TASK")
     parser.add_argument("--root", type=Path, help="cifar10: a folder with train/<class>/ and test/<class>/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default="", metavar="TEXT", help="methods whose label holds it, and fp32")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--only-done", action="store_true", help="report the runs that are there, and run none")
+    parser.add_argument("--write", action="store_true", help="write the result file and trials.json")
     parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
     arguments = parser.parse_args()
-    suite = DIGITS if arguments.suite == "digits" else CIFAR10
-    if arguments.suite == "cifar10":
-        if arguments.root is None:
-            parser.error("cifar10 needs --root")
-        suite = replace(suite, settings=(*suite.settings, f"data.root={arguments.root}"))
+    if "cifar10" in arguments.tasks and arguments.root is None:
+        parser.error("cifar10 needs --root")
+    tasks = dict(TASKS)
+    tasks["cifar10"] = Task(4, "accuracy", (*CIFAR10.settings, f"data.root={arguments.root}"), CIFAR10.methods)
     torch.set_num_threads(1)  # as in the ranks: the result file states it
-    runs = arguments.runs / arguments.suite
-    table = "\n".join(rows(suite, arguments.seeds, runs, arguments.only_done))
+    planned = [
+        (name, optimizer, method)
+        for name in arguments.tasks
+        for optimizer, methods in tasks[name].methods.items()
+        for method in methods
+    ]
+    runs = arguments.runs.resolve()
+    for seed in arguments.seeds if not arguments.only_done else ():
+        for name, optimizer, method in planned:
+            if arguments.only in method.label or method == NONE:
+                folder = folder_of(runs, name, method, optimizer, seed)
+                result = result_of(tasks[name], method, optimizer, seed, folder)
+                print(seed, name, optimizer, method.label, result, flush=True)
+    found = [trial(runs, name, method, optimizer, arguments.seeds) for name, optimizer, method in planned]
+    trials = [one for one in found if one is not None]
+    commits = sorted({path.read_text().strip() for path in runs.glob(f"*/*/*/*/{COMMIT}")})
     body = (
-        f"squeezenet1_1, {suite.world_size} ranks over gloo on one host; settings: `{' '.join(suite.settings)}`. "
-        "Savings are of wire bytes over the whole run, warm-up included. "
-        f"{suite.note}Commits of the runs: {commits(runs)}.\n\n{table}"
+        "squeezenet1_1 on digits and CIFAR-10 (`conf/experiment`), a character GPT of 0.8 M parameters over 400 steps "
+        "(`examples/gpt.py`), over gloo on one host, at the learning rate, schedule and steps of fp32. Negative points "
+        "and positive % are worse. Savings are of wire bytes over the whole run; fp16's is 2x. "
+        f"Commits of the runs: {', '.join(commits) or 'not recorded'}.\n\n{tables(trials)}"
     )
     print(body)
-    print(write_result(f"accuracy_{arguments.suite}", arguments.hardware, "Accuracy under compression", body))
+    if arguments.write:
+        TRIALS.write_text(json.dumps([one.as_json() for one in trials], indent=1) + "\n")
+        print(write_result("accuracy", arguments.hardware, "Accuracy under compression", body))
 
 
 if __name__ == "__main__":

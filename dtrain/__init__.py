@@ -8,13 +8,16 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from torch import nn
+    from torch.amp import GradScaler
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import Optimizer
 
+    from dtrain.compressors.trials import Guard
     from dtrain.sync.ddp import DdpSynchronizer
     from dtrain.sync.horovod import HorovodSynchronizer
+    from dtrain.sync.program import LocalProgram
 
-__all__ = ["__version__", "compress", "compress_horovod"]
+__all__ = ["__version__", "compress", "compress_horovod", "local"]
 
 __version__ = "0.1.0"
 
@@ -34,30 +37,99 @@ def __getattr__(name: str) -> Any:
     return found
 
 
-def compress(model: DistributedDataParallel, compressor: str, *, seed: int = 0, **options: Any) -> DdpSynchronizer:
+def compress(
+    model: DistributedDataParallel,
+    compressor: str,
+    *,
+    optimizer: Optimizer | None = None,
+    scaler: GradScaler | None = None,
+    guard: Guard = "refuse",
+    seed: int = 0,
+    **options: Any,
+) -> DdpSynchronizer:
     """Exchange the gradients of a DDP model through a compressor from now on.
 
-        dtrain.compress(ddp_model, "fp16")
+        dtrain.compress(ddp_model, "int4", optimizer=optimizer)
 
     Args:
         model: stock DistributedDataParallel, before its first backward pass.
         compressor: a name in `dtrain.compressors.COMPRESSORS`.
+        optimizer: the one that steps. What was measured to fail under it is refused; and a method that keeps the
+            momentum itself (dgc) takes SGD's over, in the optimizer given.
+        guard: "refuse", "warn" about or take ("off") what was measured to fail under this optimizer.
+        scaler: the GradScaler of the program, if it has one, so that what was not sent yet follows its scale.
         seed: the same on every rank; for compressors that draw random numbers.
         options: the compressor's own.
 
     Returns:
         What holds the compressor's state on this rank: `state_dict()` to save it, `load_state_dict(saved)` to go on
-        with it, `discard()` after a backward pass whose step is left out, `close()` when done.
+        with it, `discard()` after a backward pass whose step is left out, `close()` when done. A mean that is not
+        finite is handed on as it is and leaves the state as it was.
 
     Raises:
-        ValueError: no such compressor or option, or parameters on several devices.
+        ValueError: no such compressor or option, another kind of model, one that has a communication hook, sparse
+            embeddings, parameters on several devices, or a method that fails under this optimizer.
     """
     from dtrain import compressors
+    from dtrain.compressors import trials
     from dtrain.meter import c10d
     from dtrain.meter.ledger import Ledger
-    from dtrain.sync import ddp
+    from dtrain.sync import ddp, momentum
 
-    return ddp.attach(model, compressors.build(compressor, **options), c10d.installed_ledger() or Ledger(), seed=seed)
+    if optimizer is not None:
+        trials.check(compressor, options, optimizer=momentum.kind_of(optimizer), exchanged="gradient", guard=guard)
+        options = momentum.take_over(compressor, options, optimizer)
+    ledger = c10d.installed_ledger() or Ledger()
+    return ddp.attach(model, compressors.build(compressor, **options), ledger, seed=seed, scaler=scaler)
+
+
+def local(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    every: int = 1,
+    compressor: str = "none",
+    scaler: GradScaler | None = None,
+    guard: Guard = "refuse",
+    seed: int = 0,
+    **options: Any,
+) -> LocalProgram:
+    """Exchange what the optimizer changed in a model, through a compressor, in place of its gradients.
+
+        dtrain.local(model, optimizer, compressor="ternary", rounding="stochastic")
+
+    Each worker steps with gradients and an optimizer state of its own; after every `every` steps the mean change over
+    workers becomes everybody's. With AdamW this bears coarser compression than gradients do (docs/library.md).
+
+    Args:
+        model: a plain module, which becomes rank 0's; or a DDP model, whose own all_reduce then stays away.
+        optimizer: of this model's parameters, the worker's own.
+        every: steps from one exchange to the next.
+        compressor: a name in `dtrain.compressors.COMPRESSORS`.
+        guard: "refuse", "warn" about or take ("off") what was measured to fail under this optimizer.
+        scaler: the GradScaler of the program, if it has one: a step that it leaves out on one rank must not keep the
+            others waiting.
+        seed: the same on every rank; for compressors that draw random numbers.
+        options: the compressor's own.
+
+    Returns:
+        What holds this rank's state, its optimizer's included: `state_dict()` to save it, `load_state_dict(saved)` to
+        go on with it, `discard()` in place of a step that is left out, `align()` to exchange now, `close()` when done.
+
+    Raises:
+        ValueError: no such compressor or option, a model that something else keeps together, a parameter that the
+            optimizer does not have, or no process group.
+    """
+    from dtrain import compressors
+    from dtrain.compressors import trials
+    from dtrain.meter import c10d
+    from dtrain.meter.ledger import Ledger
+    from dtrain.sync import momentum, program
+
+    kind = momentum.kind_of(optimizer)
+    trials.check(compressor, options, optimizer=kind, exchanged="update", every=every, guard=guard)
+    built, ledger = compressors.build(compressor, **options), c10d.installed_ledger() or Ledger()
+    return program.attach(model, optimizer, built, ledger, every=every, seed=seed, scaler=scaler)
 
 
 def compress_horovod(

@@ -72,7 +72,9 @@ class ThreadCommunicator:
     def start(self, request: Request) -> _Handle:
         meeting = self._meetings[self._depth]
         with meeting.changed:
-            meeting.tables.setdefault(self._started, {})[self.rank] = request
+            # a copy: who has all answers may go on and write over what others have not read yet
+            handed_over = Request(request.op, request.payload.clone())
+            meeting.tables.setdefault(self._started, {})[self.rank] = handed_over
             meeting.changed.notify_all()
         self._started += 1
         return _Handle(meeting, self._started - 1, self.rank)

@@ -5,7 +5,6 @@ Vogels, Karimireddy and Jaggi, PowerSGD: Practical Low-Rank Gradient Compression
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dtrain.compressors.codecs.matrices import Matrices, orthonormal
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
+from dtrain.compressors.power_sgd_alternating import AlternatingPowerSgd, random_factors
 from dtrain.exchange import (
     NOT_KEPT,
     Bucket,
@@ -73,12 +73,7 @@ class PowerSgd:
 
     def init(self, bucket: Bucket) -> Factors:
         """Random Q, of shape (r, columns), drawn by the parameter's name: the same on every rank, in every bucket."""
-        layout = Matrices(bucket.layout, self.power_sgd_rank).q_layout
-        q = torch.empty(layout.numel, device=bucket.value.device)
-        for name, piece in layout.pieces(q):
-            seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
-            piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(seed)))
-        return Factors(Replicated(q, layout))
+        return Factors(random_factors(Matrices(bucket.layout, self.power_sgd_rank).q_layout, bucket.value.device))
 
     def exchange(self, bucket: Bucket, state: Factors, context: Context) -> Exchange[Factors]:
         """Two rounds, or one."""
@@ -110,9 +105,11 @@ class PowerSgd:
         return Exchanged(mean.to(dtype), contribution, Factors(before._replace(value=after)))
 
 
-def power_sgd(power_sgd_rank: int = 4) -> Compressor:
-    """PowerSGD with error feedback."""
-    return ErrorFeedback(PowerSgd(power_sgd_rank))
+def power_sgd(power_sgd_rank: int = 4, all_reduces: int = 2) -> Compressor:
+    """PowerSGD with error feedback. `all_reduces` in a step: 2, or 1, in which steps improve P and Q by turns."""
+    if all_reduces not in (1, 2):
+        raise ValueError(f"all_reduces={all_reduces} must be 1 or 2: it is how many a step takes")
+    return ErrorFeedback(PowerSgd(power_sgd_rank) if all_reduces == 2 else AlternatingPowerSgd(power_sgd_rank))
 
 
 def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:

@@ -144,6 +144,11 @@ def share_out(template: State, saved: Sequence[Parts], rank: int, world_size: in
     return parts
 
 
+def has_vectors(state: State) -> bool:
+    """Whether it keeps anything at all."""
+    return any(True for _ in _vectors(state))
+
+
 def _vectors(state: State, path: str = "") -> Iterator[tuple[str, Bucket]]:
     """The vectors of a state and of those inside it, with their paths."""
     for field in fields(state):

@@ -22,8 +22,15 @@ class NamedParameter(NamedTuple):
 
 
 def trainable(model: nn.Module) -> list[NamedParameter]:
-    """The parameters that get a gradient, in the model's order, each once under its first name."""
-    return [NamedParameter(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    """The parameters that get a gradient, in the model's order, each once under its first name.
+
+    Raises ValueError for a complex one, which only DDP makes real.
+    """
+    parameters = [NamedParameter(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    for name, parameter in parameters:
+        if parameter.is_complex():
+            raise ValueError(f"{name} is complex: such are exchanged with DistributedDataParallel and dtrain.compress")
+    return parameters
 
 
 def assign(
@@ -50,5 +57,10 @@ def assign(
 
 
 def layout_of(parameters: Sequence[NamedParameter]) -> Layout:
-    """The layout of a bucket's flat vector."""
-    return Layout(tuple(n for n, _ in parameters), tuple(tuple(p.shape) for _, p in parameters))
+    """The layout of a bucket's flat vector. A complex parameter lies in it as its real view, as DDP has it."""
+    return Layout(tuple(n for n, _ in parameters), tuple(_real_shape(p) for _, p in parameters))
+
+
+def _real_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    shape = tuple(parameter.shape)
+    return (*shape, 2) if parameter.is_complex() else shape

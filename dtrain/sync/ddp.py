@@ -8,60 +8,82 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
+from torch.amp import GradScaler
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.comm.torch_dist import TorchCommunicator
-from dtrain.exchange import Bucket, Compressor, Exchange, Exchanged, Layout
+from dtrain.exchange import Bucket, Compressor, Exchange, Exchanged
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.sync.buckets import trainable
+from dtrain.sync.buckets import NamedParameter, layout_of
 from dtrain.sync.engine import Engine
+from dtrain.sync.models import check_parameters, kind_of
 from dtrain.sync.states import States
-from dtrain.sync.synchronizer import Spent
+from dtrain.sync.synchronizer import NOTHING_SPENT, Spent
 
 
 class DdpSynchronizer:
     """Exchanges the gradient buckets of a DDP model through a compressor: a `Synchronizer`. Made by `attach`.
 
     DDP waits for the exchange inside backward, so a program need not call anything: a step is committed when the next
-    one begins, and by `after_step` and `state_dict`. Until then `discard` takes it back.
+    one begins, and by `after_step` and `state_dict`. Until then `discard` takes it back. A step whose mean is not
+    finite is handed on as it is, for the program to leave out, and leaves states as they were.
+
+    `scaler` scales the program's losses: where its scale changes, so does what compressors keep.
     """
 
     def __init__(
-        self, model: DistributedDataParallel, compressor: Compressor, ledger: Ledger, *, seed: int = 0
+        self,
+        model: DistributedDataParallel,
+        compressor: Compressor,
+        ledger: Ledger,
+        *,
+        seed: int = 0,
+        scaler: GradScaler | None = None,
     ) -> None:
         group: dist.ProcessGroup = model.process_group
         self._model, self._communicator = model, TorchCommunicator(group).duplicate()
         rank, self._world_size = self._communicator.rank, self._communicator.world_size
-        parameters = trainable(model.module)
+        parameters = [NamedParameter(name, p) for name, p in model.module.named_parameters()]
+        self._scaler, self._scale = scaler, scaler.get_scale() if scaler is not None else 1.0
         self._states = States(compressor, parameters, rank=rank, world_size=self._world_size, seed=seed)
-        self._names = {id(p): name for name, p in parameters}
+        self._names = {p: name for name, p in parameters}
         self._device = next(model.parameters()).device
         self._engine = Engine(self._communicator, ledger, self._device, overlap=True)
         self._is_whole = False  # every bucket of the step is exchanged, and it is not committed yet
+        self._is_closed = False
+        _scope_own_traffic(model, ledger)
         self.error: BaseException | None = None
         """The exception that an exchange met; DDP itself reports it as a failure to cast a future's value."""
 
     def on_bucket(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """The hook proper: DDP calls it for each bucket, in the same order on every rank."""
+        """The hook proper: DDP calls it for each bucket, in the same order on every rank.
+
+        Once closed, gradients are averaged as DDP itself does, since torch never lets go of a hook.
+        """
+        if self._is_closed:
+            return allreduce_hook(self._model.process_group, bucket)
         devices: list[int | str | torch.device] | None = [self._device] if self._device.type == "cuda" else None
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         parameters = bucket.parameters()
-        layout = Layout(tuple(self._names[id(p)] for p in parameters), tuple(tuple(p.shape) for p in parameters))
+        layout = layout_of([NamedParameter(self._names[p], p) for p in parameters])
         value = Bucket(bucket.buffer(), layout)
 
         def start() -> Exchange:
             self._commit()
+            self._follow_scale()
             value.value.mul_(1.0 / self._world_size)
             return self._states.exchange(value)
 
         def hand_over(result: Exchanged) -> None:
-            self._states.stage(layout, result.state)
+            self._states.stage(layout, result)
             # DDP addresses the result from the start of its storage, so a part of a larger tensor will not do
             whole = result.mean.is_contiguous() and result.mean.storage_offset() == 0
             future.set_result(result.mean if whole else result.mean.clone(memory_format=torch.contiguous_format))
@@ -93,6 +115,10 @@ class DdpSynchronizer:
         self._commit()
         return Spent(0.0, 0.0)
 
+    def align(self) -> Spent:
+        """Replicas are equal after every step."""
+        return NOTHING_SPENT
+
     def discard(self) -> None:
         """Take back the step whose backward was the last."""
         self._engine.wait()
@@ -111,12 +137,25 @@ class DdpSynchronizer:
         self._states.load_state_dict(*saved)
 
     def close(self) -> None:
-        """End the thread, and leave the process group of the exchange."""
-        self._engine.close()
-        self._communicator.close()
+        """End the thread, and leave the process group of the exchange; DDP then averages gradients uncompressed."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._engine.close()
+            self._communicator.close()
+            for name in _SCOPES:
+                self._model.__dict__.pop(name, None)
+
+    def __reduce__(self) -> Any:
+        return Detached, ()
 
     def _end_step(self) -> None:
+        self._states.not_finite()  # before DDP writes over the means
         self._is_whole = True
+
+    def _follow_scale(self) -> None:
+        if self._scaler is not None and (scale := self._scaler.get_scale()) != self._scale:
+            self._states.rescale(scale / self._scale)
+            self._scale = scale
 
     def _commit(self) -> None:
         """If there is a step to commit; in the engine's thread, or while that one rests."""
@@ -125,44 +164,72 @@ class DdpSynchronizer:
             self._states.commit()
 
 
-def attach(model: DistributedDataParallel, compressor: Compressor, ledger: Ledger, *, seed: int = 0) -> DdpSynchronizer:
+def attach(
+    model: nn.Module,
+    compressor: Compressor,
+    ledger: Ledger,
+    *,
+    seed: int = 0,
+    scaler: GradScaler | None = None,
+) -> DdpSynchronizer:
     """Exchange the gradients of `model` through `compressor` from now on, and scope DDP's other traffic in `ledger`.
 
-    Raises ValueError for a model whose parameters lie on several devices.
+    Raises ValueError, naming the cure, for a model whose gradients DDP does not average, or not through one hook.
     """
-    devices = {p.device for p in model.parameters()}
-    if len(devices) > 1:
-        raise ValueError(f"parameters on several devices ({', '.join(map(str, devices))}): use one device per process")
-    synchronizer = DdpSynchronizer(model, compressor, ledger, seed=seed)
-
-    def dtrain_hook(state: DdpSynchronizer, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        return state.on_bucket(bucket)
-
-    # torch reads the annotations and accepts only the classes themselves, not their names
-    dtrain_hook.__annotations__ = {"bucket": GradBucket, "return": torch.futures.Future[Tensor]}
-    model.register_comm_hook(synchronizer, dtrain_hook)
-    _scope_own_traffic(model, ledger)
+    ddp = _ddp_of(model)
+    check_parameters(ddp.module)
+    hooks = [hook.__qualname__ for hook, _ in ddp._comm_hooks]
+    if hooks:
+        raise ValueError(
+            f"this model has the communication hook {hooks[0]} already, and torch takes one: compress it once"
+        )
+    synchronizer = DdpSynchronizer(ddp, compressor, ledger, seed=seed, scaler=scaler)
+    ddp.register_comm_hook(synchronizer, dtrain_hook)
     return synchronizer
 
 
+def dtrain_hook(state: Any, bucket: Any) -> Any:
+    """What DDP calls for each bucket."""
+    future: torch.futures.Future[Tensor] = state.on_bucket(bucket)
+    return future
+
+
+# torch reads the annotations and accepts only the classes themselves, not their names
+dtrain_hook.__annotations__ = {"bucket": GradBucket, "return": torch.futures.Future[Tensor]}
+
+
+def _ddp_of(model: nn.Module) -> DistributedDataParallel:
+    """The DDP model, also inside a compiled one."""
+    inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, DistributedDataParallel):
+        return inner
+    kind = kind_of(inner)
+    raise ValueError(f"dtrain.compress takes a DistributedDataParallel model, and this is {kind.name}: {kind.instead}")
+
+
+class Detached:
+    """What stands for a synchroniser in a pickled or copied model, which exchanges nothing through it."""
+
+
+class _Scoped:
+    """A method of one DDP model whose traffic is of this purpose. A pickled or copied model scopes nothing."""
+
+    def __init__(self, model: DistributedDataParallel, name: str, ledger: Ledger, purpose: Purpose) -> None:
+        self.model, self.name, self.ledger, self.purpose = model, name, ledger, purpose
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        method = getattr(type(self.model), self.name)
+        with self.ledger.scope(purpose=self.purpose):
+            return method(self.model, *arguments, **keywords)
+
+    def __reduce__(self) -> Any:
+        return partial, (getattr(type(self.model), self.name), self.model)
+
+
+_SCOPES = {"_pre_forward": Purpose.CONTROL, "_sync_buffers": Purpose.BUFFERS}
+"""What DDP sends besides gradients, by the method that does: messages of its own before the forward pass, and buffers."""
+
+
 def _scope_own_traffic(model: DistributedDataParallel, ledger: Ledger) -> None:
-    """DDP's forward, before that of the module inside, sends control messages of its own and broadcasts buffers."""
-    before: list[Purpose | None] = []
-
-    def enter(module: Any, args: Any) -> None:
-        before.append(ledger.purpose)
-        ledger.purpose = Purpose.CONTROL
-
-    def leave(module: Any, args: Any) -> None:
-        if before:  # not where somebody calls the module inside directly
-            ledger.purpose = before.pop()
-
-    sync_buffers: Any = model._sync_buffers
-
-    def scoped_sync_buffers() -> None:
-        with ledger.scope(purpose=Purpose.BUFFERS):
-            sync_buffers()
-
-    model.register_forward_pre_hook(enter)
-    model.module.register_forward_pre_hook(leave)
-    model._sync_buffers = scoped_sync_buffers  # type: ignore[method-assign]
+    for name, purpose in _SCOPES.items():
+        model.__dict__[name] = _Scoped(model, name, ledger, purpose)

@@ -16,21 +16,20 @@ from dtrain.meter.ledger import Ledger
 from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, NamedParameter, assign, layout_of, trainable
 from dtrain.sync.engine import Engine
 from dtrain.sync.states import States
-from dtrain.sync.synchronizer import NonFiniteGradientError, Spent
+from dtrain.sync.synchronizer import NOTHING_SPENT, NonFiniteGradientError, Spent
 
 
 class _Slot:
     """A bucket of this model: its parameters, and their place in the flat vector."""
 
-    def __init__(self, parameters: list[NamedParameter], world_size: int, check_finite: bool) -> None:
-        self.share, self.check_finite = 1.0 / world_size, check_finite
+    def __init__(self, parameters: list[NamedParameter], world_size: int) -> None:
+        self.share = 1.0 / world_size
         self.parameters = [p for _, p in parameters]
         layout = layout_of(parameters)
         first = self.parameters[0]
         self.bucket = Bucket(torch.zeros(layout.numel, dtype=first.dtype, device=first.device), layout)
         self.views = [view for _, view in layout.pieces(self.bucket.value)]
         self.mean: Tensor | None = None
-        self.total: Tensor | None = None
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -46,18 +45,6 @@ class _Slot:
             torch.mul(parameter.grad, self.share, out=self.views[index])
             parameter.grad = None
         self.missing.discard(index)
-
-    def keep(self, mean: Tensor) -> None:
-        """Take the result of the exchange, with the sum of its mean: one cheap pass that NaN and Inf cannot survive."""
-        self.mean, self.total = mean, mean.sum() if self.check_finite else None
-
-    def not_finite(self) -> str | None:
-        """The first parameter whose mean holds NaN or Inf, if any. A sum can also overflow, hence the second look."""
-        assert self.mean is not None
-        if self.total is None or torch.isfinite(self.total):
-            return None
-        pieces = self.bucket.layout.pieces(self.mean)
-        return next((name for name, mean in pieces if not torch.isfinite(mean).all()), None)
 
     def hand_back(self) -> None:
         """Every parameter's gradient becomes its part of the mean, without a copy."""
@@ -100,8 +87,11 @@ class EveryStep:
         if not buckets:
             raise ValueError("the model has no trainable parameter: nothing to synchronise")
         rank, world_size = communicator.rank, communicator.world_size
-        self._states = States(compressor, parameters, rank=rank, world_size=world_size, seed=seed)
-        self._slots = [_Slot(bucket, world_size, check_finite) for bucket in buckets]
+        self._states = States(
+            compressor, parameters, rank=rank, world_size=world_size, seed=seed, check_finite=check_finite
+        )
+        self._check_finite = check_finite
+        self._slots = [_Slot(bucket, world_size) for bucket in buckets]
         device = self._slots[0].bucket.value.device
         self._clock = clock_for(device)
         self._engine = Engine(communicator, ledger, device, overlap=overlap)
@@ -140,15 +130,19 @@ class EveryStep:
         end = self._clock.mark()
         for slot in self._slots:
             slot.hand_back()
-            parameter = slot.not_finite()
-            if parameter is not None:
-                raise NonFiniteGradientError(parameter, self._states.step)
+        parameter = self._states.not_finite()
+        if parameter is not None and self._check_finite:
+            raise NonFiniteGradientError(parameter, self._states.step)
         return Spent(self._clock.seconds(start, end), self._engine.take_codec_seconds())
 
     def after_step(self) -> Spent:
         """Keep the states of the step that just finished. See `Synchronizer`."""
         self._states.commit()
         return Spent(0.0, 0.0)
+
+    def align(self) -> Spent:
+        """Replicas are equal after every step."""
+        return NOTHING_SPENT
 
     def discard(self) -> None:
         """See `Synchronizer`."""
@@ -187,7 +181,7 @@ class EveryStep:
             return self._states.exchange(slot.bucket)
 
         def keep(result: Exchanged) -> None:
-            self._states.stage(slot.bucket.layout, result.state)
-            slot.keep(result.mean)
+            self._states.stage(slot.bucket.layout, result)
+            slot.mean = result.mean
 
         self._engine.submit(start, keep)

@@ -17,7 +17,8 @@ from dtrain.comm.horovod import HorovodCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Activity, Ledger
 from dtrain.sync.every_step import EveryStep
-from dtrain.sync.synchronizer import Spent
+from dtrain.sync.models import check_parameters
+from dtrain.sync.synchronizer import NOTHING_SPENT, Spent
 
 
 class HorovodSynchronizer:
@@ -53,6 +54,10 @@ class HorovodSynchronizer:
         self._step += 1
         return spent
 
+    def align(self) -> Spent:
+        """Replicas are equal after every step."""
+        return NOTHING_SPENT
+
     def discard(self) -> None:
         """See `Synchronizer`."""
         self._synchronizer.discard()
@@ -87,6 +92,7 @@ def attach(model: nn.Module, optimizer: Optimizer, compressor: Compressor, *, se
 
     Raises ValueError before hvd.init(), and for an optimizer that exchanges gradients itself.
     """
+    check_parameters(model)
     if hasattr(optimizer, "skip_synchronize"):
         raise ValueError(
             "this optimizer is hvd.DistributedOptimizer, which exchanges gradients itself: give the plain one"

@@ -6,34 +6,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtrain.exchange import (
     Bucket,
     Compressor,
     Context,
     Exchange,
+    Exchanged,
     Layout,
     Parts,
     Scratch,
     State,
     check_parts,
+    has_vectors,
     put_together,
     share_out,
     take_apart,
 )
-from dtrain.sync.buckets import NamedParameter
+from dtrain.sync.buckets import NamedParameter, layout_of
 
 
 class States:
     """States of buckets, whatever the bucketing: it may change from step to step, and between saving and loading.
 
-    An exchange is started by `exchange` and what comes of its state handed to `stage`; the step ends with `commit` or
-    `discard`. One thread at a time.
+    An exchange is started by `exchange` and what comes of it handed to `stage`; the step ends with `commit` or
+    `discard`. A step whose mean is not finite leaves the states as they were: a NaN in a residual would stay for ever.
+    One thread at a time.
 
     Args:
         parameters: of the model, all that are exchanged.
         seed: the same on every rank; for compressors that draw random numbers.
+        check_finite: look for NaN and Inf also where no state depends on it, at the price of reading the mean once more.
     """
 
     def __init__(
@@ -44,13 +48,16 @@ class States:
         rank: int,
         world_size: int,
         seed: int = 0,
+        check_finite: bool = False,
     ) -> None:
         self._compressor, self._parameters = compressor, parameters
-        self._rank, self._world_size, self._seed = rank, world_size, seed
+        self._rank, self._world_size, self._seed, self._check_finite = rank, world_size, seed, check_finite
         self._committed: dict[Layout, State] = {}
         self._staged: dict[Layout, State] = {}
         self._loaded: dict[str, Mapping[str, Tensor]] = {}
         self._scratch: dict[Layout, Scratch] = {}
+        self._means: list[tuple[Layout, Tensor, Tensor]] = []
+        self._bad: str | None = None
         self.step = 0
         """Of the exchange: counts steps that were committed or discarded."""
 
@@ -60,21 +67,45 @@ class States:
         context = Context(self._rank, self._world_size, self.step, seed=self._seed, scratch=scratch)
         return self._compressor.exchange(bucket, self._of(bucket), context)
 
-    def stage(self, layout: Layout, state: State) -> None:
+    def stage(self, layout: Layout, result: Exchanged) -> None:
         """What a bucket's state becomes once the step is committed."""
-        self._staged[layout] = state
+        self._staged[layout] = result.state
+        if self._check_finite or has_vectors(result.state):  # one cheap pass, which NaN and Inf cannot survive
+            self._means.append((layout, result.mean, result.mean.sum(dtype=torch.float32)))
+
+    def not_finite(self) -> str | None:
+        """The first parameter whose mean of this step holds NaN or Inf, if any.
+
+        Asked first before means are written over. A sum can also overflow, hence the second look.
+        """
+        means, self._means = self._means, []
+        for layout, mean, total in means:
+            if self._bad is None and not torch.isfinite(total):
+                pieces = layout.pieces(mean)
+                self._bad = next((name for name, piece in pieces if not torch.isfinite(piece).all()), None)
+        return self._bad
 
     def commit(self) -> None:
         """The step is whole: what was staged replaces the states of these parameters under any bucketing."""
-        if self._staged.keys() != self._committed.keys():
-            self._drop_replaced()
-        self._committed |= self._staged
+        if self.not_finite() is None:
+            if self._staged.keys() != self._committed.keys():
+                self._drop_replaced()
+            self._committed |= self._staged
         self.discard()
 
     def discard(self) -> None:
         """The step does not count: forget what was staged."""
-        self._staged = {}
+        self._staged, self._means, self._bad = {}, [], None
         self.step += 1
+
+    def rescale(self, factor: float) -> None:
+        """What is exchanged has another unit from now on, so many times the old one: between steps.
+
+        All that compressors keep is linear in it.
+        """
+        for pieces in self._parts().values():
+            for piece in pieces.values():
+                piece.mul_(factor)
 
     def state_dict(self) -> dict[str, Any]:
         """The committed state, copied: {"step", "rank", "world_size", "parameters": {name: {path: tensor}}}."""
@@ -124,10 +155,10 @@ class States:
             )
         return [state["parameters"] for state in saved]
 
-    def _taken_up(self, name: str, parameter: Tensor, ranks: Sequence[Parts]) -> Mapping[str, Tensor]:
+    def _taken_up(self, name: str, parameter: nn.Parameter, ranks: Sequence[Parts]) -> Mapping[str, Tensor]:
         """What this rank has of one parameter, by path in the state."""
-        layout = Layout((name,), (tuple(parameter.shape),))
-        value = torch.empty(layout.numel, dtype=parameter.dtype, device=parameter.device)
+        layout = layout_of([NamedParameter(name, parameter)])
+        value = torch.empty(layout.numel, dtype=parameter.dtype.to_real(), device=parameter.device)
         template = self._compressor.init(Bucket(value, layout))
         for parts in ranks:
             if parts:  # else it was saved before the first step

@@ -26,6 +26,9 @@ class Spent(NamedTuple):
     codec: float
 
 
+NOTHING_SPENT = Spent(0.0, 0.0)
+
+
 class Synchronizer(Protocol):
     """A step is: backward passes, `before_step`, `optimizer.step()`, `after_step`.
 
@@ -45,7 +48,14 @@ class Synchronizer(Protocol):
         ...
 
     def after_step(self) -> Spent:
-        """After the optimizer's step: parameters may be exchanged, and states are committed."""
+        """After the optimizer's step: parameters may be exchanged, and states are committed.
+
+        Raises NonFiniteGradientError as `before_step` does; the parameters are then what they were before the step.
+        """
+        ...
+
+    def align(self) -> Spent:
+        """Between steps, on every rank alike: replicas become equal, where an exchange of parameters is due later."""
         ...
 
     def discard(self) -> None:
@@ -53,7 +63,7 @@ class Synchronizer(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What this rank keeps from step to step: see `States.state_dict`."""
+        """Between steps: what this rank keeps from step to step: see `States.state_dict`."""
         ...
 
     def load_state_dict(self, *saved: Mapping[str, Any]) -> None:

@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from dtrain.comm import BACKENDS
+from dtrain.compressors.trials import Guard
 from dtrain.train.optimizers import OPTIMIZERS, Optimizer
 from dtrain.train.plain_data import Named, build, require
+from dtrain.train.synchronizers import SYNCS, EveryStepSync, Sync
 
 DEFAULT_EPOCHS = 10
 """Where neither num_steps nor num_epochs is set, nor phases."""
@@ -132,6 +134,7 @@ class TrainConfig:
     backend: Backend
     optimizer: Optimizer
     observe: Observe
+    sync: Sync = field(default_factory=EveryStepSync)
     num_steps: int | None = None
     num_epochs: int | None = None
     phases: Mapping[str, Phase] = field(default_factory=lambda: MappingProxyType({}))
@@ -154,6 +157,7 @@ class TrainConfig:
     eval_every_epochs: int = 1
     save_every: int = 0
     on_nonfinite: Literal["raise", "skip", "ignore"] = "raise"
+    guard: Guard = "refuse"
 
     def __post_init__(self) -> None:
         require(
@@ -201,7 +205,7 @@ def from_data(data: Mapping[str, Any]) -> TrainConfig:
     """
     _refuse_targets(data, "")
     settings = {key: value for key, value in data.items() if key not in _NO_SETTINGS}
-    config: TrainConfig = build(TrainConfig, settings, "", {Optimizer: OPTIMIZERS})
+    config: TrainConfig = build(TrainConfig, settings, "", {Optimizer: OPTIMIZERS, Sync: SYNCS})
     return config
 
 

@@ -152,12 +152,13 @@ class Loop:
         return not stopped
 
     def evaluate(self, epoch: int) -> EvalFigures:
-        """Score the model on the test set, every image once over all ranks; the replicas must be the same."""
+        """Score the model on the test set, every image once over all ranks; the replicas must be the same by then."""
         self._check_replicas()
         with self.ledger.scope(activity=Activity.EVAL):
             return self._evaluate(epoch)
 
     def _check_replicas(self) -> None:
+        self.learner.synchronizer.align()
         with self.ledger.scope(activity=Activity.EVAL):
             check_replicas(self.learner.model, self.progress.step, self.communicator, self.ledger, self.device)
 
@@ -226,16 +227,16 @@ class Loop:
         learner, start = self.learner, time.perf_counter()
         try:
             before = learner.synchronizer.before_step()
+            if self.plan.clip_norm is not None:
+                clip_grad_norm_(learner.model.parameters(), self.plan.clip_norm)
+            learner.optimizer.step()
+            after = learner.synchronizer.after_step()
         except NonFiniteGradientError as error:
             if self.plan.on_nonfinite == "raise":
                 raise
             learner.synchronizer.discard()
             self.skipped.add(error)
             return Spent(time.perf_counter() - start, 0.0)
-        if self.plan.clip_norm is not None:
-            clip_grad_norm_(learner.model.parameters(), self.plan.clip_norm)
-        learner.optimizer.step()
-        after = learner.synchronizer.after_step()
         return Spent(before.exposed + after.exposed, before.codec + after.codec)
 
     def _log(self, epoch: int, interval: Interval) -> bool:

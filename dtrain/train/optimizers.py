@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -49,6 +49,12 @@ class Optimizer(ABC):
     def without_momentum(self) -> str:
         """How to turn its momentum off, for people."""
 
+    def hand_over_momentum(self) -> tuple[float, Optimizer]:
+        """Its momentum, for a compressor to keep, and the optimizer without. Raises ValueError where it has no such."""
+        raise ValueError(
+            f"optimizer={self.name} has no momentum that a compressor could keep: add compressor.momentum=0"
+        )
+
     @abstractmethod
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of these parameters; whoever trains sets its learning rate step by step."""
@@ -91,6 +97,12 @@ class Sgd(Optimizer):
     def without_momentum(self) -> str:
         """See `Optimizer`."""
         return "optimizer.momentum=0 (and multiply optimizer.weight_decay by 10, which momentum 0.9 would have done)"
+
+    def hand_over_momentum(self) -> tuple[float, Optimizer]:
+        """See `Optimizer`. Weight decay had acted through the momentum: it is what it had added up to."""
+        require(not self.nesterov, "a compressor keeps plain momentum: add optimizer.nesterov=false")
+        decay = self.weight_decay / (1.0 - self.momentum)
+        return self.momentum, replace(self, momentum=0.0, weight_decay=decay)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """See `Optimizer`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
-from dtrain.sync.every_step import EveryStep
 from dtrain.sync.synchronizer import Synchronizer
 from dtrain.train.checkpoint import CONSTRAINTS, TEACHER, Checkpoint
 from dtrain.train.config import BEFORE, Phase, Span
@@ -17,6 +17,7 @@ from dtrain.train.loop import Learner
 from dtrain.train.loss import against, against_labels
 from dtrain.train.model_files import fill_model
 from dtrain.train.resume import resume
+from dtrain.train.synchronizers import Exchanging
 from dtrain.vision import models
 
 
@@ -63,8 +64,8 @@ class Phases:
             self._make(span, so_far)
         elif any(phase.compresses for phase in so_far):
             self._take_up(checkpoint)
-        optimizer = config.optimizer.build(job.model.parameters())
-        synchronizer = self._synchronizer()
+        optimizer = job.prepared.optimizer.build(job.model.parameters())
+        synchronizer = self._synchronizer(optimizer)
         if checkpoint is not None:
             resume(checkpoint, job.model, optimizer, synchronizer, job.communicator)
         factors = config.optimizer.factors(max(1, span.end - span.start))  # of the phase: the schedule begins anew
@@ -96,10 +97,9 @@ class Phases:
         self._factorise(checkpoint.description()["model"].get("ranks", {}), fill=False)
         self._constraints = checkpoint.tensors(CONSTRAINTS) if checkpoint.has(CONSTRAINTS) else {}
 
-    def _synchronizer(self) -> Synchronizer:
+    def _synchronizer(self, optimizer: torch.optim.Optimizer) -> Synchronizer:
         job, config = self._job, self._job.config
-        return EveryStep(
-            job.model,
+        parts = Exchanging(
             exchanged_as(job.prepared.compressor, self._constraints),
             job.for_gradients,
             job.ledger,
@@ -109,6 +109,7 @@ class Phases:
             overlap=config.overlap,
             check_finite=config.on_nonfinite != "ignore",
         )
+        return config.sync.build(job.model, optimizer, parts)
 
     def _factorise(self, ranks: Mapping[str, int], *, fill: bool = True) -> None:
         """And say so where the model is described."""

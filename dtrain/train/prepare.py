@@ -14,9 +14,11 @@ from torch import nn
 from dtrain import __version__, compressors
 from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
+from dtrain.compressors.trials import check
 from dtrain.exchange import Compressor
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
 from dtrain.train.config import BEFORE, Span, TrainConfig
+from dtrain.train.optimizers import Optimizer
 from dtrain.train.progress import Course, Place
 from dtrain.train.settings import Settings, check_resumable, kept_in_checkpoints
 from dtrain.vision import data, models
@@ -30,6 +32,7 @@ class Prepared:
     """
 
     model: nn.Module
+    optimizer: Optimizer
     description: dict[str, Any]
     compressor: Compressor
     loader: data.TrainLoader
@@ -65,8 +68,7 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     )
     torch.manual_seed(config.seed)  # the same weights on every rank
     model, description = _model(config, train_set)
-    compressor = compressors.build(config.compressor.name, **config.compressor.options)
-    _check_momentum(config)
+    compressor, optimizer = _momentum_in_one_place(config)
     if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
         check_summed(config.backend.name, torch.bfloat16)
     facts = _facts(model, train_set, test_set) | {"teacher": _teacher(config.teacher)}
@@ -80,7 +82,9 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
         raise ValueError("resume_changes is for resume=FOLDER: add that, or leave it out")
     course = Course(loader.num_samples, step_samples)
     spans = config.spans(course.steps_per_epoch)
-    return Prepared(model, description, compressor, loader, test_set, num_workers, facts, checkpoint, course, spans)
+    return Prepared(
+        model, optimizer, description, compressor, loader, test_set, num_workers, facts, checkpoint, course, spans
+    )
 
 
 def _facts(model: nn.Module, train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:
@@ -134,12 +138,25 @@ def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[
 _NOT_ABOUT_THE_IMAGES = ("root", "image_size", "augment", "num_workers", "download")
 
 
-def _check_momentum(config: TrainConfig) -> None:
-    """A compressor with a momentum of its own replaces the optimizer's."""
-    if config.compressor.options.get("momentum") and config.optimizer.has_momentum:
+def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
+    """A compressor with a momentum of its own takes the optimizer's over, or replaces it."""
+    name, options, optimizer = config.compressor.name, dict(config.compressor.options), config.optimizer
+    check(
+        name,
+        options,
+        optimizer=optimizer.name if optimizer.has_momentum else None,
+        exchanged=config.sync.exchanged,
+        every=config.sync.steps_per_exchange,
+        guard=config.guard,
+    )
+    if "momentum" in options and options["momentum"] is None:
+        options["momentum"], optimizer = optimizer.hand_over_momentum()
+    elif options.get("momentum") and optimizer.has_momentum:
         raise ValueError(
-            f"compressor={config.compressor.name} carries the momentum: add {config.optimizer.without_momentum}"
+            f"compressor={name} carries the momentum: add compressor.momentum=null, which takes the optimizer's over, or "
+            f"{optimizer.without_momentum}"
         )
+    return compressors.build(name, **options), optimizer
 
 
 def _check_image_size(model: nn.Module, image_size: int) -> None:

@@ -107,6 +107,6 @@ def _save_rank(state: Mapping[str, Any], path: Path) -> Digest:
     tensors = {
         f"state/{name}/{key}": part for name, parts in state["parameters"].items() for key, part in parts.items()
     }
-    counts = {key: state[key] for key in ("step", "rank", "world_size")}
+    counts = {key: value for key, value in state.items() if key != "parameters"}
     tensors[RANDOM] = torch.get_rng_state()
     return digest(save_tensors(tensors, path, {"dtrain": json.dumps(counts, sort_keys=True)}))

@@ -41,10 +41,11 @@ _OF_A_SITTING = (
     "bucket_bytes",
     "first_bucket_bytes",
     "observe",
+    "guard",
     "resume_changes",
 )
 """May differ, besides those, between the run that saved a checkpoint and the one that goes on: how far, how watched."""
-_FIXED = ("model", "data", "compressor", "optimizer.name", "seed", "phases", "facts")
+_FIXED = ("model", "data", "compressor", "optimizer.name", "sync.name", "seed", "phases", "facts")
 """What a checkpoint's content is of: another value makes another run, for which there is init_weights."""
 
 

@@ -121,10 +121,12 @@ def test_no_object_collectives() -> None:
 
 
 def test_torch_distributed_only_where_it_belongs() -> None:
-    allowed = ("comm/torch_dist.py", "meter", "sync/ddp.py")
+    allowed = ("comm/torch_dist.py", "meter", "sync/ddp.py", "sync/program.py", "sync/models.py")
     assert not found("torch.distributed", allowed_in=allowed)
     assert not found("torch.nn.parallel", allowed_in=(*allowed, "__init__.py"))  # there for a type annotation only
-    assert not found("dtrain.comm.torch_dist", allowed_in=("comm", "sync/ddp.py", "doctor/backends.py"))
+    assert not found(
+        "dtrain.comm.torch_dist", allowed_in=("comm", "sync/ddp.py", "sync/program.py", "doctor/backends.py")
+    )
 
 
 def test_mpi4py_only_in_its_backend() -> None:

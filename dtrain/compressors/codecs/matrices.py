@@ -28,6 +28,7 @@ class Matrices:
         columns = [size // rows for size, rows in zip(chosen.sizes, self._rows, strict=True)]
         self._p_sizes, self._q_sizes = [r * rows for rows in self._rows], [r * count for count in columns]
         self._other_sizes = layout.keep([not yes for yes in self._gains]).sizes
+        self.p_layout = Layout(chosen.names, tuple((r, rows) for rows in self._rows))
         self.q_layout = Layout(chosen.names, tuple((r, count) for count in columns))
         self.first_numel = sum(self._p_sizes) + sum(self._other_sizes)
 
@@ -47,6 +48,10 @@ class Matrices:
     def others_in(self, first: Tensor) -> list[Tensor]:
         """The other parameters in `first`, as flat views."""
         return list(first[sum(self._p_sizes) :].split(self._other_sizes))
+
+    def ps_of(self, flat: Tensor) -> list[Tensor]:
+        """Every P in the vector of `p_layout`."""
+        return [part.view(self._r, -1) for part in flat.split(self._p_sizes)]
 
     def qs(self, flat: Tensor) -> list[Tensor]:
         """Every Q in the vector of `q_layout`."""

@@ -35,7 +35,7 @@ def exchange(ranks: list[States], buckets: list[list[NamedParameter]], *, seed: 
         exchanges = [states.exchange(Bucket(value, layout)) for states, value in zip(ranks, values, strict=True)]
         results = drive_lockstep(exchanges, communicators)
         for states, result in zip(ranks, results, strict=True):
-            states.stage(layout, result.state)
+            states.stage(layout, result)
         means.append(results[0].mean.clone())
     return means
 
@@ -140,3 +140,36 @@ def test_a_missing_part_of_a_state_is_refused() -> None:
     (states,) = states_of(1, "dgc")
     with pytest.raises(ValueError, match=r"0\.weight.*velocity|velocity.*0\.weight"):
         states.load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["int8", "top_k", "dgc", "power_sgd", "random_k"])
+def test_a_mean_that_is_not_finite_leaves_every_state_as_it_was(name: str) -> None:
+    ranks = states_of(2, name)
+    exchange(ranks, [PARAMETERS], seed=0)
+    for states in ranks:
+        states.commit()
+    before = [states.state_dict() for states in ranks]
+    layout = layout_of(PARAMETERS)
+    values = [torch.ones(layout.numel), torch.ones(layout.numel)]
+    values[1][3] = float("inf")
+    exchanges = [states.exchange(Bucket(value, layout)) for states, value in zip(ranks, values, strict=True)]
+    for states, result in zip(ranks, drive_lockstep(exchanges, lockstep(2)), strict=True):
+        states.stage(layout, result)
+        assert states.not_finite() is not None
+        states.commit()
+    for states, was in zip(ranks, before, strict=True):
+        now = states.state_dict()
+        assert now["step"] == 2
+        for parameter, parts in was["parameters"].items():
+            assert all(torch.equal(now["parameters"][parameter][path], part) for path, part in parts.items())
+    exchange(ranks, [PARAMETERS], seed=2)
+    assert all(states.not_finite() is None for states in ranks)
+
+
+def test_another_unit_of_what_is_exchanged_is_one_of_what_was_not_sent() -> None:
+    (states,) = ranks = states_of(1)
+    exchange(ranks, [PARAMETERS], seed=0)
+    states.commit()
+    before = {name: residual.clone() for name, residual in residuals(states).items()}
+    states.rescale(0.5)
+    assert all(torch.equal(residual, 0.5 * before[name]) for name, residual in residuals(states).items())

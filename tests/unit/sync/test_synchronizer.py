@@ -9,6 +9,7 @@ import pytest
 from dtrain.sync.ddp import DdpSynchronizer
 from dtrain.sync.every_step import EveryStep
 from dtrain.sync.horovod import HorovodSynchronizer
+from dtrain.sync.local import Local
 from dtrain.sync.synchronizer import Synchronizer
 
 METHODS = [name for name, _ in inspect.getmembers(Synchronizer, inspect.isfunction) if not name.startswith("_")]
@@ -17,6 +18,7 @@ METHODS = [name for name, _ in inspect.getmembers(Synchronizer, inspect.isfuncti
 def test_the_protocol_is_what_it_was() -> None:
     assert METHODS == [
         "after_step",
+        "align",
         "before_step",
         "close",
         "discard",
@@ -26,7 +28,7 @@ def test_the_protocol_is_what_it_was() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", [EveryStep, DdpSynchronizer, HorovodSynchronizer])
+@pytest.mark.parametrize("kind", [EveryStep, DdpSynchronizer, HorovodSynchronizer, Local])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_synchroniser_has_its_methods_with_its_parameters(kind: type, name: str) -> None:
     expected, own = (inspect.signature(getattr(owner, name)) for owner in (Synchronizer, kind))

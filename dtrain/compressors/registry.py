@@ -1,0 +1,78 @@
+"""The compressors by name, under the policies that all share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from dtrain.compressors.dgc import dgc
+from dtrain.compressors.integers import int4, int8
+from dtrain.compressors.none import NoCompression
+from dtrain.compressors.one_bit import one_bit
+from dtrain.compressors.policies.cast import Cast
+from dtrain.compressors.policies.only import Only, at_least
+from dtrain.compressors.policies.warmup import Warmup
+from dtrain.compressors.power_sgd import power_sgd
+from dtrain.compressors.random_k import random_k
+from dtrain.compressors.ternary import ternary
+from dtrain.compressors.top_k import top_k
+from dtrain.exchange import Compressor
+
+
+def _fp16() -> Compressor:
+    return Cast(NoCompression(), torch.float16)
+
+
+def _bf16() -> Compressor:
+    return Cast(NoCompression(), torch.bfloat16)
+
+
+COMPRESSORS: Mapping[str, Callable[..., Compressor]] = MappingProxyType(
+    {
+        "none": NoCompression,
+        "fp16": _fp16,
+        "bf16": _bf16,
+        "int8": int8,
+        "int4": int4,
+        "ternary": ternary,
+        "one_bit": one_bit,
+        "top_k": top_k,
+        "dgc": dgc,
+        "random_k": random_k,
+        "power_sgd": power_sgd,
+    }
+)
+
+
+def keeps_momentum(name: str) -> bool:
+    """Whether the compressor of that name has the momentum of SGD inside, so that the optimizer must not."""
+    return name in COMPRESSORS and "momentum" in inspect.signature(COMPRESSORS[name]).parameters
+
+
+def build(name: str, *, start_after: int = 0, exempt_below: int = 0, **options: Any) -> Compressor:
+    """The compressor of that name, under the policies that all share.
+
+    Args:
+        name: a key of `COMPRESSORS`.
+        start_after: steps at the start that are exchanged uncompressed.
+        exempt_below: parameters of fewer elements than this (biases) are exchanged uncompressed, in one message apart.
+        options: the compressor's own.
+
+    Raises:
+        ValueError: the name or an option does not exist, or a value is out of range.
+    """
+    if name not in COMPRESSORS:
+        raise ValueError(f"unknown compressor {name!r}: choose one of {', '.join(COMPRESSORS)}")
+    known = inspect.signature(COMPRESSORS[name]).parameters
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        has = f"it has {', '.join(known)}" if known else "it has none of its own"
+        raise ValueError(f"compressor {name} has no option {unknown[0]!r}: {has}, start_after and exempt_below")
+    compressor = COMPRESSORS[name](**options)
+    if exempt_below:
+        compressor = Only(compressor, at_least(exempt_below))
+    return Warmup(NoCompression(), compressor, start_after) if start_after else compressor

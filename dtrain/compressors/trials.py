@@ -1,0 +1,170 @@
+"""What methods were measured to cost under the optimizers that people have, and so what to refuse, and what instead.
+
+`trials.json` is written by benchmarks/accuracy.py: short trainings at the learning rate, schedule and steps of fp32.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+from dtrain.compressors.registry import COMPRESSORS
+
+Guard = Literal["refuse", "warn", "off"]
+"""What to do about a method that was measured to fail."""
+
+Exchanged = Literal["gradient", "update"]
+"""Gradients, as DDP exchanges them; or what the optimizer changed (`dtrain.local`)."""
+
+FAILS, HOLDS = {"accuracy": 2.0, "loss": 5.0}, {"accuracy": 1.0, "loss": 2.0}
+"""Points of accuracy, and % of the loss: more than the first is a failure, no more than the second is none."""
+
+_MILDER = {"density": 1, "power_sgd_rank": 1}
+"""Options of which more is milder; of the others only those in `_KINDS` make another method."""
+_KINDS = ("rounding", "all_reduces")
+_OPTIMIZERS = {"sgd": "SGD with momentum", "adamw": "AdamW"}
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method under an optimizer, against fp32 in the same recipe.
+
+    `cost` is in points of accuracy, or in % of the validation loss for a language model; None where it diverged.
+    `saving` is that of the whole run at its number of ranks.
+    """
+
+    task: str
+    optimizer: str
+    exchanged: Exchanged
+    compressor: str
+    options: Mapping[str, Any]
+    every: int
+    seeds: int
+    cost: float | None
+    saving: float
+
+    @property
+    def unit(self) -> str:
+        """Of the cost."""
+        return "loss" if self.task == "gpt" else "accuracy"
+
+    @property
+    def fails(self) -> bool:
+        """Whether it ruins the training."""
+        return self.cost is None or self.cost > FAILS[self.unit]
+
+    @property
+    def holds(self) -> bool:
+        """Whether it ends about where fp32 ends."""
+        return self.cost is not None and self.cost <= HOLDS[self.unit]
+
+    @property
+    def method(self) -> tuple[Any, ...]:
+        """The same for the same method in another task."""
+        return self.exchanged, self.compressor, tuple(sorted(self.options.items())), self.every
+
+    def cost_in_words(self) -> str:
+        """For people."""
+        if self.cost is None:
+            return f"diverged on {self.task}"
+        amount = f"{self.cost:.1f}% of loss" if self.unit == "loss" else f"{self.cost:.1f} points"
+        return f"cost {amount} on {self.task}"
+
+
+@cache
+def load_trials() -> tuple[Trial, ...]:
+    """All that were measured."""
+    text = files("dtrain.compressors").joinpath("trials.json").read_text(encoding="utf-8")
+    return tuple(Trial(**entry) for entry in json.loads(text))
+
+
+def trials_of(
+    compressor: str, options: Mapping[str, Any], *, optimizer: str, exchanged: Exchanged, every: int = 1
+) -> tuple[Trial, ...]:
+    """Those of this method under this optimizer ("sgd" with momentum, or "adamw"), or of a milder form of it."""
+    asked = _settings(compressor, options)
+
+    def is_milder(trial: Trial) -> bool:
+        tried = _settings(trial.compressor, trial.options)
+        return all(tried.get(name) == asked.get(name) for name in _KINDS) and all(
+            tried[name] >= asked[name] for name in _MILDER if name in asked
+        )
+
+    return tuple(
+        trial
+        for trial in load_trials()
+        if (trial.compressor, trial.optimizer, trial.exchanged) == (compressor, optimizer, exchanged)
+        and trial.every <= every
+        and is_milder(trial)
+    )
+
+
+def that_hold(optimizer: str) -> list[tuple[Trial, ...]]:
+    """The methods that hold in every task that was tried under this optimizer, those that save most first."""
+    methods: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in load_trials():
+        if trial.optimizer == optimizer:
+            methods.setdefault(trial.method, []).append(trial)
+    held = [tuple(trials) for trials in methods.values() if all(trial.holds for trial in trials)]
+    return sorted(held, key=lambda trials: -min(trial.saving for trial in trials))
+
+
+def check(
+    compressor: str,
+    options: Mapping[str, Any],
+    *,
+    optimizer: str | None,
+    exchanged: Exchanged,
+    every: int = 1,
+    guard: Guard = "refuse",
+) -> None:
+    """Raise ValueError, or warn, where this method was measured to fail under this optimizer.
+
+    `optimizer` is "sgd" with momentum or "adamw"; None, anything else, was not tried. Nor was a start without
+    compression. Raises ValueError for a guard that does not exist.
+    """
+    if guard not in get_args(Guard):
+        raise ValueError(f"guard={guard!r} does not exist: choose one of {', '.join(get_args(Guard))}")
+    if optimizer is None or guard == "off" or options.get("start_after"):
+        return
+    failed = [
+        t for t in trials_of(compressor, options, optimizer=optimizer, exchanged=exchanged, every=every) if t.fails
+    ]
+    if not failed:
+        return
+    worst = max(failed, key=lambda trial: float("inf") if trial.cost is None else trial.cost)
+    of = "of updates" if exchanged == "update" else "of gradients"
+    message = (
+        f"{_named(worst)} {of} under {_OPTIMIZERS[optimizer]} {worst.cost_in_words()} against fp32. "
+        f"These held: {'; '.join(map(_advice, that_hold(optimizer)[:_SHOWN])) or 'none'}"
+    )
+    if guard == "refuse":
+        raise ValueError(f"{message}. guard=warn trains all the same")
+    warnings.warn(message, stacklevel=3)
+
+
+def _settings(compressor: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that make a method what it is, with their defaults."""
+    known = inspect.signature(COMPRESSORS[compressor]).parameters
+    names = [name for name in (*_MILDER, *_KINDS) if name in known]
+    return {name: options.get(name, known[name].default) for name in names}
+
+
+def _named(trial: Trial) -> str:
+    every = {"every": trial.every} if trial.every > 1 else {}
+    return " ".join([trial.compressor, *(f"{name}={value}" for name, value in {**trial.options, **every}.items())])
+
+
+def _advice(trials: Iterable[Trial]) -> str:
+    trials = tuple(trials)
+    first = trials[0]
+    how = " of updates (dtrain.local, sync=local)" if first.exchanged == "update" else ""
+    saving = min(trial.saving for trial in trials)
+    return f"{_named(first)}{how}, {saving:.3g}x fewer bytes, {' and '.join(t.cost_in_words() for t in trials)}"

@@ -1,0 +1,58 @@
+"""What a program's model is: plain, wrapped or sharded, and whether its parameters can be exchanged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Kind(NamedTuple):
+    """Of model: its name, and what to do with it where a DDP model is wanted."""
+
+    name: str
+    instead: str
+
+
+PLAIN = Kind(
+    "a plain module",
+    "wrap it in DistributedDataParallel, or exchange its optimizer's updates with dtrain.local(model, optimizer, ...)",
+)
+_SHARDED = "its gradients are reduced by shard, which is not compressed; dtrain.meter.install() counts them"
+
+
+def kind_of(model: nn.Module) -> Kind:
+    """What this model is."""
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
+    if any(name.endswith(".ReplicateModule") for name in names) or _is_replicated(model):
+        return Kind(
+            "replicated by replicate()", "use DistributedDataParallel in place of replicate(), which has no hooks"
+        )
+    if any(name.endswith((".FSDPModule", ".FullyShardedDataParallel")) for name in names):
+        return Kind("sharded (FSDP)", _SHARDED)
+    if any(name.startswith("deepspeed.") for name in names):
+        return Kind("a DeepSpeed engine", "it exchanges gradients itself; dtrain.meter.install() counts them")
+    if isinstance(model, DistributedDataParallel):
+        return Kind("a DistributedDataParallel model", "give it as it is")
+    return PLAIN
+
+
+def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:
+    """Raise ValueError, naming the parameter and the cure, for several devices; and unless allowed, sparse gradients."""
+    devices = {p.device for p in model.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"parameters on several devices ({', '.join(map(str, devices))}): use one device per process")
+    for name, module in model.named_modules():
+        if not sparse and getattr(module, "sparse", False) and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            raise ValueError(
+                f"{name}.weight gets sparse gradients, which are not compressed: build the embedding with sparse=False"
+            )
+
+
+def _is_replicated(model: nn.Module) -> bool:
+    """By torch.distributed._composable.replicate, which keeps the module's own class."""
+    from torch.distributed._composable.contract import _get_registry
+
+    registry = _get_registry(model)
+    return registry is not None and "replicate" in registry

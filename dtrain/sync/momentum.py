@@ -1,0 +1,57 @@
+"""Momentum that a compressor keeps, in place of the optimizer's: what is sent rarely must be accumulated with it.
+
+Lin et al., Deep Gradient Compression (ICLR 2018), section 3.2: momentum outside acts on what arrives late all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from dtrain import compressors
+
+
+def kind_of(optimizer: Optimizer) -> str | None:
+    """As trials know optimizers: "sgd", with momentum, "adamw" for Adam's family, or None for what was not tried."""
+    adams = torch.optim.Adam | torch.optim.AdamW | torch.optim.NAdam | torch.optim.RAdam
+    if isinstance(optimizer, adams):
+        return "adamw"
+    has_momentum = any(group.get("momentum") for group in optimizer.param_groups)
+    return "sgd" if isinstance(optimizer, torch.optim.SGD) and has_momentum else None
+
+
+def take_over(compressor: str, options: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The options of a compressor that keeps the momentum of this SGD, which then has none; others as they are.
+
+    Weight decay had acted through the momentum, and is multiplied by 1 / (1 - momentum), as much as it added up to.
+    Raises ValueError, naming the cure, for a momentum that cannot be taken over.
+    """
+    if not compressors.keeps_momentum(compressor):
+        return dict(options)
+    momenta = {float(group.get("momentum", 0.0)) for group in optimizer.param_groups}
+    if "momentum" in options and any(momenta) and options["momentum"]:
+        raise ValueError(f"momentum is in the optimizer and in {compressor}: leave it out of one of them")
+    if not isinstance(optimizer, torch.optim.SGD) or momenta == {0.0} or "momentum" in options:
+        return dict(options)
+    if len(momenta) > 1:
+        raise ValueError(
+            f"{compressor} keeps one momentum, and the optimizer's groups have {sorted(momenta)}: give one"
+        )
+    if any(group["nesterov"] for group in optimizer.param_groups):
+        raise ValueError(f"{compressor} keeps plain momentum: build SGD with nesterov=False")
+    (momentum,) = momenta
+    for group in optimizer.param_groups:
+        group["momentum"] = 0.0
+        group["weight_decay"] /= 1.0 - momentum
+    optimizer.register_step_pre_hook(_refuse_momentum)
+    return {**options, "momentum": momentum}
+
+
+def _refuse_momentum(optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
+    if any(group["momentum"] for group in optimizer.param_groups):
+        raise ValueError(
+            "something gave the optimizer a momentum again, which the compressor keeps: cycle_momentum=False"
+        )

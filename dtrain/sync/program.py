@@ -1,0 +1,141 @@
+"""`Local` in anybody's program: hooked to the optimizer's step, on a model that nothing else keeps together."""
+
+from __future__ import annotations
+
+import atexit
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from dtrain.comm.torch_dist import TorchCommunicator
+from dtrain.exchange import Compressor
+from dtrain.meter.ledger import Ledger
+from dtrain.sync.local import Local
+from dtrain.sync.models import PLAIN, check_parameters, kind_of
+from dtrain.sync.parameters import share_parameters
+
+
+def local_bucket(state: object, bucket: Any) -> Any:
+    """DDP's communication hook: gradients stay each worker's own."""
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+local_bucket.__annotations__ = {"bucket": GradBucket, "return": torch.futures.Future[Tensor]}
+
+
+class LocalProgram(Local):
+    """A `Local` that takes part whenever the optimizer steps. Made by `attach`.
+
+    A program that leaves a step out (a loss that is not finite) calls `discard` in its place, so that the other ranks,
+    who may not leave it out, do not wait; for a GradScaler that is done where it was given to `attach`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        compressor: Compressor,
+        communicator: TorchCommunicator,
+        ledger: Ledger,
+        *,
+        every: int,
+        seed: int,
+    ) -> None:
+        super().__init__(model, optimizer, compressor, communicator, ledger, every=every, seed=seed)
+        self._model, self._communicator = model, communicator
+        self._steps = 0
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._on_step),
+            optimizer.register_step_post_hook(self._on_stepped),
+        ]
+        atexit.register(self.close)
+
+    def follow(self, scaler: GradScaler) -> None:
+        """Take part also in steps that `scaler` leaves out, since this rank's gradients were not finite."""
+        step = scaler.step
+
+        def step_or_discard(optimizer: Optimizer, *arguments: Any, **keywords: Any) -> Any:
+            before = self._steps
+            result = step(optimizer, *arguments, **keywords)
+            if self._steps == before:
+                self.before_step()
+                self.discard()
+            return result
+
+        scaler.step = step_or_discard  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """Let go of the model and the optimizer; a DDP model stays without any exchange. Called at the program's end."""
+        atexit.unregister(self.close)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        super().close()
+        self._communicator.close()
+
+    def _on_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        known = {id(p) for _, p in self._parameters}
+        new = [name for name, p in self._model.named_parameters() if p.requires_grad and id(p) not in known]
+        if new:
+            raise ValueError(
+                f"{new[0]} was replaced or unfrozen after dtrain.local: close() it and call dtrain.local again"
+            )
+        self.before_step()
+
+    def _on_stepped(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self._steps += 1
+        self.after_step()
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    compressor: Compressor,
+    ledger: Ledger,
+    *,
+    every: int = 1,
+    seed: int = 0,
+    scaler: GradScaler | None = None,
+) -> LocalProgram:
+    """Exchange what every `every` steps of `optimizer` change in `model` from now on, which begins as rank 0's.
+
+    Raises ValueError, naming the cure, for a model that something else keeps together, for parameters that the
+    optimizer does not have, and before torch.distributed is initialised.
+    """
+    if not dist.is_initialized():
+        raise ValueError("torch.distributed is not initialised: call torch.distributed.init_process_group first")
+    inner = getattr(model, "_orig_mod", model)
+    kind = kind_of(inner)
+    if isinstance(inner, DistributedDataParallel):
+        if inner._comm_hooks:
+            raise ValueError(
+                f"this model has the communication hook {inner._comm_hooks[0][0].__qualname__} already, and torch takes "
+                "one: use dtrain.local or dtrain.compress, once"
+            )
+        inner.register_comm_hook(None, local_bucket)
+        inner = inner.module
+    elif kind is not PLAIN:
+        raise ValueError(f"dtrain.local takes a plain module or a DDP model, and this is {kind.name}: {kind.instead}")
+    check_parameters(inner, sparse=True)
+    _check_trained(inner, optimizer)
+    communicator = TorchCommunicator(dist.group.WORLD).duplicate()
+    share_parameters(inner, communicator, ledger)
+    program = LocalProgram(inner, optimizer, compressor, communicator, ledger, every=every, seed=seed)
+    if scaler is not None:
+        program.follow(scaler)
+    return program
+
+
+def _check_trained(model: nn.Module, optimizer: Optimizer) -> None:
+    has = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in has:
+            raise ValueError(f"{name} is not among the optimizer's parameters: give the optimizer that trains it")

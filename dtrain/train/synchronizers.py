@@ -1,0 +1,116 @@
+"""The synchronisers of the trainer by name: what each can be told, and how it is built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dtrain.comm import Communicator
+from dtrain.compressors.trials import Exchanged
+from dtrain.exchange import Compressor
+from dtrain.meter.ledger import Ledger
+from dtrain.sync.every_step import EveryStep
+from dtrain.sync.local import Local
+from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.plain_data import require
+
+
+@dataclass(frozen=True)
+class Exchanging:
+    """What a synchroniser is built of, besides model and optimizer. `communicator` is for its exchanges alone."""
+
+    compressor: Compressor
+    communicator: Communicator
+    ledger: Ledger
+    seed: int
+    first_bucket_bytes: int
+    bucket_bytes: int
+    overlap: bool
+    check_finite: bool
+
+
+@dataclass(frozen=True)
+class Sync(ABC):
+    """How replicas are kept together."""
+
+    name: str
+
+    @property
+    def exchanged(self) -> Exchanged:
+        """What goes through the compressor."""
+        return "gradient"
+
+    @property
+    def steps_per_exchange(self) -> int:
+        """From one exchange to the next."""
+        return 1
+
+    @abstractmethod
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+        """The synchroniser of this model, which `optimizer` trains."""
+
+
+@dataclass(frozen=True)
+class EveryStepSync(Sync):
+    """See `EveryStep`."""
+
+    name: Literal["every_step"] = "every_step"
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+        """See `Sync`."""
+        return EveryStep(
+            model,
+            parts.compressor,
+            parts.communicator,
+            parts.ledger,
+            seed=parts.seed,
+            first_bucket_bytes=parts.first_bucket_bytes,
+            bucket_bytes=parts.bucket_bytes,
+            overlap=parts.overlap,
+            check_finite=parts.check_finite,
+        )
+
+
+@dataclass(frozen=True)
+class LocalSync(Sync):
+    """See `Local`."""
+
+    name: Literal["local"] = "local"
+    every: int = 1
+
+    @property
+    def exchanged(self) -> Exchanged:
+        """See `Sync`."""
+        return "update"
+
+    @property
+    def steps_per_exchange(self) -> int:
+        """See `Sync`."""
+        return self.every
+
+    def __post_init__(self) -> None:
+        require(self.every > 0, f"sync.every={self.every} must be at least 1: steps from one exchange to the next")
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+        """See `Sync`."""
+        return Local(
+            model,
+            optimizer,
+            parts.compressor,
+            parts.communicator,
+            parts.ledger,
+            every=self.every,
+            seed=parts.seed,
+            first_bucket_bytes=parts.first_bucket_bytes,
+            bucket_bytes=parts.bucket_bytes,
+            check_finite=parts.check_finite,
+        )
+
+
+SYNCS: Mapping[str, type[Sync]] = MappingProxyType({"every_step": EveryStepSync, "local": LocalSync})

@@ -1,0 +1,276 @@
+"""What H steps of each worker's own optimizer changed, averaged: replicas, rounds, resume and what is not finite."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dtrain.compressors import COMPRESSORS, build
+from dtrain.meter.ledger import Ledger
+from dtrain.sync.every_step import EveryStep
+from dtrain.sync.local import Local
+from dtrain.sync.synchronizer import NonFiniteGradientError
+from tests.threads import ThreadCommunicator, run_ranks
+
+MILD = {"top_k": {"density": 0.2}, "dgc": {"density": 0.2, "momentum": 0.0}, "random_k": {"density": 0.2}}
+
+
+def initial() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+MODEL = initial()
+"""Made once: the generator is of the whole process, and ranks are its threads."""
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), 1e-2)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.1)
+
+
+@dataclass
+class Worker:
+    """One rank's model, optimizer and synchroniser."""
+
+    model: nn.Sequential
+    optimizer: torch.optim.Optimizer
+    synchronizer: Local
+    ledger: Ledger
+    rank: int
+
+    def gradients(self, step: int) -> None:
+        generator = torch.Generator().manual_seed(100 * step + self.rank)
+        self.optimizer.zero_grad()
+        self.model(torch.randn(4, 12, generator=generator)).square().mean().backward()
+
+    def step(self, step: int) -> None:
+        self.gradients(step)
+        self.synchronizer.before_step()
+        self.optimizer.step()
+        self.synchronizer.after_step()
+
+    @property
+    def weights(self) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
+
+
+def worker(
+    communicator: ThreadCommunicator,
+    name: str = "none",
+    *,
+    every: int = 1,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
+    **options: Any,
+) -> Worker:
+    model, ledger = copy.deepcopy(MODEL), Ledger()
+    own = optimizer(model)
+    compressor = build(name, **{**MILD.get(name, {}), **options})
+    synchronizer = Local(model, own, compressor, communicator, ledger, every=every)
+    return Worker(model, own, synchronizer, ledger, communicator.rank)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_replicas_are_the_same_after_each_exchange(name: str, every: int) -> None:
+    def body(communicator: ThreadCommunicator) -> list[Tensor]:
+        own = worker(communicator, name, every=every)
+        weights = []
+        for step in range(6):
+            own.step(step)
+            if (step + 1) % every == 0:
+                weights.append(own.weights)
+        return weights
+
+    first, *others = run_ranks(3, body)
+    assert not torch.equal(first[0], first[-1])
+    for other in others:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, other, strict=True))
+
+
+def test_between_exchanges_each_has_weights_of_its_own_until_they_are_aligned() -> None:
+    def body(communicator: ThreadCommunicator) -> tuple[Tensor, Tensor]:
+        own = worker(communicator, every=4)
+        for step in range(2):
+            own.step(step)
+        apart = own.weights
+        own.synchronizer.align()
+        assert own.synchronizer.align() == (0.0, 0.0)
+        return apart, own.weights
+
+    (apart, aligned), (other_apart, other_aligned) = run_ranks(2, body)
+    assert not torch.equal(apart, other_apart)
+    assert torch.equal(aligned, other_aligned)
+    torch.testing.assert_close(aligned, (apart + other_apart) / 2)
+
+
+def test_one_step_of_sgd_without_momentum_is_the_step_of_the_mean_gradient() -> None:
+    def local(communicator: ThreadCommunicator) -> Tensor:
+        own = worker(communicator, optimizer=sgd)
+        for step in range(5):
+            own.step(step)
+        return own.weights
+
+    def every_step(communicator: ThreadCommunicator) -> Tensor:
+        own = worker(communicator, optimizer=sgd)
+        synchronizer = EveryStep(own.model, build("none"), communicator.duplicate(), Ledger(), overlap=False)
+        for step in range(5):
+            own.gradients(step)
+            synchronizer.before_step()
+            own.optimizer.step()
+            synchronizer.after_step()
+        synchronizer.close()
+        return own.weights
+
+    torch.testing.assert_close(run_ranks(2, local)[0], run_ranks(2, every_step)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["int4", "top_k", "power_sgd"])
+def test_what_arrives_and_what_is_left_is_what_was_changed(name: str) -> None:
+    def body(communicator: ThreadCommunicator) -> tuple[Tensor, Tensor, Tensor]:
+        own = worker(communicator, name)
+        before = own.weights
+        own.gradients(0)
+        own.synchronizer.before_step()
+        own.optimizer.step()
+        changed = own.weights - before
+        own.synchronizer.after_step()
+        parts = own.synchronizer.state_dict()["parameters"]
+        left = torch.cat([parts[name]["residual"].reshape(-1) for name, _ in own.model.named_parameters()])
+        return changed, own.weights - before, left
+
+    ranks = run_ranks(2, body)
+    mean_change = sum(changed for changed, _, _ in ranks) / 2
+    left = sum(residual for _, _, residual in ranks)  # of what is subtracted: with the other sign
+    torch.testing.assert_close(ranks[0][1] - left, mean_change, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop", [4, 5], ids=["after a round", "in the middle of a round"])
+@pytest.mark.parametrize("name", ["int4", "ternary", "top_k"])
+def test_resumed_it_goes_on_bit_for_bit(name: str, stop: int) -> None:
+    def body(communicator: ThreadCommunicator) -> tuple[Tensor, Tensor]:
+        whole = worker(communicator, name, every=2)
+        for step in range(stop):
+            whole.step(step)
+        saved, model = whole.synchronizer.state_dict(), copy.deepcopy(whole.model.state_dict())
+        for step in range(stop, 9):
+            whole.step(step)
+        resumed = worker(communicator, name, every=2)
+        resumed.model.load_state_dict(model)
+        resumed.synchronizer.load_state_dict(saved)
+        for step in range(stop, 9):
+            resumed.step(step)
+        return whole.weights, resumed.weights
+
+    for whole, resumed in run_ranks(2, body):
+        assert torch.equal(whole, resumed)
+
+
+def test_another_number_of_ranks_has_the_mean_of_the_optimizers_and_the_sum_of_residuals() -> None:
+    def train(communicator: ThreadCommunicator) -> dict[str, Any]:
+        own = worker(communicator, "int4")
+        for step in range(3):
+            own.step(step)
+        return own.synchronizer.state_dict()
+
+    saved = run_ranks(2, train)
+
+    def take_up(communicator: ThreadCommunicator) -> dict[str, Any]:
+        own = worker(communicator, "int4")
+        own.synchronizer.load_state_dict(*saved)
+        return own.synchronizer.state_dict()
+
+    taken = run_ranks(3, take_up)
+    for name, _ in MODEL.named_parameters():
+        before, after = ([state["parameters"][name] for state in states] for states in (saved, taken))
+        mean = sum(parts["optimizer.exp_avg"] for parts in before) / 2
+        assert all(torch.allclose(parts["optimizer.exp_avg"], mean) for parts in after)
+        assert all(parts["optimizer.step"] == 3 for parts in after)
+        left = [sum(parts["residual"] for parts in side) for side in (before, after)]
+        torch.testing.assert_close(left[0], left[1])
+
+
+def test_a_round_under_way_is_for_as_many_ranks_only() -> None:
+    def body(communicator: ThreadCommunicator) -> dict[str, Any]:
+        own = worker(communicator, every=2)
+        own.step(0)
+        return own.synchronizer.state_dict()
+
+    saved = run_ranks(2, body)
+
+    def take_up(communicator: ThreadCommunicator) -> None:
+        with pytest.raises(ValueError, match=r"saved 1 steps after the last exchange by 2 ranks.*call align\(\)"):
+            worker(communicator).synchronizer.load_state_dict(*saved)
+
+    run_ranks(1, take_up)
+
+
+@pytest.mark.parametrize("name", ["none", "int4", "top_k", "power_sgd", "random_k"])
+def test_a_gradient_that_is_not_finite_on_one_rank_leaves_weights_and_states_as_they_were(name: str) -> None:
+    def body(communicator: ThreadCommunicator) -> None:
+        own = worker(communicator, name)
+        own.step(0)
+        weights, state = own.weights, own.synchronizer.state_dict()
+        own.gradients(1)
+        if own.rank == 1:
+            grad = own.model[2].weight.grad
+            assert grad is not None
+            grad[1, 2] = float("nan")
+        own.synchronizer.before_step()
+        own.optimizer.step()
+        with pytest.raises(NonFiniteGradientError, match="is not finite in step 1"):
+            own.synchronizer.after_step()
+        own.synchronizer.discard()
+        assert torch.equal(own.weights, weights)
+        now = own.synchronizer.state_dict()
+        for parameter, parts in state["parameters"].items():
+            for path, part in parts.items():
+                if not path.startswith("optimizer.") or own.rank == 1:
+                    assert torch.equal(now["parameters"][parameter][path], part), (parameter, path)
+        own.step(2)
+        assert torch.isfinite(own.weights).all() and not torch.equal(own.weights, weights)
+
+    run_ranks(2, body)
+
+
+def test_a_step_left_out_on_one_rank_keeps_nobody_waiting() -> None:
+    def body(communicator: ThreadCommunicator) -> Tensor:
+        own = worker(communicator)
+        own.gradients(0)
+        own.synchronizer.before_step()
+        if own.rank == 0:
+            own.synchronizer.discard()
+        else:
+            own.optimizer.step()
+            own.synchronizer.after_step()
+        return own.weights
+
+    first, second = run_ranks(2, body)
+    assert torch.equal(first, second)
+    start = torch.cat([p.detach().reshape(-1) for p in MODEL.parameters()])
+    assert 0 < (first - start).abs().max() <= 0.5e-2 + 1e-4  # half of one step of AdamW
+
+
+def test_fewer_rounds_send_fewer_bytes() -> None:
+    def body(communicator: ThreadCommunicator) -> tuple[int, int]:
+        return tuple(  # type: ignore[return-value]
+            sum(own.synchronizer._states.step for _ in [own.step(step) for step in range(6)][:1])
+            for own in (worker(communicator, every=1), worker(communicator.duplicate(), every=3))
+        )
+
+    assert run_ranks(2, body)[0] == (6, 2)
+
+
+def test_no_step_between_exchanges_is_refused() -> None:
+    with pytest.raises(ValueError, match="every=0 must be at least 1"):
+        run_ranks(1, lambda communicator: worker(communicator, every=0))
