@@ -19,9 +19,10 @@ import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ class Method(NamedTuple):
 
     exchanged: str
     compressor: str
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     every: int = 1
 
     @property
@@ -213,7 +214,7 @@ class Trial:
             "optimizer": self.optimizer,
             "exchanged": method.exchanged,
             "compressor": method.compressor,
-            "options": method.options,
+            "options": dict(method.options),
             "every": method.every,
             "seeds": self.seeds,
             "cost": None if self.cost is None else round(self.cost, 2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from dtrain.exchange import Layout
 
@@ -56,11 +56,11 @@ def assign(
     return buckets
 
 
-def layout_of(parameters: Sequence[NamedParameter]) -> Layout:
+def layout_of(parameters: Sequence[tuple[str, Tensor]]) -> Layout:
     """The layout of a bucket's flat vector. A complex parameter lies in it as its real view, as DDP has it."""
     return Layout(tuple(n for n, _ in parameters), tuple(_real_shape(p) for _, p in parameters))
 
 
-def _real_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+def _real_shape(parameter: Tensor) -> tuple[int, ...]:
     shape = tuple(parameter.shape)
     return (*shape, 2) if parameter.is_complex() else shape

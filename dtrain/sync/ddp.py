@@ -54,7 +54,7 @@ class DdpSynchronizer:
         parameters = [NamedParameter(name, p) for name, p in model.module.named_parameters()]
         self._scaler, self._scale = scaler, scaler.get_scale() if scaler is not None else 1.0
         self._states = States(compressor, parameters, rank=rank, world_size=self._world_size, seed=seed)
-        self._names = {p: name for name, p in parameters}
+        self._names: dict[Tensor, str] = {p: name for name, p in parameters}
         self._device = next(model.parameters()).device
         self._engine = Engine(self._communicator, ledger, self._device, overlap=True)
         self._is_whole = False  # every bucket of the step is exchanged, and it is not committed yet
@@ -73,7 +73,7 @@ class DdpSynchronizer:
         devices: list[int | str | torch.device] | None = [self._device] if self._device.type == "cuda" else None
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         parameters = bucket.parameters()
-        layout = layout_of([NamedParameter(self._names[p], p) for p in parameters])
+        layout = layout_of([(self._names[p], p) for p in parameters])
         value = Bucket(bucket.buffer(), layout)
 
         def start() -> Exchange:
@@ -227,7 +227,7 @@ class _Scoped:
 
 
 _SCOPES = {"_pre_forward": Purpose.CONTROL, "_sync_buffers": Purpose.BUFFERS}
-"""What DDP sends besides gradients, by the method that does: messages of its own before the forward pass, and buffers."""
+"""What DDP sends besides gradients, by the method that does: messages before the forward pass, and buffers."""
 
 
 def _scope_own_traffic(model: DistributedDataParallel, ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ al., AISTATS 2017, Algorithm 1) of workers who all take part.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -77,8 +77,9 @@ class Local:
     Gradients stay each worker's own, and so does the optimizer's state: `state_dict` holds it. Replicas are equal after
     each exchange. Buffers (the statistics of BatchNorm) are each worker's own.
 
-    A gradient that is not finite on one rank makes the whole round one that does not count, on every rank alike: weights
-    go back to what they were before it. Of optimizers only the state of that rank is as it was before its bad step.
+    A gradient that is not finite on one rank makes the whole round one that does not count, on every rank alike:
+    weights go back to what they were before it. That rank's optimizer is as it was before its bad step, those of the
+    others have made theirs.
 
     Args:
         model: the same on every worker; a plain one.
@@ -163,7 +164,7 @@ class Local:
         for slot in self._slots:
             slot.fill()
             if self._bad in slot.names:
-                slot.spoil(self._bad)  # type: ignore[arg-type]
+                slot.spoil(self._bad)
             self._submit(slot)
         self._engine.finish()
         bad = self._states.not_finite()
@@ -180,10 +181,8 @@ class Local:
     def discard(self) -> None:
         """This rank's step is left out; the round goes on, and with it the exchange. Other ranks need not do so too."""
         if self._pending:
-            try:
+            with suppress(NonFiniteGradientError):  # what was to be left out
                 self.after_step()
-            except NonFiniteGradientError:
-                pass  # what was to be left out
 
     def state_dict(self) -> dict[str, Any]:
         """See `States`; with the optimizer's state, and in the middle of a round what this rank has changed so far."""

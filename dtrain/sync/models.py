@@ -39,7 +39,7 @@ def kind_of(model: nn.Module) -> Kind:
 
 
 def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:
-    """Raise ValueError, naming the parameter and the cure, for several devices; and unless allowed, sparse gradients."""
+    """Raise ValueError, naming the parameter and the cure, for several devices, or sparse gradients not allowed."""
     devices = {p.device for p in model.parameters()}
     if len(devices) > 1:
         raise ValueError(f"parameters on several devices ({', '.join(map(str, devices))}): use one device per process")

@@ -1,4 +1,4 @@
-"""What a worker with an optimizer of its own has besides its compressor's state, by parameter name, as `States` keeps it.
+"""What a worker with an optimizer of its own has besides its compressor's state: by parameter name, as in `States`.
 
 Paths: `optimizer.<key>` for each tensor of the optimizer's state of a parameter; in the middle of a round also
 `round.common`, the weights that all workers had in common at its start, and `round.value`, this worker's own.
@@ -87,8 +87,8 @@ class OwnParts:
                 for path, piece in pieces.items():
                     if piece.ndim and piece.shape != parameter.shape:
                         raise ValueError(
-                            f"saved state {path!r} of parameter {name!r} has shape {tuple(piece.shape)}, this run needs "
-                            f"{tuple(parameter.shape)}: saved with another model"
+                            f"saved state {path!r} of parameter {name!r} has shape {tuple(piece.shape)}, this model "
+                            f"{tuple(parameter.shape)}: give a state of this one"
                         )
 
     def _take(self, own: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Round]:

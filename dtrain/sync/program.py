@@ -66,14 +66,18 @@ class LocalProgram(Local):
             before = self._steps
             result = step(optimizer, *arguments, **keywords)
             if self._steps == before:
-                self.before_step()
                 self.discard()
             return result
 
         scaler.step = step_or_discard  # type: ignore[method-assign]
 
+    def discard(self) -> None:
+        """See `Local`. In the place of a step, of which the program says nothing else."""
+        self._pending = True
+        super().discard()
+
     def close(self) -> None:
-        """Let go of the model and the optimizer; a DDP model stays without any exchange. Called at the program's end."""
+        """Let go of the model and the optimizer; a DDP model stays without any exchange. The program's end does so."""
         atexit.unregister(self.close)
         for hook in self._hooks:
             hook.remove()
@@ -117,8 +121,8 @@ def attach(
     if isinstance(inner, DistributedDataParallel):
         if inner._comm_hooks:
             raise ValueError(
-                f"this model has the communication hook {inner._comm_hooks[0][0].__qualname__} already, and torch takes "
-                "one: use dtrain.local or dtrain.compress, once"
+                f"this model has the communication hook {inner._comm_hooks[0][0].__qualname__} already, and torch "
+                "takes one: use dtrain.local or dtrain.compress, once"
             )
         inner.register_comm_hook(None, local_bucket)
         inner = inner.module
@@ -126,7 +130,8 @@ def attach(
         raise ValueError(f"dtrain.local takes a plain module or a DDP model, and this is {kind.name}: {kind.instead}")
     check_parameters(inner, sparse=True)
     _check_trained(inner, optimizer)
-    communicator = TorchCommunicator(dist.group.WORLD).duplicate()
+    world: Any = dist.group.WORLD
+    communicator = TorchCommunicator(world).duplicate()
     share_parameters(inner, communicator, ledger)
     program = LocalProgram(inner, optimizer, compressor, communicator, ledger, every=every, seed=seed)
     if scaler is not None:

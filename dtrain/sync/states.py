@@ -37,7 +37,7 @@ class States:
     Args:
         parameters: of the model, all that are exchanged.
         seed: the same on every rank; for compressors that draw random numbers.
-        check_finite: look for NaN and Inf also where no state depends on it, at the price of reading the mean once more.
+        check_finite: look for NaN and Inf also where no state depends on it, at the price of reading means once more.
     """
 
     def __init__(

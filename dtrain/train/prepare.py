@@ -153,8 +153,8 @@ def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
         options["momentum"], optimizer = optimizer.hand_over_momentum()
     elif options.get("momentum") and optimizer.has_momentum:
         raise ValueError(
-            f"compressor={name} carries the momentum: add compressor.momentum=null, which takes the optimizer's over, or "
-            f"{optimizer.without_momentum}"
+            f"compressor={name} carries the momentum: add compressor.momentum=null, to take the optimizer's over, "
+            f"or {optimizer.without_momentum}"
         )
     return compressors.build(name, **options), optimizer
 
