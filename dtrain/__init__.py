@@ -126,6 +126,7 @@ def local(
     from dtrain.meter.ledger import Ledger
     from dtrain.sync import momentum, program
 
+    compressors.check_for_updates(compressor, options)
     kind = momentum.kind_of(optimizer)
     trials.check(compressor, options, optimizer=kind, exchanged="update", every=every, guard=guard)
     built, ledger = compressors.build(compressor, **options), c10d.installed_ledger() or Ledger()

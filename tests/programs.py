@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fork_server import ForkedProgram, can_fork
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -41,10 +43,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def start(command: Sequence[str], cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a program at the head of a process group of its own."""
-    return subprocess.Popen(
+    env = env or environment()
+    kind = ForkedProgram if can_fork(command, env) else subprocess.Popen
+    return kind(
         command,
         cwd=cwd,
-        env=env or environment(),
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

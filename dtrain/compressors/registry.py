@@ -53,6 +53,12 @@ def keeps_momentum(name: str) -> bool:
     return name in COMPRESSORS and "momentum" in inspect.signature(COMPRESSORS[name]).parameters
 
 
+def check_for_updates(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for a compressor that keeps a momentum: updates have the optimizer's in them already."""
+    if keeps_momentum(name) and options.get("momentum") != 0:
+        raise ValueError(f"compressor {name} keeps the momentum of gradients: exchange updates with top_k")
+
+
 def build(name: str, *, start_after: int = 0, exempt_below: int = 0, **options: Any) -> Compressor:
     """The compressor of that name, under the policies that all share.
 

@@ -85,6 +85,16 @@ def load_trials() -> tuple[Trial, ...]:
     return tuple(Trial(**entry) for entry in json.loads(text))
 
 
+def trials_with(compressor: str, options: Mapping[str, Any]) -> tuple[Trial, ...]:
+    """Those of exactly this method, under every optimizer, on gradients and on updates."""
+    asked = _settings(compressor, options)
+    return tuple(
+        trial
+        for trial in load_trials()
+        if trial.compressor == compressor and _settings(trial.compressor, trial.options) == asked
+    )
+
+
 def trials_of(
     compressor: str, options: Mapping[str, Any], *, optimizer: str, exchanged: Exchanged, every: int = 1
 ) -> tuple[Trial, ...]:
@@ -148,6 +158,19 @@ def check(
     if guard == "refuse":
         raise ValueError(f"{message}. guard=warn trains all the same")
     warnings.warn(message, stacklevel=3)
+
+
+def in_words(trials: Iterable[Trial]) -> list[str]:
+    """A line for each optimizer, kind of exchange and interval: what it cost where it was tried."""
+    groups: dict[tuple[str, Exchanged, int], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.optimizer, trial.exchanged, trial.every), []).append(trial)
+    return [
+        f"{exchanged}s{f' of {every} steps' if every > 1 else ''} under {_OPTIMIZERS[optimizer]}: "
+        + ", ".join(trial.cost_in_words() for trial in of_group)
+        + (" (refused)" if any(trial.fails for trial in of_group) else "")
+        for (optimizer, exchanged, every), of_group in groups.items()
+    ]
 
 
 def _settings(compressor: str, options: Mapping[str, Any]) -> dict[str, Any]:

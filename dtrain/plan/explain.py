@@ -14,6 +14,7 @@ from torch import nn
 
 from dtrain import compressors
 from dtrain.comm.simulated import SimulatedCommunicator
+from dtrain.compressors.trials import Trial, in_words, trials_with
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Exchanged, Request
 from dtrain.meter.saving import savings
 from dtrain.meter.wire import wire_bytes
@@ -37,7 +38,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One step of a compressor on a model. Savings are against a dense all_reduce; None for a single worker."""
+    """One step of a compressor on a model. Savings are against a dense all_reduce; None for a single worker.
+
+    `trials` say what the method cost in accuracy where it was tried.
+    """
 
     compressor: str
     model: str
@@ -49,6 +53,7 @@ class Explanation:
     wire_bytes: float
     saving_vs_fp32: float | None
     saving_vs_fp16: float | None
+    trials: tuple[Trial, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -86,6 +91,7 @@ def explain(
         payload_bytes=sum(r.payload_bytes for r in rounds),
         wire_bytes=wire,
         **savings(wire, backend=backend, grad_bytes=4 * num_parameters, world_size=world_size)._asdict(),
+        trials=trials_with(compressor, options),
     )
 
 
@@ -134,7 +140,9 @@ def explain_table(explanation: Explanation) -> Group:
     if explanation.saving_vs_fp32 is None:
         return Group(Text(title), table, Text("One worker sends nothing."))
     saving = f"{explanation.saving_vs_fp32:.2f}x fewer bytes than fp32, {explanation.saving_vs_fp16:.2f}x than fp16"
-    return Group(Text(title), table, Text(saving))
+    costs = "\n".join(["Accuracy against fp32, as measured:", *in_words(explanation.trials)])
+    unknown = "What it costs in accuracy was not measured with these options."
+    return Group(Text(title), table, Text(saving), Text(costs if explanation.trials else unknown))
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -149,6 +149,8 @@ def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
         every=config.sync.steps_per_exchange,
         guard=config.guard,
     )
+    if config.sync.exchanged == "update":
+        compressors.check_for_updates(name, options)
     if "momentum" in options and options["momentum"] is None:
         options["momentum"], optimizer = optimizer.hand_over_momentum()
     elif options.get("momentum") and optimizer.has_momentum:

@@ -105,6 +105,18 @@ def low_rank(rank: int) -> Callable[[Layout, int, int], Traffic]:
     return traffic
 
 
+def alternating(rank: int) -> Callable[[Layout, int, int], Traffic]:
+    """One factor beside what is not compressed: the left ones in even steps, the right ones in odd ones."""
+
+    def traffic(layout: Layout, world_size: int, step: int) -> Traffic:
+        matrices = [(shape[0], prod(shape[1:])) for shape in layout.shapes if len(shape) > 1]
+        chosen = [(rows, columns) for rows, columns in matrices if rank * (rows + columns) < rows * columns]
+        others = layout.numel - sum(rows * columns for rows, columns in chosen)
+        return [(Op.ALL_REDUCE, 4 * (others + sum(rank * sides[step % 2] for sides in chosen)))]
+
+    return traffic
+
+
 class OfLayout:
     """A compressor that is made for the shapes of a bucket's parameters."""
 
@@ -215,6 +227,9 @@ CASES = {
         lambda layout, n, step: [(Op.ALL_REDUCE, 4 * kept(0.3, layout.numel))], exact=False,
     ),
     "power_sgd": Case(lambda: build("power_sgd", power_sgd_rank=1), low_rank(1), largest=1e30, exact=False),
+    "power_sgd, one all_reduce": Case(
+        lambda: build("power_sgd", power_sgd_rank=1, all_reduces=1), alternating(1), largest=1e30, exact=False
+    ),
     "starting late, biases exempt": Case(
         lambda: build("one_bit", start_after=1, exempt_below=4),
         lambda layout, n, step: (

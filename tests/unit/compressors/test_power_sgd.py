@@ -53,6 +53,29 @@ def test_saving_on_squeezenet_with_its_biases(world_size: int) -> None:
     assert saving(traffic, layouts, world_size) >= 89
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_saving_on_squeezenet_with_one_all_reduce_a_step(world_size: int) -> None:
+    """Over two steps, of which each has one of the factors."""
+    layouts, traffic = bucket_layouts("squeezenet1_0"), []
+    for layout in layouts:
+        workers = Workers(build("power_sgd", power_sgd_rank=1, all_reduces=1), layout, world_size)
+        for _ in range(2):
+            workers.exchange(workers.random())
+            traffic += workers.traffic()
+    assert saving(traffic, [*layouts, *layouts], world_size) >= 135
+
+
+@pytest.mark.parametrize(("all_reduces", "error"), [(1, 0.1), (2, 1e-3)])
+def test_either_form_finds_a_matrix_of_its_rank(all_reduces: int, error: float) -> None:
+    """With one all_reduce what was left out by one factor tilts the space that the other is given."""
+    layout = Layout(("fc",), ((20, 30),))
+    workers = Workers(build("power_sgd", power_sgd_rank=2, all_reduces=all_reduces), layout, 2)
+    matrix = matrix_of(2, 20, 30)
+    for _ in range(12):
+        mean = workers.exchange([matrix.reshape(-1).clone() for _ in range(2)], commit=True)[0].mean
+    assert (mean.view(20, 30) - matrix).norm() < error * matrix.norm()
+
+
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 def test_saving_on_alexnet(world_size: int) -> None:
     layouts = bucket_layouts("alexnet")
@@ -215,3 +238,7 @@ def test_it_converges_as_float32_does(r: int) -> None:
 def test_a_rank_below_1_is_refused() -> None:
     with pytest.raises(ValueError, match="power_sgd_rank=0 must be at least 1"):
         build("power_sgd", power_sgd_rank=0)
+    with pytest.raises(ValueError, match="power_sgd_rank=0 must be at least 1"):
+        build("power_sgd", power_sgd_rank=0, all_reduces=1)
+    with pytest.raises(ValueError, match="all_reduces=3 must be 1 or 2"):
+        build("power_sgd", all_reduces=3)
