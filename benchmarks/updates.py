@@ -1,0 +1,182 @@
+"""Updates exchanged by 2 to 16 workers in lockstep: with error feedback or without, optimizer states averaged or not.
+
+    python benchmarks/updates.py                       # the character GPT of examples/gpt.py, AdamW, 400 steps
+    python benchmarks/updates.py --workers 2 4 --seeds 0
+
+Virtual workers in one process take the steps that real ones would, each with its own batches and its own AdamW; the
+same compressors, states and rounds. Lines are kept in --done, and those that are there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from harness import write_result
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from dtrain import compressors
+from dtrain.comm.lockstep import lockstep
+from dtrain.exchange import Bucket
+from dtrain.meter.ledger import Ledger
+from dtrain.sync.buckets import layout_of, trainable
+from dtrain.sync.drive import drive_lockstep
+from dtrain.sync.states import States
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+from gpt import BATCH_SIZE, Gpt, Text, validate
+
+STEPS = 400
+
+
+class Case(NamedTuple):
+    """A compressor with options; `average_every` steps the optimizers' states become their mean, 0: never."""
+
+    compressor: str
+    options: dict[str, Any]
+    average_every: int = 0
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        options = "".join(f" {name}={value}" for name, value in self.options.items())
+        averaged = f", AdamW's states averaged every {self.average_every} steps" if self.average_every else ""
+        return f"{self.compressor}{options}{averaged}"
+
+
+NEAREST, STOCHASTIC = {"rounding": "nearest"}, {"rounding": "stochastic"}
+GRADIENTS = Case("gradients, fp32", {})
+CASES = (
+    GRADIENTS,
+    Case("none", {}),
+    Case("int4", NEAREST),
+    Case("int4", STOCHASTIC),
+    Case("ternary", NEAREST),
+    Case("ternary", STOCHASTIC),
+    Case("none", {}, 50),
+    Case("ternary", STOCHASTIC, 50),
+    Case("top_k", {"density": 0.01}),
+)
+
+
+def train(case: Case, num_workers: int, seed: int, text: Text) -> float:
+    """The validation loss at the end."""
+    torch.manual_seed(seed)
+    model = Gpt(text.vocabulary)
+    replicas = [copy.deepcopy(model) for _ in range(num_workers)]
+    optimizers = [torch.optim.AdamW(replica.parameters(), 1e-3, fused=True) for replica in replicas]
+    generators = [torch.Generator().manual_seed(1000 + 77 * seed + rank) for rank in range(num_workers)]
+    exchange = Exchange(case, replicas, num_workers) if case != GRADIENTS else None
+    for step in range(STEPS):
+        for replica, optimizer, generator in zip(replicas, optimizers, generators, strict=True):
+            inputs, targets = text.batch(text.training, BATCH_SIZE, generator)
+            optimizer.zero_grad()
+            cross_entropy(replica(inputs).flatten(0, 1), targets.flatten()).backward()
+        if exchange is None:
+            for same in zip(*(replica.parameters() for replica in replicas), strict=True):
+                mean = torch.stack([p.grad for p in same if p.grad is not None]).mean(0)
+                for parameter in same:
+                    parameter.grad = mean
+        for replica, optimizer in zip(replicas, optimizers, strict=True):
+            nn.utils.clip_grad_norm_(replica.parameters(), 1.0)
+            optimizer.step()
+        if exchange is not None:
+            exchange.run()
+        if case.average_every and (step + 1) % case.average_every == 0:
+            average_states(optimizers)
+    return validate(replicas[0], text)
+
+
+class Exchange:
+    """Of what one step changed, by all virtual workers."""
+
+    def __init__(self, case: Case, replicas: list[Gpt], num_workers: int) -> None:
+        compressor = compressors.build(case.compressor, **case.options)
+        self.replicas, self.layout = replicas, layout_of(trainable(replicas[0]))
+        parameters = trainable(replicas[0])
+        self.states = [States(compressor, parameters, rank=rank, world_size=num_workers) for rank in range(num_workers)]
+        self.ledgers = [Ledger() for _ in range(num_workers)]
+        self.communicators = lockstep(num_workers, self.ledgers)
+        self.common = self._flat(replicas[0])
+
+    def run(self) -> None:
+        """The replicas are equal afterwards."""
+        share = 1.0 / len(self.replicas)
+        values = [(self.common - self._flat(replica)) * share for replica in self.replicas]
+        exchanges = [s.exchange(Bucket(value, self.layout)) for s, value in zip(self.states, values, strict=True)]
+        results = drive_lockstep(exchanges, self.communicators)
+        for states, result, ledger in zip(self.states, results, self.ledgers, strict=True):
+            states.stage(self.layout, result)
+            states.commit()
+            ledger.close()
+        self.common -= results[0].mean
+        for replica in self.replicas:
+            for (_, parameter), (_, piece) in zip(trainable(replica), self.layout.pieces(self.common), strict=True):
+                parameter.data.copy_(piece)
+
+    def _flat(self, replica: Gpt) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for _, p in trainable(replica)])
+
+
+def average_states(optimizers: list[torch.optim.Optimizer]) -> None:
+    """The means of both moments over workers become everybody's."""
+    for states in zip(*(optimizer.state.values() for optimizer in optimizers), strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            mean = torch.stack([state[key] for state in states]).mean(0)
+            for state in states:
+                state[key].copy_(mean)
+
+
+def rows(done: Path, workers: list[int], seeds: list[int]) -> Iterator[str]:
+    """A line per case; differences are against fp32 gradients with as many workers and the same seed."""
+    known: dict[str, float] = json.loads(done.read_text()) if done.is_file() else {}
+    text = Text()
+    for seed in seeds:
+        for num_workers in workers:
+            for case in CASES:
+                key = f"{case.label} | {num_workers} | {seed}"
+                if key not in known:
+                    known[key] = train(case, num_workers, seed, text)
+                    done.write_text(json.dumps(known, indent=1))
+                    print(key, known[key], flush=True)
+    yield "| exchanged | " + " | ".join(f"{n} workers" for n in workers) + " |"
+    yield "|---|" + "---|" * len(workers)
+    for case in CASES:
+        cells = []
+        for num_workers in workers:
+            losses = [known[f"{case.label} | {num_workers} | {seed}"] for seed in seeds]
+            base = [known[f"{GRADIENTS.label} | {num_workers} | {seed}"] for seed in seeds]
+            cost = statistics.mean(100 * (loss / fp32 - 1) for loss, fp32 in zip(losses, base, strict=True))
+            cells.append(f"{statistics.mean(losses):.3f} ({cost:+.1f}%)")
+        yield f"| {case.label} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--done", type=Path, default=Path("runs/updates.json"))
+    parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.done.parent.mkdir(parents=True, exist_ok=True)
+    table = "\n".join(rows(arguments.done, arguments.workers, arguments.seeds))
+    body = (
+        f"Character GPT of 0.8 M parameters, AdamW at 0.001, {STEPS} steps, batches of {BATCH_SIZE} a worker; "
+        f"validation loss, mean over seeds {', '.join(map(str, arguments.seeds))}, against the exchange of gradients "
+        f"in fp32 by as many workers. nearest: in error feedback; stochastic: unbiased, without.\n\n{table}"
+    )
+    print(body)
+    print(write_result("updates", arguments.hardware, "Updates exchanged, by the number of workers", body))
+
+
+if __name__ == "__main__":
+    main()
