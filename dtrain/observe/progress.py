@@ -1,18 +1,24 @@
-"""What rank 0 shows while it trains: a live line in a terminal, plain lines elsewhere."""
+"""What rank 0 shows while it trains: two live lines in a terminal, which fit 80 columns, and plain lines elsewhere."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from dtrain.observe.figures import EvalFigures, TrainFigures
 
 
-def _line(figures: TrainFigures, bytes_per_step: float) -> str:
+def _learnt(figures: TrainFigures) -> str:
+    return f"loss {figures.loss:.4f}  accuracy {figures.accuracy:6.1%}"
+
+
+def _spent(figures: TrainFigures, bytes_per_step: float) -> str:
     share = figures.exposed_comm_seconds / figures.step_seconds
     return (
-        f"loss {figures.loss:.4f}  accuracy {figures.accuracy:6.1%}  {figures.images_per_second:,.0f} images/s  "
-        f"{bytes_per_step / 1e6:,.3f} MB/step sent  {share:.0%} of the time communicating"
+        f"{figures.images_per_second:,.0f} images/s  {bytes_per_step / 1e6:,.3f} MB/step sent  "
+        f"{share:.0%} of the time communicating"
     )
 
 
@@ -23,17 +29,19 @@ class ShowProgress:
         self._console = console or Console(highlight=False)
         self._num_steps = num_steps
         self._last: TrainFigures | None = None
-        self._bar: Progress | None = None
+        self._live: Live | None = None
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=20),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[line]}"),
+                TextColumn("{task.fields[learnt]}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("train", total=num_steps, line="")
-            self._bar.start()
+            self._task = self._bar.add_task("train", total=num_steps, learnt="")
+            self._below = Text()
+            self._live = Live(Group(self._bar, self._below), console=self._console)
+            self._live.start()
 
     def on_phase(self, name: str, num_values: int) -> None:
         """Say that a phase begins; a run without phases has one of no name, of which there is nothing to say."""
@@ -46,12 +54,14 @@ class ShowProgress:
     def on_train(self, figures: TrainFigures) -> None:
         before = self._last
         steps = figures.step - (before.step if before else 0)
-        line = _line(figures, (figures.wire_bytes - (before.wire_bytes if before else 0.0)) / steps)
+        learnt = _learnt(figures)
+        spent = _spent(figures, (figures.wire_bytes - (before.wire_bytes if before else 0.0)) / steps)
         self._last = figures
-        if self._bar is not None:
-            self._bar.update(self._task, completed=figures.step, line=line)
+        if self._live is not None:
+            self._bar.update(self._task, completed=figures.step, learnt=learnt)
+            self._below.plain = spent
         else:
-            self._print(f"step {figures.step}/{self._num_steps}  {line}")
+            self._print(f"step {figures.step}/{self._num_steps}  {learnt}  {spent}")
 
     def on_eval(self, figures: EvalFigures) -> None:
         self._print(
@@ -64,5 +74,5 @@ class ShowProgress:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()

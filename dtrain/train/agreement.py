@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dtrain.comm import Communicator, all_gather
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.train.settings import Settings, difference_of
+from dtrain.train.settings import Settings, difference_of, name_ranks
 
 DIGEST_BYTES = 8
 
@@ -57,8 +57,8 @@ def check_replicas(
         one = rows[differing[0]]
         first = next(i for i in range(len(parameters)) if _at(one, i) != _at(usual, i))
         raise DivergedError(
-            f"replicas have diverged by step {step}: rank {', '.join(map(str, differing))} has parameters that "
-            f"rank {rows.index(usual)} has not, {list(parameters)[first]} first"
+            f"replicas have diverged by step {step}: {name_ranks(differing)} {'have' if differing[1:] else 'has'} "
+            f"parameters that rank {rows.index(usual)} has not, {list(parameters)[first]} first"
         )
 
 

@@ -89,11 +89,13 @@ def difference_of(ranks: list[Settings]) -> str | None:
         for rank, settings in enumerate(ranks):
             holders.setdefault(_shown(settings, name), []).append(rank)
         if len(holders) > 1:
-            faults.append(f"{name} is " + " and ".join(f"{value} on {_ranks(who)}" for value, who in holders.items()))
+            values = " and ".join(f"{value} on {name_ranks(who)}" for value, who in holders.items())
+            faults.append(f"{name} is {values}")
     return "; ".join(faults) if faults else None
 
 
-def _ranks(ranks: list[int]) -> str:
+def name_ranks(ranks: list[int]) -> str:
+    """One rank or several, in words."""
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 

@@ -57,7 +57,7 @@ def test_equal_replicas_go_on() -> None:
     [
         ((None, "1.weight"), "by step 7: rank 1 has parameters that rank 0 has not, 1.weight first"),
         (("0.bias", None, None), "rank 0 has parameters that rank 1 has not, 0.bias first"),
-        ((None, "0.weight", "0.weight", None, None), "rank 1, 2 has parameters that rank 0 has not, 0.weight first"),
+        ((None, "0.weight", "0.weight", None, None), "ranks 1, 2 have parameters that rank 0 has not, 0.weight first"),
     ],
 )
 def test_the_ranks_that_differ_from_most_are_named_by_one_last_place(

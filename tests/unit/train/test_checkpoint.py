@@ -158,9 +158,12 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"step": "3"}, "step is '3'"),
         ({"position": -8}, "position is -8"),
         ({"epoch": 0.5}, "epoch is 0.5"),
+        ({"epoch": -1}, "epoch is -1"),
+        ({"samples_seen": -24}, "samples_seen is -24"),
         ({"world_size": 0}, "world_size is 0"),
         ({"world_size": 3}, "rank2.safetensors is not listed"),
         ({"step_samples": 0}, "step_samples is 0"),
+        ({"step_samples": True}, "step_samples is True"),
         ({"files": {}}, "is not listed"),
         ({"files": None}, "not a checkpoint of this version"),
         ({"settings": 3}, "not a checkpoint of this version"),
@@ -229,6 +232,31 @@ def test_a_state_of_the_optimizer_that_does_not_fit_is_refused(copied: Path) -> 
     resign(copied, OPTIMIZER)
     with pytest.raises(ValueError, match=r"0\.weight/momentum_buffer has shape \(3,\)"):
         take_up(copied)
+
+
+def test_a_state_of_a_parameter_that_the_model_has_not_is_refused(copied: Path) -> None:
+    tensors = load_file(copied / OPTIMIZER)
+    tensors["9.weight/momentum_buffer"] = tensors.pop("0.weight/momentum_buffer")
+    save_file(tensors, copied / OPTIMIZER)
+    resign(copied, OPTIMIZER)
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors: holds a state of '9\.weight', which this model"):
+        take_up(copied)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    run_ranks(1, lambda communicator: save(communicator, tmp_path))
+    expected = torch.rand(5)
+    torch.manual_seed(99)
+    take_up(tmp_path / "step-000003", world_size=1)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_with_another_number_of_workers_random_numbers_are_those_of_the_new_seed(saved: Path) -> None:
+    torch.manual_seed(99)
+    expected = torch.rand(5)
+    torch.manual_seed(99)
+    take_up(saved, world_size=3)
+    assert torch.equal(torch.rand(5), expected)
 
 
 def _metadata(path: Path) -> dict[str, str]:

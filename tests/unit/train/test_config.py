@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from dtrain import compressors
 from dtrain.comm import BACKENDS
 from dtrain.train.config import TrainConfig, from_data
+from dtrain.train.optimizers import OPTIMIZERS
 from dtrain.vision import data, models
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -66,6 +67,7 @@ def test_overrides_that_scripts_rely_on() -> None:
         ("data", data.DATASETS),
         ("compressor", compressors.COMPRESSORS),
         ("backend", BACKENDS),
+        ("optimizer", OPTIMIZERS),
     ],
 )
 def test_every_registered_name_has_a_file_of_that_name_and_every_file_a_registered_name(group: str, registry) -> None:
@@ -224,14 +226,14 @@ def test_a_configuration_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("overrides", "factors"),
     [
-        (["optimizer.schedule=constant"], [1.0, 1.0, 1.0]),
-        (["optimizer.schedule=poly"], [1.0, 0.5, 0.0]),
-        (["optimizer.schedule=poly", "optimizer.power=2"], [1.0, 0.25, 0.0]),
-        (["optimizer.schedule=cosine"], [1.0, 0.5, 0.0]),
-        (["optimizer.schedule=step", "optimizer.step_size=5", "optimizer.gamma=0.5"], [1.0, 0.5, 0.25]),
-        (["optimizer.schedule=constant", "optimizer.warmup_steps=10"], [0.1, 0.6, 1.0]),
+        (["optimizer.schedule=constant"], [1.0, 1.0, 1.0, 1.0]),
+        (["optimizer.schedule=poly"], [1.0, 0.6, 0.5, 0.0]),
+        (["optimizer.schedule=poly", "optimizer.power=2"], [1.0, 0.36, 0.25, 0.0]),
+        (["optimizer.schedule=cosine"], [1.0, 0.6545085, 0.5, 0.0]),
+        (["optimizer.schedule=step", "optimizer.step_size=5", "optimizer.gamma=0.5"], [1.0, 1.0, 0.5, 0.25]),
+        (["optimizer.schedule=constant", "optimizer.warmup_steps=10"], [0.1, 0.5, 0.6, 1.0]),
     ],
 )
 def test_the_schedule_is_the_configured_one(overrides: list[str], factors: list[float]) -> None:
     schedule = configured(*overrides).optimizer.factors(10)
-    assert [schedule(step) for step in (0, 5, 10)] == pytest.approx(factors)
+    assert [schedule(step) for step in (0, 4, 5, 10)] == pytest.approx(factors)

@@ -45,6 +45,12 @@ def test_a_step_of_another_size_may_end_between_two_of_the_plan() -> None:
     assert progress == Progress(4, 0, 35)
 
 
+def test_samples_are_those_of_finished_epochs_and_of_the_one_that_runs() -> None:
+    course = Course(num_samples=100, step_samples=30)
+    seen = [course.samples(Progress(9, epoch, position)) for epoch, position in [(0, 0), (0, 90), (1, 0), (2, 30)]]
+    assert seen == [0, 90, 100, 230]
+
+
 def test_a_step_never_crosses_the_end_of_an_epoch() -> None:
     with pytest.raises(AssertionError):
         Progress(0, 0, 95).advance(10, 100)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.train.optimizers import OPTIMIZERS, AdamW, Sgd
+from dtrain.train.schedule import Schedule, constant, cosine, poly, step_decay, with_warmup
 
 
 def train(optimizer: Any, model: nn.Module, steps: int = 5) -> Tensor:
@@ -52,11 +53,20 @@ def test_weights_that_are_equal_or_zero_stay_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("schedule", ["constant", "poly", "cosine", "step"])
-def test_all_have_the_same_schedules(name: str, schedule: Any) -> None:
-    factors = OPTIMIZERS[name](schedule=schedule, step_size=4, warmup_steps=2).factors(10)
-    assert factors(0) == pytest.approx(0.5)
-    assert all(0 <= factors(step) <= 1 for step in range(10))
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", constant()),
+        ("poly", poly(10, 2.0)),
+        ("cosine", cosine(10)),
+        ("step", step_decay(4, 0.5)),
+    ],
+    ids=["constant", "poly", "cosine", "step"],
+)
+def test_all_have_the_same_schedules(name: str, schedule: Any, expected: Schedule) -> None:
+    options: Any = {"schedule": schedule, "power": 2.0, "step_size": 4, "gamma": 0.5, "warmup_steps": 2}
+    factors, warmed_up = OPTIMIZERS[name](**options).factors(10), with_warmup(expected, 2)
+    assert [factors(step) for step in range(11)] == [warmed_up(step) for step in range(11)]
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,28 @@ def test_what_differs_is_listed_with_the_way_to_go_on_all_the_same() -> None:
     check((), ("optimizer.learning_rate=0.5", "batch_size=4"), ("batch_size", "optimizer.learning_rate"))
 
 
-@pytest.mark.parametrize("setting", ["compressor=int8", "model=squeezenet1_0", "optimizer=adamw", "seed=1"])
-def test_another_run_is_refused_for_good(setting: str) -> None:
-    with pytest.raises(ValueError, match="init_weights"):
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("compressor=int8", "compressor.name"),
+        ("model=squeezenet1_0", "model.name"),
+        ("data=synthetic", "data.name"),
+        ("optimizer=adamw", "optimizer.name"),
+        ("seed=1", "seed"),
+        ("+phases.prune.num_epochs=1", "phases.prune.num_epochs"),
+    ],
+)
+def test_another_run_is_refused_for_good(setting: str, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} was .*init_weights"):
         check((), (setting,))
-    name = {"compressor=int8": "compressor.name", "optimizer=adamw": "optimizer.name"}.get(setting, "seed")
-    with pytest.raises(ValueError, match="may not differ"):
+    with pytest.raises(ValueError, match=f"resume_changes names {name}, which may not differ"):
         check((), (setting,), (name,))
+
+
+def test_other_data_under_the_same_settings_is_another_run() -> None:
+    config = configured()
+    saved, now = (kept_in_checkpoints(config, facts) for facts in (FACTS, {"parameters": "abd"}))
+    with pytest.raises(ValueError, match=r'facts\.parameters was "abc" and is "abd".*init_weights'):
+        check_resumable(saved, now, (), Path("runs/a"))
+    with pytest.raises(ValueError, match="which may not differ"):
+        check_resumable(saved, now, ("facts.parameters",), Path("runs/a"))
