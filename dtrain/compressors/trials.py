@@ -75,7 +75,7 @@ class Trial:
         if self.cost is None:
             return f"diverged on {self.task}"
         amount = f"{self.cost:.1f}% of loss" if self.unit == "loss" else f"{self.cost:.1f} points"
-        return f"cost {amount} on {self.task}"
+        return f"cost {amount} on {self.task}" if self.cost > 0 else f"cost nothing on {self.task} ({amount})"
 
 
 @cache

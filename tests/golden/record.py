@@ -52,7 +52,12 @@ def cases() -> list[Case]:
         "int8 stochastic": ["compressor=int8", "compressor.rounding=stochastic"],
         "ternary stochastic": ["compressor=ternary", "compressor.rounding=stochastic"],
         "top_k split": ["compressor=top_k", "compressor.exchange=split", "compressor.density=0.01"],
-        "dgc split clipped": ["compressor=dgc", "compressor.exchange=split", "compressor.clip_norm=1", *MOMENTUM_INSIDE],
+        "dgc split clipped": [
+            "compressor=dgc",
+            "compressor.exchange=split",
+            "compressor.clip_norm=1",
+            *MOMENTUM_INSIDE,
+        ],
         "int4 but for biases": ["compressor=int4", "compressor.exempt_below=1000"],
         "one_bit after 2 steps": ["compressor=one_bit", "compressor.start_after=2"],
         "power_sgd 2 blocking": ["compressor=power_sgd", "compressor.power_sgd_rank=2", "overlap=false"],

@@ -1,0 +1,117 @@
+"""What was measured to fail is refused, with what held instead; everything else is left alone."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+from dtrain.compressors import COMPRESSORS, trials
+from dtrain.compressors.trials import Trial, check, in_words, load_trials, that_hold, trials_with
+
+
+def trial(compressor: str, cost: float | None, saving: float = 10.0, **more: Any) -> Trial:
+    fields: dict[str, Any] = {
+        "task": "digits",
+        "optimizer": "sgd",
+        "exchanged": "gradient",
+        "options": {},
+        "every": 1,
+        "seeds": 1,
+    }
+    return Trial(**{**fields, "compressor": compressor, "cost": cost, "saving": saving, **more})
+
+
+TRIED = (
+    trial("int4", 0.2, 7.9),
+    trial("int4", -0.4, 7.9, task="gpt"),
+    trial("ternary", 0.1, 19.8, options={"rounding": "stochastic"}, exchanged="update"),
+    trial("top_k", 52.0, 190.0, options={"density": 0.01}),
+    trial("top_k", 0.5, 40.0, options={"density": 0.05}),
+    trial("dgc", 0.6, 1598.0, options={"density": 0.001}),
+    trial("dgc", 3.0, 1598.0, options={"density": 0.001}, task="gpt"),
+    trial("one_bit", None, 31.0),
+    trial("power_sgd", 9.0, 20.0, options={"power_sgd_rank": 4}),
+)
+
+
+@pytest.fixture(autouse=True)
+def tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "load_trials", lambda: TRIED)
+
+
+def asked(compressor: str, **more: Any) -> None:
+    settings: dict[str, Any] = {"optimizer": "sgd", "exchanged": "gradient", "options": {}, **more}
+    check(compressor, settings.pop("options"), **settings)
+
+
+def test_a_method_that_failed_is_refused_with_its_cost_and_what_held() -> None:
+    with pytest.raises(ValueError) as caught:
+        asked("top_k", options={"density": 0.01})
+    message = str(caught.value)
+    assert message.startswith(
+        "top_k density=0.01 of gradients under SGD with momentum cost 52.0 points on digits against fp32. These held: "
+        "top_k density=0.05, 40x fewer bytes, cost 0.5 points on digits; ternary rounding=stochastic of updates "
+        "(dtrain.local, sync=local), 19.8x fewer bytes, cost 0.1 points on digits; int4, 7.9x fewer bytes"
+    )
+    assert message.endswith("guard=warn trains all the same")
+    assert "dgc" not in message  # which held in one task of two
+
+
+@pytest.mark.parametrize(
+    ("compressor", "options"),
+    [("top_k", {"density": 0.001}), ("top_k", {}), ("one_bit", {}), ("power_sgd", {"power_sgd_rank": 1})],
+    ids=["sparser", "by default", "diverged", "of lower rank"],
+)
+def test_so_is_what_is_harsher_than_what_failed(compressor: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="guard=warn trains all the same"):
+        asked(compressor, options=options)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"options": {"density": 0.05}},
+        {"options": {"density": 0.01}, "optimizer": None},
+        {"options": {"density": 0.01}, "optimizer": "adamw"},
+        {"options": {"density": 0.01}, "exchanged": "update"},
+        {"options": {"density": 0.01, "start_after": 100}},
+        {"options": {"density": 0.01}, "guard": "off"},
+    ],
+    ids=["milder", "another optimizer", "adamw", "updates", "after a start", "guard off"],
+)
+def test_what_was_not_measured_to_fail_is_left_alone(more: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        asked("top_k", **more)
+
+
+def test_a_warning_goes_on() -> None:
+    with pytest.warns(UserWarning, match="one_bit of gradients under SGD with momentum diverged on digits"):
+        asked("one_bit", guard="warn")
+
+
+def test_a_guard_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="guard='never' does not exist: choose one of refuse, warn, off"):
+        asked("int4", guard="never")
+
+
+def test_those_that_hold_everywhere_come_in_the_order_of_their_saving() -> None:
+    assert [held[0].compressor for held in that_hold("sgd")] == ["top_k", "ternary", "int4"]
+    assert that_hold("adamw") == []
+
+
+def test_what_explain_says() -> None:
+    assert in_words(trials_with("int4", {})) == [
+        "gradients under SGD with momentum: cost 0.2 points on digits, cost nothing on gpt (-0.4% of loss)"
+    ]
+    assert in_words(trials_with("one_bit", {})) == ["gradients under SGD with momentum: diverged on digits (refused)"]
+    assert trials_with("top_k", {"density": 0.02}) == ()
+
+
+def test_the_trials_that_come_with_dtrain_have_methods_that_hold_under_both_optimizers() -> None:
+    shipped = load_trials()  # imported before it is replaced
+    assert all(one.compressor in COMPRESSORS for one in shipped)
+    assert {one.optimizer for one in shipped if one.holds and one.saving > 7} == {"sgd", "adamw"}
+    assert any(one.fails for one in shipped)
