@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("tasks", choices=TASKS, nargs="+", metavar="TASK")
     parser.add_argument("--root", type=Path, help="cifar10: a folder with train/<class>/ and test/<class>/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--optimizers", choices=OPTIMIZERS, nargs="+", default=list(OPTIMIZERS))
     parser.add_argument("--only", default="", metavar="TEXT", help="methods whose label holds it, and fp32")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--only-done", action="store_true", help="report the runs that are there, and run none")
@@ -292,7 +293,7 @@ def main() -> None:
     runs = arguments.runs.resolve()
     for seed in arguments.seeds if not arguments.only_done else ():
         for name, optimizer, method in planned:
-            if arguments.only in method.label or method == NONE:
+            if optimizer in arguments.optimizers and (arguments.only in method.label or method == NONE):
                 folder = folder_of(runs, name, method, optimizer, seed)
                 result = result_of(tasks[name], method, optimizer, seed, folder)
                 print(seed, name, optimizer, method.label, result, flush=True)

@@ -1,11 +1,11 @@
-"""Programs of tests started by fork, from a process that has imported torch and dtrain: importing takes longer than most.
+"""Programs of tests started by fork, from a process that has imported torch and dtrain, which takes longer than most.
 
     process = ForkedProgram([sys.executable, "-m", "dtrain.train", ...], cwd=..., env=..., stdout=PIPE, ...)
 
 `ForkedProgram` is a `subprocess.Popen` whose child is made by a server, one for each process of tests, and is handed
 over: it is forked twice, and what has lost its parent goes to the nearest ancestor that asks for it, which is ours. So
-waiting, signals and process groups are as for any child. What the server cannot do (another interpreter, PYTHONPATH or
-number of threads than its own) is started as ever.
+waiting, signals and process groups are as for any child. What the server cannot do (other programs than dtrain's and
+torchrun, another interpreter, PYTHONPATH or number of threads than its own) is started as ever.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+LAUNCHER = Path(__file__).resolve().parent / "plain_launcher.py"
 FIXED = ("PYTHONPATH", "OMP_NUM_THREADS", "COVERAGE_PROCESS_START")
 """Variables that only count when a process starts."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -56,10 +56,10 @@ _servers: dict[int, _Server] = {}
 
 
 def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether it is a program of Python's that starts as the server did."""
-    if not command or command[0] != sys.executable or len(command) < 2:
-        return False
-    if command[1].startswith("-") and command[1] != "-m":
+    """Whether it is one of ours, that starts as the server did. Where a program's own start is tested, it is not."""
+    ours = ("dtrain.cli", "dtrain.train", "torch.distributed.run")
+    is_ours = command[1:2] == ["-m"] and command[2] in ours or command[1:2] == [str(LAUNCHER)]
+    if command[0] != sys.executable or not is_ours:
         return False
     server = _servers.get(os.getpid())
     return "OMP_NUM_THREADS" in env and (server is None or server.fixed == _fixed(env))
@@ -76,7 +76,7 @@ class ForkedProgram(subprocess.Popen[str]):
         server = _servers.get(os.getpid())
         if server is None:
             server = _servers[os.getpid()] = _Server(env)
-        request = {"program": list(given["args"])[1:], "cwd": os.fspath(given["cwd"] or os.getcwd()), "env": env}
+        request = {"program": list(given["args"])[1:], "cwd": str(given["cwd"] or Path.cwd()), "env": env}
         self.pid = server.fork(request, [given["c2pwrite"], given["errwrite"]])
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
@@ -116,7 +116,7 @@ def serve(connection: socket.socket) -> dict[str, Any] | None:
 def become(request: Mapping[str, Any]) -> None:
     """Turn into the program."""
     os.setsid()
-    with open(os.devnull, "rb") as nothing:
+    with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     for target, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(request[name], target)
