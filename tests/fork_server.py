@@ -58,7 +58,7 @@ _servers: dict[int, _Server] = {}
 def can_fork(command: Sequence[str], env: Mapping[str, str]) -> bool:
     """Whether it is one of ours, that starts as the server did. Where a program's own start is tested, it is not."""
     ours = ("dtrain.cli", "dtrain.train", "torch.distributed.run")
-    is_ours = command[1:2] == ["-m"] and command[2] in ours or command[1:2] == [str(LAUNCHER)]
+    is_ours = (command[1:2] == ["-m"] and command[2] in ours) or command[1:2] == [str(LAUNCHER)]
     if command[0] != sys.executable or not is_ours:
         return False
     server = _servers.get(os.getpid())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dtrain.report import units
 from dtrain.report.runs import Run
-from dtrain.report.squeezenet.pairs import Pair, dense_pairs
+from dtrain.report.squeezenet.pairs import Pair, dense, dense_pairs
 from dtrain.report.squeezenet.paper import PAPER_CLASSES
 
 
@@ -30,9 +30,9 @@ def headline(runs: Sequence[Run]) -> Headline:
     pairs = dense_pairs(runs)
     if pairs:
         return _of_pair(min(pairs, key=_num_incomplete))
-    saving = max(runs, key=lambda run: run.saving_vs_fp32 or 0)
-    if (saving.saving_vs_fp32 or 0) > 1:
-        return _of_saving(saving)
+    saving = [run for run in runs if (run.saving_vs_fp32 or 0) > 1]
+    if saving:
+        return _of_saving(max(saving, key=lambda run: (_holds(run, runs), run.saving_vs_fp32)), runs)
     return _of_traffic(runs)
 
 
@@ -57,13 +57,45 @@ def _num_incomplete(pair: Pair) -> int:
     return sum(not run.complete for run in pair)
 
 
-def _of_saving(run: Run) -> Headline:
-    return Headline(
-        f"{run.compressor} exchanges {units.ratio(run.saving_vs_fp32)} fewer bytes than dense fp32",
-        units.ratio(run.saving_vs_fp32),
+HOLDS_WITHIN = 0.01
+"""Of accuracy: a saving that costs more is no saving, and never goes before one that holds."""
+
+
+def _of_saving(run: Run, runs: Sequence[Run]) -> Headline:
+    detail = (
         f"{run.model} on {run.world_size} ranks ({run.backend}), over the whole run, warm-up included; against an fp16 "
-        f"all_reduce the saving is {units.ratio(run.saving_vs_fp16)}.",
+        f"all_reduce the saving is {units.ratio(run.saving_vs_fp16)}."
     )
+    fp32, ratio = _fp32_of(run, runs), units.ratio(run.saving_vs_fp32)
+    if run.accuracy is None:
+        return Headline(
+            f"{run.compressor} sent {ratio} fewer bytes than dense fp32, at an accuracy not measured", "", detail
+        )
+    at = f"{run.compressor} ends at {units.percent(run.accuracy)} with {ratio} fewer bytes than dense fp32"
+    if fp32 is None or fp32.accuracy is None:
+        return Headline(f"{at}, whose accuracy is not here", ratio, f"{detail} Train with compressor=none to compare.")
+    points = 100 * (run.accuracy - fp32.accuracy)
+    if _holds(run, runs):
+        return Headline(f"{at}, which ends at {units.percent(fp32.accuracy)}", ratio, detail)
+    cost = f"{-points:.1f} points"
+    return Headline(f"{run.compressor} cost {cost} of accuracy, for {ratio} fewer bytes than dense fp32", cost, detail)
+
+
+def _fp32_of(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The dense run of the same network, data and number of ranks, if there is one."""
+    alike = [other for other in dense(runs) if _trained(other) == _trained(run)]
+    return alike[0] if alike else None
+
+
+def _trained(run: Run) -> tuple[object, ...]:
+    return run.model, run.variant, run.data, run.num_classes, run.world_size
+
+
+def _holds(run: Run, runs: Sequence[Run]) -> bool:
+    fp32 = _fp32_of(run, runs)
+    if fp32 is None or fp32.accuracy is None or run.accuracy is None:
+        return False
+    return run.accuracy >= fp32.accuracy - HOLDS_WITHIN
 
 
 def _of_traffic(runs: Sequence[Run]) -> Headline:

@@ -55,13 +55,44 @@ def test_the_headline_comes_first_with_its_number(tmp_path: Path) -> None:
     ("changes", "title"),
     [
         ({}, "<h1>squeezenet1_1 sends <strong>4.94 MB</strong> per step and rank</h1>"),
-        ({"compressor": "top_k", "saving_vs_fp32": 520.0}, "top_k exchanges <strong>520.0x</strong> fewer bytes"),
+        (
+            {"compressor": "top_k", "saving_vs_fp32": 520.0, "accuracy": 0.96},
+            "<h1>top_k ends at 96.0% with <strong>520.0x</strong> fewer bytes than dense fp32, whose accuracy",
+        ),
+        (
+            {"compressor": "top_k", "saving_vs_fp32": 520.0, "accuracy": None},
+            "<h1>top_k sent 520.0x fewer bytes than dense fp32, at an accuracy not measured</h1>",
+        ),
         ({"world_size": 1}, "<h1>A single worker exchanges <strong>nothing</strong></h1>"),
         ({"wire_bytes_per_step": None, "num_steps": 0}, "<h1>No step was finished</h1>"),
     ],
 )
 def test_the_headline_claims_no_more_than_the_runs_show(tmp_path: Path, changes: dict[str, Any], title: str) -> None:
     assert title in html_of(tmp_path, write_run(tmp_path / "a", **changes))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "title"),
+    [
+        (
+            (0.965, 0.449),
+            "<h1>int4 ends at 96.5% with <strong>7.90x</strong> fewer bytes than dense fp32, which ends at",
+        ),
+        (
+            (0.90, 0.449),
+            "<h1>top_k cost <strong>52.1 points</strong> of accuracy, for 1,599x fewer bytes than dense fp32",
+        ),
+    ],
+    ids=["one holds", "none does"],
+)
+def test_no_saving_is_praised_that_costs_accuracy(tmp_path: Path, accuracies: tuple[float, float], title: str) -> None:
+    int4, top_k = accuracies
+    runs = [
+        write_run(tmp_path / "fp32", accuracy=0.97),
+        write_run(tmp_path / "int4", compressor="int4", saving_vs_fp32=7.9, accuracy=int4),
+        write_run(tmp_path / "top_k", compressor="top_k", saving_vs_fp32=1599.0, accuracy=top_k),
+    ]
+    assert title in html_of(tmp_path, *runs)
 
 
 def test_a_complete_pair_makes_the_headline_rather_than_an_incomplete_one(tmp_path: Path) -> None:
