@@ -77,7 +77,7 @@ class Local:
     Gradients stay each worker's own, and so does the optimizer's state: `state_dict` holds it. Replicas are equal after
     each exchange. Buffers (the statistics of BatchNorm) are each worker's own.
 
-    A gradient that is not finite on one rank makes the whole round one that does not count, on every rank alike:
+    A gradient that is not finite on one rank makes the whole local round one that does not count, on every rank alike:
     weights go back to what they were before it. That rank's optimizer is as it was before its bad step, those of the
     others have made theirs.
 
@@ -124,7 +124,7 @@ class Local:
         self._clock = clock_for(device)
         self._engine = Engine(communicator, ledger, device, overlap=False)
         self._made = 0  # steps since the last exchange
-        self._bad: str | None = None  # a parameter whose gradient was not finite in this round
+        self._bad: str | None = None  # a parameter whose gradient was not finite in this local round
         self._pending = False  # this step has begun, and has not been counted yet
 
     @property
@@ -146,7 +146,7 @@ class Local:
         return NOTHING_SPENT
 
     def after_step(self) -> Spent:
-        """Exchange what was changed, if this step is the last of a round.
+        """Exchange what was changed, if this step is the last of a local round.
 
         Raises NonFiniteGradientError, on every rank alike, where it looks for NaN and Inf and finds one.
         """
@@ -157,7 +157,7 @@ class Local:
         return self.align()
 
     def align(self) -> Spent:
-        """End the round now. Nothing is sent where no step was made since the last exchange."""
+        """End the local round now. Nothing is sent where no step was made since the last exchange."""
         if self._made == 0:
             return NOTHING_SPENT
         start = self._clock.mark()
@@ -179,13 +179,13 @@ class Local:
         return Spent(self._clock.seconds(start, self._clock.mark()), self._engine.take_codec_seconds())
 
     def discard(self) -> None:
-        """This rank's step is left out; the round goes on, and with it the exchange. Other ranks need not do so too."""
+        """This rank's step is left out, whatever others do; the local round goes on, and with it the exchange."""
         if self._pending:
             with suppress(NonFiniteGradientError):  # what was to be left out
                 self.after_step()
 
     def state_dict(self) -> dict[str, Any]:
-        """See `States`; with the optimizer's state, and in the middle of a round what this rank has changed so far."""
+        """See `States`; with the optimizer's state, and within a local round what this rank has changed so far."""
         saved = self._states.state_dict()
         parts = saved["parameters"]
         self._own.add_optimizer(parts)
@@ -197,8 +197,8 @@ class Local:
     def load_state_dict(self, *saved: Mapping[str, Any]) -> None:
         """See `States`. The model has the weights that were saved with it.
 
-        With another number of ranks each optimizer state becomes the mean over those that were saved, and a round must
-        not be under way: call `align` before such a state is saved.
+        With another number of ranks each optimizer state becomes the mean over those that were saved, and no local round
+        may be under way: call `align` before such a state is saved.
         """
         made, states, take = self._own.split_off(saved, self._world_size)
         self._states.load_state_dict(*states)

@@ -1,7 +1,7 @@
 """What a worker with an optimizer of its own has besides its compressor's state: by parameter name, as in `States`.
 
-Paths: `optimizer.<key>` for each tensor of the optimizer's state of a parameter; in the middle of a round also
-`round.common`, the weights that all workers had in common at its start, and `round.value`, this worker's own.
+Paths: `optimizer.<key>` for each tensor of the optimizer's state of a parameter; in the middle of a local round also
+`local.common`, the weights that all workers had in common at its start, and `local.value`, this worker's own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from dtrain.sync.buckets import NamedParameter
 
-OPTIMIZER, ROUND = "optimizer.", "round."
+OPTIMIZER, ROUND = "optimizer.", "local."
 
 
-class Round(NamedTuple):
-    """One parameter in the middle of a round."""
+class LocalRound(NamedTuple):
+    """One parameter in the middle of a local round."""
 
     common: Tensor
     value: Tensor
@@ -53,12 +53,12 @@ class OwnParts:
 
     def split_off(
         self, saved: Sequence[Mapping[str, Any]], world_size: int
-    ) -> tuple[int, list[dict[str, Any]], Callable[[], dict[str, Round]]]:
+    ) -> tuple[int, list[dict[str, Any]], Callable[[], dict[str, LocalRound]]]:
         """What was saved without these parts; and a function that takes them up.
 
         Returns the steps since the last exchange, the state dicts for `States.load_state_dict`, and the function, which
-        fills the optimizer and returns the round by parameter. It is for after `States` has taken its own: what is
-        refused changes nothing. Raises ValueError in the middle of a round for another number of ranks.
+        fills the optimizer and returns the local round by parameter. It is for after `States` has taken its own, so
+        that what is refused changes nothing. Raises ValueError in the middle of a local round for another number of ranks.
         """
         made = int(saved[0].get("made", 0))
         if made and int(saved[0]["world_size"]) != world_size:
@@ -91,7 +91,7 @@ class OwnParts:
                             f"{tuple(parameter.shape)}: give a state of this one"
                         )
 
-    def _take(self, own: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, Round]:
+    def _take(self, own: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, LocalRound]:
         rounds = {}
         for name, parameter in self._parameters.items():
             paths = dict.fromkeys(path for mine in own for path in mine.get(name, {}))
@@ -101,5 +101,5 @@ class OwnParts:
                     mean = pieces[0] if len(pieces) == 1 else torch.stack(pieces).mean(0)
                     self._optimizer.state[parameter][path[len(OPTIMIZER) :]] = mean.clone().to(parameter.device)
             if ROUND + "common" in found:
-                rounds[name] = Round(found[ROUND + "common"][0], found[ROUND + "value"][0])
+                rounds[name] = LocalRound(found[ROUND + "common"][0], found[ROUND + "value"][0])
         return rounds
