@@ -197,7 +197,7 @@ class Local:
     def load_state_dict(self, *saved: Mapping[str, Any]) -> None:
         """See `States`. The model has the weights that were saved with it.
 
-        With another number of ranks each optimizer state becomes the mean over those that were saved, and no local round
+        With another number of ranks each optimizer state becomes the mean of those that were saved, and no local round
         may be under way: call `align` before such a state is saved.
         """
         made, states, take = self._own.split_off(saved, self._world_size)

@@ -57,8 +57,8 @@ class OwnParts:
         """What was saved without these parts; and a function that takes them up.
 
         Returns the steps since the last exchange, the state dicts for `States.load_state_dict`, and the function, which
-        fills the optimizer and returns the local round by parameter. It is for after `States` has taken its own, so
-        that what is refused changes nothing. Raises ValueError in the middle of a local round for another number of ranks.
+        fills the optimizer and returns the local round by parameter: for after `States` has taken its own, so that what
+        is refused changes nothing. Raises ValueError in the middle of a local round for another number of ranks.
         """
         made = int(saved[0].get("made", 0))
         if made and int(saved[0]["world_size"]) != world_size:
