@@ -49,14 +49,14 @@ class Method(NamedTuple):
         return f"{self.exchanged} {self.compressor}{options}" + (f" every={self.every}" if self.every > 1 else "")
 
 
-STOCHASTIC = {"rounding": "stochastic"}
+NEAREST, STOCHASTIC = {"rounding": "nearest"}, {"rounding": "stochastic"}
 NONE = Method("gradient", "none")
 GRADIENTS = (
     NONE,
     Method("gradient", "fp16"),
     Method("gradient", "int8"),
     Method("gradient", "int4"),
-    Method("gradient", "ternary"),
+    Method("gradient", "ternary", NEAREST),
     Method("gradient", "ternary", STOCHASTIC),
     Method("gradient", "one_bit"),
     Method("gradient", "top_k", {"density": 0.01}),
@@ -75,7 +75,7 @@ UPDATES = (
     Method("update", "none"),
     Method("update", "int8"),
     Method("update", "int4"),
-    Method("update", "ternary"),
+    Method("update", "ternary", NEAREST),
     Method("update", "ternary", STOCHASTIC),
     Method("update", "one_bit"),
     Method("update", "top_k", {"density": 0.05}),

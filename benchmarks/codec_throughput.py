@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "int8 stochastic": ("int8", {"rounding": "stochastic"}),
     "int4": ("int4", {}),
     "int4 stochastic": ("int4", {"rounding": "stochastic"}),
-    "ternary": ("ternary", {}),
+    "ternary": ("ternary", {"rounding": "nearest"}),
     "ternary stochastic": ("ternary", {"rounding": "stochastic"}),
     "one_bit": ("one_bit", {}),
     "top_k 0.001": ("top_k", {"density": 0.001}),

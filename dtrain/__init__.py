@@ -96,7 +96,7 @@ def local(
 ) -> LocalProgram:
     """Exchange what the optimizer changed in a model, through a compressor, in place of its gradients.
 
-        dtrain.local(model, optimizer, compressor="ternary", rounding="stochastic")
+        dtrain.local(model, optimizer, compressor="ternary")
 
     Each worker steps with gradients and an optimizer state of its own; after every `every` steps the mean change over
     workers becomes everybody's. With AdamW this bears coarser compression than gradients do (docs/library.md).

@@ -2,7 +2,7 @@
 
 Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning" (NeurIPS 2017):
 s * sign(v) * b, where s = max|v| after clipping at 2.5 standard deviations and P(b = 1) = |v| / s. That is
-`stochastic`. The default rounds to the nearest of -s, 0 and s in error feedback, with s = ||v||_2^2 / ||v||_1.
+`stochastic`. `nearest` rounds to the nearest of -s, 0 and s in error feedback, with s = ||v||_2^2 / ||v||_1.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ class TernGrad:
         workspace.dither_(codes).add_(ROUND)
 
 
-def ternary(rounding: Rounding = "nearest") -> Compressor:
+def ternary(rounding: Rounding = "stochastic") -> Compressor:
     """Five values a byte and one byte per 640 values.
 
-    A message for m > 0 values has ceil(m / 5) + ceil(m / 640) + 4 bytes. With `nearest` in error feedback; `stochastic`
-    goes without, and errs in either phase by about as much as there is (a relative squared error of 0.3 to 1).
+    A message for m > 0 values has ceil(m / 5) + ceil(m / 640) + 4 bytes. `stochastic` errs in either
+    phase by about as much as there is (a relative squared error of 0.3 to 1), and is right on average; `nearest` errs
+    less and sends the rest later, in error feedback, which momentum and AdamW do not bear (docs/compressors.md).
     """
     quantiser = NearestTernary() if rounding == "nearest" else TernGrad()
     codec = Blocks(quantiser, Digits(3, 5), block=640, scales=Float8Scales())

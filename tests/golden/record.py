@@ -47,6 +47,7 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     compressors = {name: [] for name in ("none", "fp16", "bf16", "int8", "int4", "ternary", "one_bit")}
+    compressors["ternary"] = ["compressor.rounding=nearest"]
     compressors |= {"top_k": [], "random_k": [], "power_sgd": [], "dgc": MOMENTUM_INSIDE}
     variants = {
         "int8 stochastic": ["compressor=int8", "compressor.rounding=stochastic"],

@@ -211,6 +211,10 @@ CASES = {
     "int4": Case(
         lambda: build("int4"), two_phase(lambda m: ceil(m / 2) + 4 * ceil(m / 1024)), largest=3e37, exact=False
     ),
+    "ternary, nearest": Case(
+        lambda: build("ternary", rounding="nearest"), two_phase(lambda m: ceil(m / 5) + ceil(m / 640) + 4),
+        largest=3e37, exact=False,
+    ),
     "ternary": Case(
         lambda: build("ternary"), two_phase(lambda m: ceil(m / 5) + ceil(m / 640) + 4), largest=3e37, exact=False
     ),

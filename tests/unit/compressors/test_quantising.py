@@ -24,7 +24,7 @@ from dtrain.sync.buckets import assign, layout_of, trainable
 from dtrain.sync.drive import drive_lockstep
 from dtrain.vision import models
 
-NEAREST: dict[str, dict[str, Any]] = {"int8": {}, "int4": {}, "ternary": {}, "one_bit": {}}
+NEAREST: dict[str, dict[str, Any]] = {"int8": {}, "int4": {}, "ternary": {"rounding": "nearest"}, "one_bit": {}}
 STOCHASTIC: dict[str, dict[str, Any]] = {name: {"rounding": "stochastic"} for name in ("int8", "int4", "ternary")}
 METHODS = [
     *(pytest.param(build(name, **options), id=name) for name, options in NEAREST.items()),

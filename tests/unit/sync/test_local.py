@@ -18,7 +18,12 @@ from dtrain.sync.local import Local
 from dtrain.sync.synchronizer import NonFiniteGradientError
 from tests.threads import ThreadCommunicator, run_ranks
 
-MILD = {"top_k": {"density": 0.2}, "dgc": {"density": 0.2, "momentum": 0.0}, "random_k": {"density": 0.2}}
+MILD: dict[str, dict[str, Any]] = {
+    "ternary": {"rounding": "nearest"},
+    "top_k": {"density": 0.2},
+    "dgc": {"density": 0.2, "momentum": 0.0},
+    "random_k": {"density": 0.2},
+}
 
 
 def initial() -> nn.Sequential:
