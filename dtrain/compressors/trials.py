@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -30,6 +30,8 @@ _MILDER = {"density": 1, "power_sgd_rank": 1}
 _KINDS = ("rounding", "all_reduces")
 _OPTIMIZERS = {"sgd": "SGD with momentum", "adamw": "AdamW"}
 _SHOWN = 3
+IMAGES = ("digits", "cifar10")
+"""Tasks of convolutional networks."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +136,21 @@ def check(
     exchanged: Exchanged,
     every: int = 1,
     guard: Guard = "refuse",
+    tasks: Collection[str] = (),
 ) -> None:
     """Raise ValueError, or warn, where this method was measured to fail under this optimizer.
 
     `optimizer` is "sgd" with momentum or "adamw"; None, anything else, was not tried. Nor was a start without
-    compression. Raises ValueError for a guard that does not exist.
+    compression. Where a trial is of one of `tasks`, only those speak; else all do. Raises ValueError for a guard that
+    does not exist.
     """
     if guard not in get_args(Guard):
         raise ValueError(f"guard={guard!r} does not exist: choose one of {', '.join(get_args(Guard))}")
     if optimizer is None or guard == "off" or options.get("start_after"):
         return
-    failed = [
-        t for t in trials_of(compressor, options, optimizer=optimizer, exchanged=exchanged, every=every) if t.fails
-    ]
+    tried = trials_of(compressor, options, optimizer=optimizer, exchanged=exchanged, every=every)
+    fitting = [trial for trial in tried if trial.task in tasks] or tried
+    failed = [trial for trial in fitting if trial.fails]
     if not failed:
         return
     worst = max(failed, key=lambda trial: float("inf") if trial.cost is None else trial.cost)

@@ -14,7 +14,7 @@ from torch import nn
 from dtrain import __version__, compressors
 from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
-from dtrain.compressors.trials import check
+from dtrain.compressors.trials import IMAGES, check
 from dtrain.exchange import Compressor
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
 from dtrain.train.config import BEFORE, Span, TrainConfig
@@ -148,6 +148,7 @@ def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
         exchanged=config.sync.exchanged,
         every=config.sync.steps_per_exchange,
         guard=config.guard,
+        tasks=IMAGES,
     )
     if config.sync.exchanged == "update":
         compressors.check_for_updates(name, options)

@@ -31,6 +31,8 @@ TRIED = (
     trial("top_k", 0.5, 40.0, options={"density": 0.05}),
     trial("dgc", 0.6, 1598.0, options={"density": 0.001}),
     trial("dgc", 3.0, 1598.0, options={"density": 0.001}, task="gpt"),
+    trial("dgc", 0.4, 1598.0, options={"density": 0.001}, optimizer="adamw"),
+    trial("dgc", 7.0, 1598.0, options={"density": 0.001}, optimizer="adamw", task="gpt"),
     trial("one_bit", None, 31.0),
     trial("power_sgd", 9.0, 20.0, options={"power_sgd_rank": 4}),
 )
@@ -85,6 +87,14 @@ def test_what_was_not_measured_to_fail_is_left_alone(more: dict[str, Any]) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         asked("top_k", **more)
+
+
+def test_where_a_trial_is_of_the_tasks_at_hand_only_those_speak() -> None:
+    with pytest.raises(ValueError, match="cost 7.0% of loss on gpt"):
+        asked("dgc", options={"density": 0.0001}, optimizer="adamw")
+    asked("dgc", options={"density": 0.0001}, optimizer="adamw", tasks=("digits",))
+    with pytest.raises(ValueError, match="one_bit"):
+        asked("one_bit", tasks=("cifar10",))
 
 
 def test_a_warning_goes_on() -> None:
