@@ -90,7 +90,7 @@ def test_what_was_not_measured_to_fail_is_left_alone(more: dict[str, Any]) -> No
 
 
 def test_where_a_trial_is_of_the_tasks_at_hand_only_those_speak() -> None:
-    with pytest.raises(ValueError, match="cost 7.0% of loss on gpt"):
+    with pytest.raises(ValueError, match=r"cost 7\.0% of loss on gpt"):
         asked("dgc", options={"density": 0.0001}, optimizer="adamw")
     asked("dgc", options={"density": 0.0001}, optimizer="adamw", tasks=("digits",))
     with pytest.raises(ValueError, match="one_bit"):
