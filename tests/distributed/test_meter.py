@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import warnings
@@ -318,6 +319,80 @@ def test_collectives_that_autograd_runs_backwards(here: Here) -> None:
     expect(there_and_back, ("all_reduce", 24, 32.0), ("all_reduce", 24, 32.0))
     assert value.grad is not None
     assert value.grad.tolist() == [3.0] * 6
+
+
+# Kinds of tensors
+
+
+@on_ranks(2, 3)
+def test_of_a_sparse_tensor_indices_and_values_are_counted_and_gloo_gathers_them(here: Here) -> None:
+    n, rows = here.world_size, here.rank + 1
+    value = torch.sparse_coo_tensor(torch.arange(rows)[None], torch.ones(rows, 2), (5, 2)).coalesce()
+    payload = rows * (8 + 2 * 4)
+    expect(lambda: dist.all_reduce(value), ("all_reduce", payload, (payload + 72.0) * (n - 1)))
+    assert value.to_dense()[0].tolist() == [n, n]
+
+
+@on_ranks(2)
+def test_sparse_gradients_of_an_embedding_are_counted(here: Here) -> None:
+    ddp = nn.parallel.DistributedDataParallel(nn.EmbeddingBag(100, 4, sparse=True, mode="sum"))
+    with installed(Ledger()) as ledger:
+        ddp(torch.tensor([[1, 2], [3, 1]])).sum().backward()
+        entries = ledger.close().entries
+    (gradient,) = [e for e in entries if e.purpose is Purpose.GRADIENT]
+    assert (gradient.op, gradient.payload_bytes) == (Op.ALL_REDUCE, 4 * (8 + 4 * 4))  # row 1 comes twice
+
+
+# Compiled programs
+
+
+def three_steps(how: str, backend: str) -> tuple[list[list[float]], Seen]:
+    """Outputs and gradients of DDP in a program that is compiled in this way, and what the ledger has of it."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    ddp = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+
+    def function(value: Tensor) -> Tensor:
+        dist.barrier()
+        output: Tensor = ddp(value * 2)
+        return output + 1
+
+    step: Callable[[Tensor], Tensor] = {"ddp": ddp, "ddp.compile()": ddp, "function": function}[how]
+    if how == "ddp.compile()":
+        ddp.compile(backend=backend)
+    elif backend:
+        step = torch.compile(step, backend=backend)
+    results = []
+    with installed(Ledger()) as ledger:
+        for _ in range(3):
+            ddp.zero_grad()
+            output = step(torch.ones(2, 8) + dist.get_rank())
+            output.square().sum().backward()
+            gradients = [parameter.grad for parameter in ddp.parameters() if parameter.grad is not None]
+            results += [tensor.flatten().tolist() for tensor in (output, *gradients)]
+        return results, [(str(e.op), e.payload_bytes, e.wire_bytes) for e in ledger.close().entries]
+
+
+def expect_the_same_compiled(backend: str) -> None:
+    for how, not_compiled in (("ddp", "ddp"), ("ddp.compile()", "ddp"), ("function", "function")):
+        results, recorded = three_steps(how, backend)
+        expected, expected_recorded = three_steps(not_compiled, "")
+        assert recorded == expected_recorded, how
+        assert len(recorded) >= 3
+        for one, other in zip(results, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-5), how
+
+
+@on_ranks(2)
+def test_compiled_programs_run_as_without_the_meter_and_are_counted_like_others(here: Here) -> None:
+    """Dynamo, Python's part of torch.compile, must not take the meter for a part of the program."""
+    expect_the_same_compiled("aot_eager")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: g++")
+@on_ranks(2)
+def test_programs_compiled_to_machine_code_are_counted_like_others(here: Here) -> None:
+    expect_the_same_compiled("inductor")
 
 
 # Groups
