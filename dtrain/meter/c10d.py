@@ -26,8 +26,9 @@ from torch._C._dynamo import eval_frame
 
 from dtrain.exchange import Op
 from dtrain.meter.clock import clock_for
-from dtrain.meter.ledger import Group, Ledger, Pending, Purpose
+from dtrain.meter.ledger import Group, Ledger, Pending
 from dtrain.meter.payload import first_tensor, num_bytes
+from dtrain.meter.purpose import purpose_of
 from dtrain.meter.wire import hands_over, sparse_all_reduce_wire_bytes, wire_bytes
 
 
@@ -107,15 +108,13 @@ def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pe
             wire = sparse_all_reduce_wire_bytes(backend, payload, world_size)
         else:
             wire = wire_bytes(backend, call.op, payload, world_size, is_root=is_root)
-    # what is summed in backward is gradients, but for DDP's map of unused parameters, which is of integers
-    is_gradient = torch._C._current_graph_task_id() != -1 and tensor.is_floating_point()
     return ledger.record(
         call.op,
         payload,
         wire,
         world_size=world_size,
         group=group_name,
-        purpose=Purpose.GRADIENT if is_gradient else Purpose.OTHER,
+        purpose=ledger.purpose or purpose_of(call.op, tensor),
         clock=clock_for(tensor.device),
     )
 

@@ -29,14 +29,14 @@ class Activity(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What the traffic is for."""
+    """What the traffic is for; unknown where nobody states it and the meter cannot tell (`meter/purpose.py`)."""
 
     GRADIENT = "gradient"
     PARAMETERS = "parameters"
     BUFFERS = "buffers"
     METRICS = "metrics"
     CONTROL = "control"
-    OTHER = "other"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class Ledger:
         *,
         world_size: int,
         group: str,
-        purpose: Purpose = Purpose.OTHER,
+        purpose: Purpose = Purpose.UNKNOWN,
         clock: Clock = HOST_CLOCK,
     ) -> Pending:
         """Record a collective that is about to start. `purpose` applies where no scope states one."""

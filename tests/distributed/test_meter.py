@@ -544,7 +544,7 @@ def test_scopes_say_what_the_traffic_is_for(here: Here) -> None:
         entries = ledger.close().entries
     assert [(e.activity, e.purpose) for e in entries] == [
         (Activity.EVAL, Purpose.METRICS),
-        (Activity.INIT, Purpose.OTHER),
+        (Activity.INIT, Purpose.UNKNOWN),
     ]
 
 
@@ -581,6 +581,51 @@ def test_fully_sharded_data_parallel_is_recorded(here: Here) -> None:
     scattered = [e for e in entries if e.op is Op.REDUCE_SCATTER]
     assert len(gathered) >= 2, entries
     assert [(e.payload_bytes, e.wire_bytes) for e in scattered] == [(512, 512.0)] * 2, entries
+
+
+@on_ranks(2)
+def test_parameters_that_are_gathered_again_in_backward_are_no_gradients(here: Here) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    def layers() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
+
+    sharded = layers()
+    for module in (*sharded, sharded):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    first = FullyShardedDataParallel(layers(), device_id=torch.device("cpu"))
+    for model, times_gathered in ((sharded, 6), (first, 1)):  # FSDP1 keeps what its root has gathered
+        with installed(Ledger()) as ledger:
+            model(torch.ones(4, 8)).sum().backward()
+            purposes: dict[tuple[Op, Purpose], list[int]] = {}
+            for entry in ledger.close().entries:
+                purposes.setdefault((entry.op, entry.purpose), []).append(entry.payload_bytes)
+        assert set(purposes) == {(Op.ALL_GATHER, Purpose.PARAMETERS), (Op.REDUCE_SCATTER, Purpose.GRADIENT)}
+        assert len(purposes[Op.ALL_GATHER, Purpose.PARAMETERS]) == times_gathered, purposes
+        assert sum(purposes[Op.REDUCE_SCATTER, Purpose.GRADIENT]) == 3 * 8 * 8 * 4
+
+
+@on_ranks(2)
+def test_whatever_a_communication_hook_of_ddp_sends_is_gradients(here: Here) -> None:
+    """Codes are integers, and are gathered: it is who sends them that tells."""
+    ddp = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
+
+    def gather_codes(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are texts
+        codes = bucket.buffer().to(torch.int8)
+        dist.all_gather([torch.empty_like(codes) for _ in range(2)], codes)
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    ddp.register_comm_hook(None, gather_codes)
+    with installed(Ledger()) as ledger:
+        ddp(torch.ones(2, 4)).sum().backward()
+        dist.all_gather([torch.empty(4) for _ in range(2)], torch.ones(4))
+        entries = ledger.close().entries
+    gathered = [(e.payload_bytes, e.purpose) for e in entries if e.op is Op.ALL_GATHER]
+    assert gathered == [(20, Purpose.GRADIENT), (16, Purpose.UNKNOWN)]
 
 
 @on_ranks(2)

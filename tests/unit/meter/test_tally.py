@@ -19,7 +19,7 @@ WORLD = Group("default_pg", (0, 1, 2, 3))
 
 
 def entry(start: float, seconds: float | None, payload: int = 1000, op: Op = Op.ALL_REDUCE) -> Entry:
-    return Entry(op, Activity.INIT, Purpose.OTHER, payload, 1.5 * payload, 4, "0", start, seconds)
+    return Entry(op, Activity.INIT, Purpose.UNKNOWN, payload, 1.5 * payload, 4, "0", start, seconds)
 
 
 def tally(*entries: Entry) -> Tally:
@@ -35,7 +35,7 @@ def test_collectives_of_one_kind_are_added_up_and_others_kept_apart() -> None:
     sums = tally(entry(0, 1.0), entry(1, 1.0, 600), entry(2, None, 2000), entry(3, 1.0, 0, Op.BARRIER)).sums
 
     def kind(op: Op, size: int) -> Kind:
-        return Kind(op, Activity.INIT, Purpose.OTHER, WORLD, size)
+        return Kind(op, Activity.INIT, Purpose.UNKNOWN, WORLD, size)
 
     assert sums == {
         kind(Op.ALL_REDUCE, 512): Sum(2, 2, 1600, 2400.0, 2400.0, 2.0),
