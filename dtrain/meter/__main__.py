@@ -67,7 +67,7 @@ class _Meter:
             return
         try:
             self._finish()
-        except (RuntimeError, OSError) as error:
+        except Exception as error:  # at exit nobody is there to catch it
             _say(f"no figures of rank {self._rank}: {' '.join(str(error).split())}")
 
     def _finish(self) -> None:

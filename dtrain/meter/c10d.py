@@ -5,6 +5,9 @@ functional collective, through a dispatcher operator of the `c10d` library. `ins
 these operators at the dispatch key `BackendSelect`, just above the backends: it records the call, hands it on as it is,
 and notes when it completed. Nothing is wrapped or replaced, so groups, their names, `get_backend()` and teardown are as
 they were, and results are bitwise the same. (docs/adr/0001-meter-at-the-dispatcher.md)
+
+Whatever goes wrong in counting, the program gets what it would get without: a call that cannot be counted is handed on
+all the same, and the ledger says that it is missing.
 """
 
 from __future__ import annotations
@@ -14,26 +17,19 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch._C._dynamo import eval_frame
 
 from dtrain.exchange import Op
 from dtrain.meter.clock import clock_for
-from dtrain.meter.ledger import Group, Ledger, Pending, Purpose
-from dtrain.meter.wire import hands_over, wire_bytes
-
-
-def _first(tensors: Any) -> Tensor:
-    return tensors if isinstance(tensors, Tensor) else _first(tensors[0])
-
-
-def _num_bytes(tensors: Any) -> int:
-    if isinstance(tensors, Tensor):
-        return tensors.nbytes
-    return sum(_num_bytes(t) for t in tensors)
+from dtrain.meter.ledger import Group, Ledger, Pending
+from dtrain.meter.payload import first_tensor, num_bytes
+from dtrain.meter.purpose import purpose_of
+from dtrain.meter.wire import hands_over, sparse_all_reduce_wire_bytes, wire_bytes
 
 
 class _Call(NamedTuple):
@@ -76,10 +72,10 @@ _CALLS = {
 def _sent_to_others(name: str, args: tuple[Any, ...], rank: int) -> float | None:
     """The exact bytes meant for other ranks, for an all_to_all whose parts differ in size; None where they do not."""
     if name == "alltoall_":
-        return float(_num_bytes(args[1]) - _num_bytes(args[1][rank]))
+        return float(num_bytes(args[1]) - num_bytes(args[1][rank]))
     if name == "alltoall_base_" and args[4]:
         tensor, splits = args[1], args[4]
-        row_bytes = _num_bytes(tensor) // max(1, tensor.shape[0])
+        row_bytes = num_bytes(tensor) // max(1, tensor.shape[0])
         return float(row_bytes * (sum(splits) - splits[rank]))
     return None
 
@@ -93,30 +89,33 @@ def _note_group(ledger: Ledger, group: dist.ProcessGroup, name: str) -> None:
     ledger.note_group(name, Group(name if description == "undefined" else description, ranks))
 
 
-def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pending:
+def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pending | None:
+    """The entry of a call that is about to be handed on; None for one that can send nothing."""
+    tensor = first_tensor(args[call.device])
+    if tensor is None or tensor.is_meta:  # torch refuses the first; of the second, a fake tensor too, there are no data
+        return None
     group = dist.ProcessGroup.unbox(args[call.group])
     rank, world_size, group_name = group.rank(), group.size(), group.group_name
     known = ledger.groups.get(group_name)
     if known is None or len(known.ranks) != world_size:  # names start anew when the default group does
         _note_group(ledger, group, group_name)
-    tensor = _first(args[call.device])
-    device = tensor.device
     is_root = call.root is not None and args[call.root] == rank
-    payload = _num_bytes(args[call.sent]) if hands_over(call.op, is_root=is_root) else 0
+    payload = num_bytes(args[call.sent]) if hands_over(call.op, is_root=is_root) else 0
     wire = _sent_to_others(name, args, rank)
     if wire is None:
-        backend = group._get_backend(device).name()
-        wire = wire_bytes(backend, call.op, payload, world_size, is_root=is_root)
-    # what is summed in backward is gradients, but for DDP's map of unused parameters, which is of integers
-    is_gradient = torch._C._current_graph_task_id() != -1 and tensor.is_floating_point()
+        backend = group._get_backend(tensor.device).name()
+        if call.op is Op.ALL_REDUCE and tensor.layout is torch.sparse_coo:
+            wire = sparse_all_reduce_wire_bytes(backend, payload, world_size)
+        else:
+            wire = wire_bytes(backend, call.op, payload, world_size, is_root=is_root)
     return ledger.record(
         call.op,
         payload,
         wire,
         world_size=world_size,
         group=group_name,
-        purpose=Purpose.GRADIENT if is_gradient else Purpose.OTHER,
-        clock=clock_for(device),
+        purpose=ledger.purpose or purpose_of(call.op, tensor),
+        clock=clock_for(tensor.device),
     )
 
 
@@ -170,22 +169,44 @@ def _complete_with(pending: Pending, result: Any) -> None:
         return
     try:
         future = dist.Work.unbox(work).get_future()
-    except RuntimeError:
+        future.add_done_callback(_OnCompletion(pending))
+    except Exception:  # RuntimeError from gloo; a backend written in Python may have any other
         return
-    future.add_done_callback(_OnCompletion(pending))
 
 
 def _kernel(ledger: Ledger, name: str, call: _Call) -> Callable[..., Any]:
     operator = getattr(torch.ops.c10d, name).default
     here = torch._C.DispatchKey.BackendSelect
 
-    def record_and_hand_on(keys: Any, *args: Any) -> Any:
-        pending = _record(ledger, name, call, args)
-        result = operator.redispatch(keys.remove(here), *args)  # lets go of the GIL while the backend works
-        _complete_with(pending, result)
+    def record_and_hand_on(keys: Any, *args: Any, **kwargs: Any) -> Any:
+        pending, fault = None, ""
+        try:
+            pending = _record(ledger, name, call, args)
+        except Exception as error:  # a text, since the error itself would keep the tensors alive
+            fault = f"{type(error).__name__}: {error}"
+        try:
+            result = operator.redispatch(keys.remove(here), *args, **kwargs)  # lets go of the GIL meanwhile
+        except BaseException:  # refused, and nothing was sent
+            if pending is not None:
+                ledger.withdraw(pending)
+            raise
+        if fault:
+            ledger.note_uncounted(call.op, fault)
+        if pending is not None:
+            _complete_with(pending, result)
         return result
 
+    _keep_dynamo_out(record_and_hand_on.__code__)
     return record_and_hand_on
+
+
+def _keep_dynamo_out(code: CodeType) -> None:
+    """Let Dynamo compile neither functions of this code nor what they call: it would take the kernel for the user's.
+
+    As `torch.compiler.disable` does, which imports torch._dynamo (a second) and is wrapped around each call.
+    """
+    skip = eval_frame._FrameAction.SKIP
+    eval_frame.set_code_exec_strategy(code, eval_frame._FrameExecStrategy(skip, skip))
 
 
 _installed: dict[torch.library.Library, Ledger] = {}

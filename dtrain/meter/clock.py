@@ -43,10 +43,23 @@ class CudaClock:
         return float(start.elapsed_time(end)) / 1000.0
 
 
+class NoClock:
+    """For what cannot be timed: every mark is None."""
+
+    def mark(self) -> None:
+        return None
+
+    def seconds(self, start: None, end: None) -> float:
+        raise AssertionError("a mark that is None was never made")
+
+
 HOST_CLOCK = HostClock()
 CUDA_CLOCK = CudaClock()
+UNTIMED = NoClock()
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock that measures work on `device`."""
-    return CUDA_CLOCK if device.type == "cuda" else HOST_CLOCK
+    """The clock that measures work on `device`: none while a CUDA graph captures it, where events have no times."""
+    if device.type != "cuda":
+        return HOST_CLOCK
+    return UNTIMED if torch.cuda.is_current_stream_capturing() else CUDA_CLOCK

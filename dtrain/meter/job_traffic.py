@@ -29,7 +29,10 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class RankFigures:
-    """What one rank has to say. `seconds` is how long its program ran; `nic` what its host's interface carried."""
+    """What one rank has to say. `seconds` is how long its program ran; `nic` what its host's interface carried.
+
+    `uncounted` is how many calls of each operation are in no sum, since counting them failed.
+    """
 
     rank: int
     host: str
@@ -37,6 +40,7 @@ class RankFigures:
     under_way_seconds: float
     sums: Mapping[Kind, Sum]
     nic: Counters | None
+    uncounted: Mapping[Op, int]
 
     @property
     def total(self) -> Sum:
@@ -54,6 +58,7 @@ def own_figures(rank: int, host: str, seconds: float, tally: Tally, nic: Counter
             "under_way_seconds": tally.under_way_seconds,
             "sums": tally.as_json(),
             "nic": nic,
+            "uncounted": tally.uncounted,
         }
     )
 
@@ -62,7 +67,8 @@ def read_figures(text: str | bytes) -> RankFigures:
     """What `own_figures` gave."""
     data = json.loads(text)
     nic = None if data["nic"] is None else Counters(*data["nic"])
-    return RankFigures(**{**data, "sums": from_json(data["sums"]), "nic": nic})
+    uncounted = {Op(op): calls for op, calls in data["uncounted"].items()}
+    return RankFigures(**{**data, "sums": from_json(data["sums"]), "nic": nic, "uncounted": uncounted})
 
 
 def gather(store: Store, world_size: int, timeout_seconds: float) -> list[RankFigures]:
@@ -85,6 +91,15 @@ class JobTraffic:
     def missing_ranks(self) -> list[int]:
         """The ranks whose figures are not in here."""
         return sorted(set(range(self.world_size)) - {figures.rank for figures in self.ranks})
+
+    @property
+    def uncounted(self) -> dict[Op, int]:
+        """How many calls of each operation, on all ranks, are in no figure."""
+        calls: dict[Op, int] = {}
+        for figures in self.ranks:
+            for op, count in figures.uncounted.items():
+                calls[op] = calls.get(op, 0) + count
+        return calls
 
     def by(self, key: Callable[[Kind], K]) -> dict[K, Sum]:
         """The sums of all ranks by something that their kinds have, most bytes first."""
@@ -110,6 +125,8 @@ class JobTraffic:
             "command": list(self.command),
             "world_size": self.world_size,
             "missing_ranks": self.missing_ranks,
+            "uncounted_calls_all_ranks": sum(self.uncounted.values()),
+            "uncounted": [{"op": op, "calls": calls} for op, calls in self.uncounted.items()],
             "total_wire_bytes_all_ranks": total.wire_bytes,
             "total_payload_bytes_all_ranks": total.payload_bytes,
             "total_collectives_all_ranks": total.collectives,
@@ -144,11 +161,13 @@ class JobTraffic:
         """What a person reads."""
         total = _added(figures.total for figures in self.ranks)
         parts: list[Table | str] = [
-            f"{self.world_size} rank{'s' * (self.world_size > 1)} sent {_size(total.wire_bytes)} in "
-            f"{total.collectives:,} collectives"
+            f"{_count(self.world_size, 'rank')} sent {_size(total.wire_bytes)} in {total.collectives:,} collectives"
         ]
         if self.missing_ranks:
             parts.append(f"without rank {', '.join(map(str, self.missing_ranks))}: no figures came")
+        if self.uncounted:
+            listed = ", ".join(f"{_count(calls, 'call')} of {op}" for op, calls in self.uncounted.items())
+            parts.append(f"INCOMPLETE: without {listed} that could not be counted; a warning above says why")
         if not total.collectives:
             return Renderables(*parts)
         parts.append(self._table("operation", self.by(lambda kind: kind.op)))
@@ -213,6 +232,10 @@ def _json(s: Sum) -> dict[str, Any]:
         "seconds": s.seconds,
         "bus_bytes_per_second": s.bus_bytes_per_second,
     }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _columns(first: str, *others: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from dtrain.exchange import Op
-from dtrain.meter.clock import HOST_CLOCK, Clock
+from dtrain.meter.clock import HOST_CLOCK, UNTIMED, Clock
+
+_log = logging.getLogger(__name__)
 
 
 class Activity(StrEnum):
@@ -26,14 +29,14 @@ class Activity(StrEnum):
 
 
 class Purpose(StrEnum):
-    """What the traffic is for."""
+    """What the traffic is for; unknown where nobody states it and the meter cannot tell (`meter/purpose.py`)."""
 
     GRADIENT = "gradient"
     PARAMETERS = "parameters"
     BUFFERS = "buffers"
     METRICS = "metrics"
     CONTROL = "control"
-    OTHER = "other"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +114,10 @@ class Total:
 class Pending:
     """A collective under way. `complete()` may be called from any thread."""
 
-    __slots__ = ("_clock", "_end", "_fields", "_mark", "_start")
+    __slots__ = ("_clock", "_end", "_mark", "_start", "fields")
 
     def __init__(self, fields: tuple[Op, Activity, Purpose, int, float, int, str], clock: Clock) -> None:
-        self._fields, self._clock = fields, clock
+        self.fields, self._clock = fields, clock
         self._start = time.perf_counter()
         self._mark: Any = clock.mark()
         self._end: Any = None
@@ -126,7 +129,7 @@ class Pending:
     def entry(self) -> Entry:
         """The immutable entry, as far as it is known now; on CUDA this waits for the collective."""
         seconds = None if self._end is None else self._clock.seconds(self._mark, self._end)
-        return Entry(*self._fields, self._start, seconds)
+        return Entry(*self.fields, self._start, seconds)
 
 
 Sink = Callable[[StepRecord], None]
@@ -149,9 +152,12 @@ class Ledger:
     The activity holds for the whole process, since threads of autograd and of the exchange take part in the same; the
     purpose holds for the thread that opened the scope.
 
+    `uncounted` is how many calls of each operation are missing, since counting them failed: a meter must not fail the
+    program.
+
     What was recorded is kept until it is closed. `close_every` is for programs that never close: whenever so many
     collectives are waiting for it, the older half is closed, in the thread that recorded the last. The newer half
-    stays, since it may be under way and has its times only once it is done.
+    stays, since it may be under way and has its times only once it is done. A sink that fails then is logged, once.
     """
 
     def __init__(self, *sinks: Sink, close_every: int | None = None) -> None:
@@ -160,9 +166,11 @@ class Ledger:
         self.totals: dict[Key, Total] = {}
         self.groups: dict[str, Group] = {}
         """The groups of torch.distributed that were seen last, by the name that entries have."""
+        self.uncounted: dict[Op, int] = {}
         self._close_every = close_every
+        self._sink_failed = False
         self._pending: list[Pending] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may communicate, wherever this thread is just then
         self._closing = threading.Lock()
         self._thread = _OfThread()
 
@@ -204,7 +212,7 @@ class Ledger:
         *,
         world_size: int,
         group: str,
-        purpose: Purpose = Purpose.OTHER,
+        purpose: Purpose = Purpose.UNKNOWN,
         clock: Clock = HOST_CLOCK,
     ) -> Pending:
         """Record a collective that is about to start. `purpose` applies where no scope states one."""
@@ -213,19 +221,52 @@ class Ledger:
         with self._lock:
             self._pending.append(pending)
             key = Key(op, activity, purpose)
-            total = self.totals.get(key)
-            if total is None:
-                total = self.totals[key] = Total()
+            total = self.totals.get(key) or self.totals.setdefault(key, Total())
             total.count += 1
             total.payload_bytes += payload_bytes
             total.wire_bytes += wire_bytes
             num_pending = len(self._pending)
-        if self._close_every is not None and num_pending >= self._close_every and self._closing.acquire(blocking=False):
-            try:
-                self._close(num_pending // 2, None, None)
-            finally:
-                self._closing.release()
+        # a stream that is being captured into a graph must not be waited for
+        if self._close_every is not None and num_pending >= self._close_every and clock is not UNTIMED:
+            self._close_older(num_pending // 2)
         return pending
+
+    def _close_older(self, count: int) -> None:
+        if not self._closing.acquire(blocking=False):
+            return
+        try:
+            self._close(count, None, None)
+        except Exception as error:  # of a sink, which the program that is in the middle of a collective does not know
+            if not self._sink_failed:
+                _log.warning("dtrain: a sink of the ledger failed: %s: %s", type(error).__name__, error)
+            self._sink_failed = True
+        finally:
+            self._closing.release()
+
+    def withdraw(self, pending: Pending) -> None:
+        """Take back what was recorded of a collective that its backend refused, unless it is closed already."""
+        op, activity, purpose, payload_bytes, wire_bytes, *_ = pending.fields
+        with self._lock:
+            if pending not in self._pending:
+                return
+            self._pending.remove(pending)
+            key = Key(op, activity, purpose)
+            total = self.totals[key]
+            total.count -= 1
+            total.payload_bytes -= payload_bytes
+            total.wire_bytes -= wire_bytes
+            if not total.count:
+                del self.totals[key]
+
+    def note_uncounted(self, op: Op, fault: str) -> None:
+        """A call of this operation is in no total, for this reason; the first of each operation is logged."""
+        with self._lock:
+            is_first = op not in self.uncounted
+            self.uncounted[op] = self.uncounted.get(op, 0) + 1
+        if is_first:
+            _log.warning(
+                "dtrain: a call of %s was not counted, and figures are incomplete: %s", op, " ".join(fault.split())
+            )
 
     def close(self, step: int | None = None, times: Times | None = None) -> StepRecord:
         """Close what was recorded since the last closing into one immutable record, and hand it to every sink."""

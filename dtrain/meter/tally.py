@@ -63,6 +63,11 @@ class Tally:
         self._known_until = 0.0
         self._lock = threading.Lock()
 
+    @property
+    def uncounted(self) -> dict[Op, int]:
+        """How many calls of each operation are in no sum, since counting them failed."""
+        return dict(self._ledger.uncounted)
+
     def __call__(self, record: StepRecord) -> None:
         with self._lock:
             for entry in record.entries:

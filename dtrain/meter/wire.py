@@ -101,6 +101,21 @@ def wire_bytes(backend: str, op: Op, payload_bytes: float, world_size: int, *, i
     return TABLES.get(backend, NOMINAL)[op](payload_bytes, world_size, is_root)
 
 
+_SPARSE_METADATA_BYTES = 72
+"""gloo's description of a sparse tensor: nine int64."""
+
+
+def sparse_all_reduce_wire_bytes(backend: str, payload_bytes: float, world_size: int) -> float:
+    """Bytes that one rank sends for an all_reduce of a sparse tensor of so many bytes, indices and values.
+
+    gloo gathers everybody's indices and values, which every rank adds up. Duplicates it adds up before, so of a tensor
+    that is not coalesced it sends less than this.
+    """
+    if backend != "gloo" or world_size == 1:
+        return wire_bytes(backend, Op.ALL_REDUCE, payload_bytes, world_size)
+    return (payload_bytes + _SPARSE_METADATA_BYTES) * (world_size - 1)
+
+
 _NCCL_TESTS: Mapping[Op, Cost] = MappingProxyType(
     {**NOMINAL, Op.BROADCAST: _all, Op.REDUCE: _all, Op.GATHER: _to_every_other}
 )

@@ -561,11 +561,11 @@ def test_scopes_around_a_step_are_left_as_they_were(here: Here) -> None:
         assert synchronizer.error is None
     with installed(Ledger()) as ledger:
         ddp = stock_ddp(model)
-        with attached(ddp, NoCompression(), ledger), ledger.scope(activity=Activity.TRAIN, purpose=Purpose.OTHER):
+        with attached(ddp, NoCompression(), ledger), ledger.scope(activity=Activity.TRAIN, purpose=Purpose.UNKNOWN):
             loss = ddp(batch(model, here.rank, 0)).square().mean()
-            assert (ledger.activity, ledger.purpose) == (Activity.TRAIN, Purpose.OTHER)
+            assert (ledger.activity, ledger.purpose) == (Activity.TRAIN, Purpose.UNKNOWN)
             loss.backward()
-            assert (ledger.activity, ledger.purpose) == (Activity.TRAIN, Purpose.OTHER)
+            assert (ledger.activity, ledger.purpose) == (Activity.TRAIN, Purpose.UNKNOWN)
 
 
 @on_ranks(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import warnings
@@ -320,6 +321,80 @@ def test_collectives_that_autograd_runs_backwards(here: Here) -> None:
     assert value.grad.tolist() == [3.0] * 6
 
 
+# Kinds of tensors
+
+
+@on_ranks(2, 3)
+def test_of_a_sparse_tensor_indices_and_values_are_counted_and_gloo_gathers_them(here: Here) -> None:
+    n, rows = here.world_size, here.rank + 1
+    value = torch.sparse_coo_tensor(torch.arange(rows)[None], torch.ones(rows, 2), (5, 2)).coalesce()
+    payload = rows * (8 + 2 * 4)
+    expect(lambda: dist.all_reduce(value), ("all_reduce", payload, (payload + 72.0) * (n - 1)))
+    assert value.to_dense()[0].tolist() == [n, n]
+
+
+@on_ranks(2)
+def test_sparse_gradients_of_an_embedding_are_counted(here: Here) -> None:
+    ddp = nn.parallel.DistributedDataParallel(nn.EmbeddingBag(100, 4, sparse=True, mode="sum"))
+    with installed(Ledger()) as ledger:
+        ddp(torch.tensor([[1, 2], [3, 1]])).sum().backward()
+        entries = ledger.close().entries
+    (gradient,) = [e for e in entries if e.purpose is Purpose.GRADIENT]
+    assert (gradient.op, gradient.payload_bytes) == (Op.ALL_REDUCE, 4 * (8 + 4 * 4))  # row 1 comes twice
+
+
+# Compiled programs
+
+
+def three_steps(how: str, backend: str) -> tuple[list[list[float]], Seen]:
+    """Outputs and gradients of DDP in a program that is compiled in this way, and what the ledger has of it."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    ddp = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))
+
+    def function(value: Tensor) -> Tensor:
+        dist.barrier()
+        output: Tensor = ddp(value * 2)
+        return output + 1
+
+    step: Callable[[Tensor], Tensor] = {"ddp": ddp, "ddp.compile()": ddp, "function": function}[how]
+    if how == "ddp.compile()":
+        ddp.compile(backend=backend)
+    elif backend:
+        step = torch.compile(step, backend=backend)
+    results = []
+    with installed(Ledger()) as ledger:
+        for _ in range(3):
+            ddp.zero_grad()
+            output = step(torch.ones(2, 8) + dist.get_rank())
+            output.square().sum().backward()
+            gradients = [parameter.grad for parameter in ddp.parameters() if parameter.grad is not None]
+            results += [tensor.flatten().tolist() for tensor in (output, *gradients)]
+        return results, [(str(e.op), e.payload_bytes, e.wire_bytes) for e in ledger.close().entries]
+
+
+def expect_the_same_compiled(backend: str) -> None:
+    for how, not_compiled in (("ddp", "ddp"), ("ddp.compile()", "ddp"), ("function", "function")):
+        results, recorded = three_steps(how, backend)
+        expected, expected_recorded = three_steps(not_compiled, "")
+        assert recorded == expected_recorded, how
+        assert len(recorded) >= 3
+        for one, other in zip(results, expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-5), how
+
+
+@on_ranks(2)
+def test_compiled_programs_run_as_without_the_meter_and_are_counted_like_others(here: Here) -> None:
+    """Dynamo, Python's part of torch.compile, must not take the meter for a part of the program."""
+    expect_the_same_compiled("aot_eager")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler: g++")
+@on_ranks(2)
+def test_programs_compiled_to_machine_code_are_counted_like_others(here: Here) -> None:
+    expect_the_same_compiled("inductor")
+
+
 # Groups
 
 
@@ -469,7 +544,7 @@ def test_scopes_say_what_the_traffic_is_for(here: Here) -> None:
         entries = ledger.close().entries
     assert [(e.activity, e.purpose) for e in entries] == [
         (Activity.EVAL, Purpose.METRICS),
-        (Activity.INIT, Purpose.OTHER),
+        (Activity.INIT, Purpose.UNKNOWN),
     ]
 
 
@@ -506,6 +581,51 @@ def test_fully_sharded_data_parallel_is_recorded(here: Here) -> None:
     scattered = [e for e in entries if e.op is Op.REDUCE_SCATTER]
     assert len(gathered) >= 2, entries
     assert [(e.payload_bytes, e.wire_bytes) for e in scattered] == [(512, 512.0)] * 2, entries
+
+
+@on_ranks(2)
+def test_parameters_that_are_gathered_again_in_backward_are_no_gradients(here: Here) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    def layers() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
+
+    sharded = layers()
+    for module in (*sharded, sharded):
+        fully_shard(module, mesh=init_device_mesh("cpu", (2,)))
+    first = FullyShardedDataParallel(layers(), device_id=torch.device("cpu"))
+    for model, times_gathered in ((sharded, 6), (first, 1)):  # FSDP1 keeps what its root has gathered
+        with installed(Ledger()) as ledger:
+            model(torch.ones(4, 8)).sum().backward()
+            purposes: dict[tuple[Op, Purpose], list[int]] = {}
+            for entry in ledger.close().entries:
+                purposes.setdefault((entry.op, entry.purpose), []).append(entry.payload_bytes)
+        assert set(purposes) == {(Op.ALL_GATHER, Purpose.PARAMETERS), (Op.REDUCE_SCATTER, Purpose.GRADIENT)}
+        assert len(purposes[Op.ALL_GATHER, Purpose.PARAMETERS]) == times_gathered, purposes
+        assert sum(purposes[Op.REDUCE_SCATTER, Purpose.GRADIENT]) == 3 * 8 * 8 * 4
+
+
+@on_ranks(2)
+def test_whatever_a_communication_hook_of_ddp_sends_is_gradients(here: Here) -> None:
+    """Codes are integers, and are gathered: it is who sends them that tells."""
+    ddp = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
+
+    def gather_codes(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are texts
+        codes = bucket.buffer().to(torch.int8)
+        dist.all_gather([torch.empty_like(codes) for _ in range(2)], codes)
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    ddp.register_comm_hook(None, gather_codes)
+    with installed(Ledger()) as ledger:
+        ddp(torch.ones(2, 4)).sum().backward()
+        dist.all_gather([torch.empty(4) for _ in range(2)], torch.ones(4))
+        entries = ledger.close().entries
+    gathered = [(e.payload_bytes, e.purpose) for e in entries if e.op is Op.ALL_GATHER]
+    assert gathered == [(20, Purpose.GRADIENT), (16, Purpose.UNKNOWN)]
 
 
 @on_ranks(2)

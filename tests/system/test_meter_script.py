@@ -50,14 +50,14 @@ def in_a_namespace(command: Sequence[str], folder: Path) -> tuple[Ended, int]:
     return ended, int((folder / "lo.txt").read_text().split()[9])
 
 
-STEPS = {"ddp": 20, "fsdp2": 20, "pipeline": 10, "subgroups": 10}
+STEPS = {"ddp": 20, "fsdp2": 20, "pipeline": 10, "subgroups": 10, "sparse": 10}
 """Enough for what starting costs, and the roll call, to be little beside them."""
 
 
 @NAMESPACES
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("pipeline", 2), ("pipeline", 4), ("subgroups", 4)],
+    [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("pipeline", 2), ("pipeline", 4), ("subgroups", 4), ("sparse", 3)],
 )
 def test_the_report_is_what_the_kernel_saw_and_results_are_bitwise_the_same(
     tmp_path: Path, name: str, ranks: int

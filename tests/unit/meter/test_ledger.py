@@ -92,7 +92,7 @@ def test_totals_are_split_by_operation_phase_and_purpose_and_outlive_closing() -
     assert ledger.totals == {
         Key(Op.ALL_REDUCE, Activity.TRAIN, Purpose.GRADIENT): Total(2, 30, 45.0),
         Key(Op.ALL_GATHER, Activity.TRAIN, Purpose.METRICS): Total(1, 1, 2.0),
-        Key(Op.BROADCAST, Activity.INIT, Purpose.OTHER): Total(1, 5, 7.0),
+        Key(Op.BROADCAST, Activity.INIT, Purpose.UNKNOWN): Total(1, 5, 7.0),
     }
     assert ledger.total() == Total(4, 36, 54.0)
     assert ledger.total(activity=Activity.TRAIN) == Total(3, 31, 47.0)
@@ -144,7 +144,7 @@ def test_the_phase_is_the_process_s_and_the_purpose_the_thread_s() -> None:
     with ledger.scope(activity=Activity.TRAIN, purpose=Purpose.METRICS):
         in_a_thread(lambda: record(ledger))
     (entry,) = ledger.close().entries
-    assert (entry.activity, entry.purpose) == (Activity.TRAIN, Purpose.OTHER)
+    assert (entry.activity, entry.purpose) == (Activity.TRAIN, Purpose.UNKNOWN)
 
 
 def test_nothing_is_lost_when_threads_record_while_another_closes() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from dtrain.exchange import Op
 from dtrain.meter.job_traffic import JobTraffic, RankFigures, own_figures, read_figures
@@ -17,7 +19,7 @@ WORLD = Group("default_pg", (0, 1, 2, 3))
 
 
 def entry(start: float, seconds: float | None, payload: int = 1000, op: Op = Op.ALL_REDUCE) -> Entry:
-    return Entry(op, Activity.INIT, Purpose.OTHER, payload, 1.5 * payload, 4, "0", start, seconds)
+    return Entry(op, Activity.INIT, Purpose.UNKNOWN, payload, 1.5 * payload, 4, "0", start, seconds)
 
 
 def tally(*entries: Entry) -> Tally:
@@ -33,7 +35,7 @@ def test_collectives_of_one_kind_are_added_up_and_others_kept_apart() -> None:
     sums = tally(entry(0, 1.0), entry(1, 1.0, 600), entry(2, None, 2000), entry(3, 1.0, 0, Op.BARRIER)).sums
 
     def kind(op: Op, size: int) -> Kind:
-        return Kind(op, Activity.INIT, Purpose.OTHER, WORLD, size)
+        return Kind(op, Activity.INIT, Purpose.UNKNOWN, WORLD, size)
 
     assert sums == {
         kind(Op.ALL_REDUCE, 512): Sum(2, 2, 1600, 2400.0, 2400.0, 2.0),
@@ -56,7 +58,7 @@ def test_sums_survive_the_store() -> None:
     before = tally(entry(0, 1.0), entry(1, None, 5))
     assert from_json(json.loads(json.dumps(before.as_json()))) == before.sums
     figures = read_figures(own_figures(2, "node1", 5.0, before, Counters(1, 2)))
-    assert figures == RankFigures(2, "node1", 5.0, 1.0, before.sums, Counters(1, 2))
+    assert figures == RankFigures(2, "node1", 5.0, 1.0, before.sums, Counters(1, 2), {})
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_what_may_be_under_way_is_not_closed_before_its_time_is_known() -> None:
 
 
 def test_a_report_without_all_ranks_says_so_and_shows_the_others() -> None:
-    figures = [RankFigures(rank, f"node{rank}", 5.0, 1.0, tally(entry(0, 1.0)).sums, None) for rank in (0, 2)]
+    figures = [RankFigures(rank, f"node{rank}", 5.0, 1.0, tally(entry(0, 1.0)).sums, None, {}) for rank in (0, 2)]
     report = JobTraffic(["x.py"], 4, figures, None)
     assert report.missing_ranks == [1, 3]
     assert report.as_json()["total_wire_bytes_all_ranks"] == 3000.0
@@ -107,9 +109,37 @@ def test_a_report_without_all_ranks_says_so_and_shows_the_others() -> None:
     assert report.as_json()["nic"] == []
 
 
+def shown(report: JobTraffic) -> str:
+    """What a person reads, in one line."""
+    console = Console(file=StringIO(), width=200)
+    with console.capture() as capture:
+        console.print(report.tables())
+    return " ".join(capture.get().split())
+
+
+def test_calls_that_could_not_be_counted_are_in_the_report() -> None:
+    before = tally(entry(0, 1.0))
+    before._ledger.note_uncounted(Op.ALL_REDUCE, "why")
+    before._ledger.note_uncounted(Op.ALL_REDUCE, "why")
+    before._ledger.note_uncounted(Op.BROADCAST, "why")
+    figures = [read_figures(own_figures(rank, "node", 5.0, before, None)) for rank in range(4)]
+    report = JobTraffic(["x.py"], 4, figures, None)
+    assert report.as_json()["uncounted_calls_all_ranks"] == 12
+    assert report.as_json()["uncounted"] == [{"op": "all_reduce", "calls": 8}, {"op": "broadcast", "calls": 4}]
+    assert "INCOMPLETE: without 8 calls of all_reduce, 4 calls of broadcast that could not be counted" in shown(report)
+
+
+def test_a_complete_report_does_not_say_that_it_is_not() -> None:
+    figures = [RankFigures(rank, "node", 5.0, 1.0, tally(entry(0, 1.0)).sums, None, {}) for rank in range(4)]
+    report = JobTraffic(["x.py"], 4, figures, None)
+    assert report.as_json()["uncounted_calls_all_ranks"] == 0
+    assert report.as_json()["uncounted"] == []
+    assert "INCOMPLETE" not in shown(report)
+
+
 def test_top_talkers_come_first_and_hosts_count_once() -> None:
     def rank(number: int, *entries: Entry) -> RankFigures:
-        return RankFigures(number, "node0", 5.0, 1.0, tally(*entries).sums, Counters(10 + number, 20))
+        return RankFigures(number, "node0", 5.0, 1.0, tally(*entries).sums, Counters(10 + number, 20), {})
 
     report = JobTraffic(
         ["x.py"], 2, [rank(0, entry(0, 1.0, 10)), rank(1, entry(0, 1.0), entry(1, 1.0, op=Op.SEND))], "lo"
