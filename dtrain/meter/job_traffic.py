@@ -21,6 +21,14 @@ TIMES_NOTE = (
     "Times run from a collective's start on a rank to its completion, waiting for slower ranks included, and so does "
     "busbw (as in nccl-tests), per rank. Point to point, and some operations of some backends, have no times."
 )
+SEEN_NOTE = (
+    "Not seen: calls of a backend object itself (ProcessGroupGloo(...), group._get_backend(...)), MPI, Horovod, and "
+    "replays of a CUDA graph, whose capture is."
+)
+STARTED_BY_ITSELF = (
+    "Processes that the program starts by itself (mp.spawn, Ray, Lightning's launcher) are not metered. To meter all, "
+    "start every rank under `python -m dtrain.meter`, as torchrun does, or call dtrain.meter.install() in each instead."
+)
 MAX_ROWS = 12
 """Of a table; JSON has the rest."""
 
@@ -93,6 +101,12 @@ class JobTraffic:
         return sorted(set(range(self.world_size)) - {figures.rank for figures in self.ranks})
 
     @property
+    def num_unmetered_ranks(self) -> int:
+        """How many ranks of the program's groups are beyond those of the job as it was started."""
+        in_groups = {rank for figures in self.ranks for kind in figures.sums for rank in kind.group.ranks}
+        return max(0, len(in_groups) - self.world_size)
+
+    @property
     def uncounted(self) -> dict[Op, int]:
         """How many calls of each operation, on all ranks, are in no figure."""
         calls: dict[Op, int] = {}
@@ -125,6 +139,7 @@ class JobTraffic:
             "command": list(self.command),
             "world_size": self.world_size,
             "missing_ranks": self.missing_ranks,
+            "unmetered_ranks": self.num_unmetered_ranks,
             "uncounted_calls_all_ranks": sum(self.uncounted.values()),
             "uncounted": [{"op": op, "calls": calls} for op, calls in self.uncounted.items()],
             "total_wire_bytes_all_ranks": total.wire_bytes,
@@ -165,11 +180,13 @@ class JobTraffic:
         ]
         if self.missing_ranks:
             parts.append(f"without rank {', '.join(map(str, self.missing_ranks))}: no figures came")
+        if self.num_unmetered_ranks:
+            parts.append(f"without {_count(self.num_unmetered_ranks, 'rank')} of its groups. {STARTED_BY_ITSELF}")
         if self.uncounted:
             listed = ", ".join(f"{_count(calls, 'call')} of {op}" for op, calls in self.uncounted.items())
             parts.append(f"INCOMPLETE: without {listed} that could not be counted; a warning above says why")
         if not total.collectives:
-            return Renderables(*parts)
+            return Renderables(*parts, f"{STARTED_BY_ITSELF} {SEEN_NOTE}")
         parts.append(self._table("operation", self.by(lambda kind: kind.op)))
         parts.append(self._table("payload", self.by(lambda kind: (kind.op, kind.size)), _size_class))
         parts.append(self._table("group", self.by(lambda kind: kind.group), lambda g: f"{g.name} {_ranks(g.ranks)}"))
@@ -180,7 +197,7 @@ class JobTraffic:
         parts.append(self._rank_table())
         if self.interface is not None:
             parts.append(self._nic_table())
-        parts.append(TIMES_NOTE)
+        parts.append(f"{TIMES_NOTE} {SEEN_NOTE}")
         return Renderables(*parts)
 
     def _table(self, name: str, sums: Mapping[K, Sum], label: Callable[[K], str] = str) -> Table:

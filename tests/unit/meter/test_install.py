@@ -118,6 +118,18 @@ def test_metered_a_call_gives_what_it_gives_without_and_a_refused_one_is_not_cou
     assert ledger.uncounted == {}
 
 
+def test_calls_of_a_backend_object_itself_are_not_seen() -> None:
+    """As docs/metering.md and the report say: they pass no dispatcher."""
+    ledger = dtrain.meter.install()
+    value = torch.ones(3)
+    assert dist.group.WORLD is not None
+    dist.group.WORLD._get_backend(torch.device("cpu")).allreduce([value]).wait()
+    dist.ProcessGroupGloo(dist.HashStore(), 0, 1).allreduce([value]).wait()
+    assert ledger.total().count == 0
+    dist.group.WORLD.allreduce([value]).wait()
+    assert ledger.total().count == 1
+
+
 def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """What the meter said; torch logs, too."""
     return [record for record in caplog.records if record.name.startswith("dtrain")]

@@ -132,9 +132,24 @@ def test_calls_that_could_not_be_counted_are_in_the_report() -> None:
 def test_a_complete_report_does_not_say_that_it_is_not() -> None:
     figures = [RankFigures(rank, "node", 5.0, 1.0, tally(entry(0, 1.0)).sums, None, {}) for rank in range(4)]
     report = JobTraffic(["x.py"], 4, figures, None)
-    assert report.as_json()["uncounted_calls_all_ranks"] == 0
+    assert report.as_json()["uncounted_calls_all_ranks"] == report.as_json()["unmetered_ranks"] == 0
     assert report.as_json()["uncounted"] == []
     assert "INCOMPLETE" not in shown(report)
+    assert "install()" not in shown(report)
+
+
+def test_ranks_of_groups_that_are_not_metered_are_counted_and_it_says_how_to_meter_them() -> None:
+    """As under mp.spawn, or Lightning's launcher, where only the process that was started reports."""
+    report = JobTraffic(["x.py"], 1, [RankFigures(0, "node", 5.0, 1.0, tally(entry(0, 1.0)).sums, None, {})], None)
+    assert report.as_json()["unmetered_ranks"] == 3
+    assert "1 rank sent 1.50 KB in 1 collectives without 3 ranks of its groups." in shown(report)
+    assert "call dtrain.meter.install() in each instead" in shown(report)
+
+
+def test_a_report_of_nothing_says_what_is_not_seen() -> None:
+    report = JobTraffic(["x.py"], 1, [RankFigures(0, "node", 5.0, 1.0, {}, None, {})], None)
+    assert "call dtrain.meter.install() in each instead" in shown(report)
+    assert "group._get_backend(...)" in shown(report)
 
 
 def test_top_talkers_come_first_and_hosts_count_once() -> None:
