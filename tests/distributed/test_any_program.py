@@ -343,7 +343,7 @@ def test_under_ddp_nothing_but_updates_is_sent(here: Here) -> None:
                 cross_entropy(model(inputs), labels).backward()
                 optimizer.step()
         synchronizer.close()
-        return weights(module), ledger.total().wire_bytes - ledger.total(purpose=Purpose.OTHER).wire_bytes
+        return weights(module), ledger.total().wire_bytes - ledger.total(purpose=Purpose.UNKNOWN).wire_bytes
 
     plain = perceptron()
     expected, sent = train(plain, plain)
