@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
+from torch._C._distributed_c10d import Store
 
 from dtrain.files import write_whole
 from dtrain.meter import c10d, script
@@ -40,10 +41,8 @@ class _Meter:
         self._command = arguments.command
         self._json: Path | None = arguments.json
         self._interface: str | None = arguments.nic
-        self._store = job_store(os.environ)
         self._rank, self._world_size = 0, 1
-        if self._store is not None:
-            self._rank, self._world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._store = self._meet()
         if self._json is not None and self._rank == 0:
             write_whole(self._json, "")  # a path that cannot be written to is a mistake now, and not in a week
         self._ledger = Ledger(close_every=CLOSE_EVERY)
@@ -57,6 +56,19 @@ class _Meter:
         self._nic = self._counters()
         self._start = time.perf_counter()
         self.error: BaseException | None = None
+
+    def _meet(self) -> Store | None:
+        """The job's store; None where there is none, or it does not answer: the program may do without."""
+        try:
+            store = job_store(os.environ)
+        except RuntimeError as error:
+            _say(f"this rank reports for itself alone: {' '.join(str(error).split())[:200]}")
+            if os.environ["RANK"] != "0":
+                self._json = None  # that of rank 0
+            return None
+        if store is not None:
+            self._rank, self._world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return store
 
     def _counters(self) -> Counters | None:
         return None if self._interface is None else read_counters()[self._interface]

@@ -212,6 +212,25 @@ def test_spawned_children_work_and_are_not_metered(tmp_path: Path) -> None:
     as_python_would(["program.py"], tmp_path)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_store_that_does_not_answer_ends_no_program(tmp_path: Path, rank: int) -> None:
+    """A node may start later than the meter waits for it, and the program's own meeting waits longer."""
+    (tmp_path / "program.py").write_text("print('ran')")
+    (tmp_path / "hurried.py").write_text(
+        "import sys, dtrain.meter.__main__ as meter\n"
+        "from dtrain.meter.roll_call import job_store\n"
+        "meter.job_store = lambda environ: job_store(environ, timeout_seconds=0.5)\n"
+        "sys.exit(meter.main())\n"
+    )
+    nobody = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    command = [sys.executable, "hurried.py", "--json", "report.json", "program.py"]
+    ended = run(command, tmp_path, env=environment(nobody)).expect(0)
+    assert ended.stdout == "ran\n"
+    assert "dtrain: this rank reports for itself alone: " in ended.stderr
+    assert "1 rank sent 0 B in 0 collectives" in ended.stderr
+    assert (tmp_path / "report.json").exists() == (rank == 0)
+
+
 ONE_STEP = """
 import os, subprocess, sys, torch, torch.distributed as dist
 def work(rank, store):

@@ -1,12 +1,15 @@
 """Any tree of class folders as a data set: the layout in which most people already have their images.
 
-Two layouts are understood. `root/train/<class>/...` with `root/test/<class>/...` (or `root/val`) is taken as it is.
-`root/<class>/...` alone is split: with the files of a class sorted by path, every fifth is test. That is deterministic,
-stratified, and leaves a fifth for test, provided that a class has five images. Labels number the class names in
-sorted order; class folders may have folders inside. Hidden files and files without an image's suffix are ignored.
+Two layouts are understood. `root/train/<class>/...` with `root/test/<class>/...` is taken as it is; the folders may be
+called `training`, `testing`, `val`, `valid` or `validation`, in any case, and of a test and a validation folder the
+first is evaluated. `root/<class>/...` alone is split: with the files of a class sorted by path, every fifth is test.
+That is deterministic, stratified, and leaves a fifth for test, provided that a class has five images. Labels number the
+class names in sorted order; class folders may have folders inside. Hidden files and files without an image's suffix are
+ignored.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,9 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _TEST_EVERY = 5
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing")
+_VALIDATION = ("val", "valid", "validation")
 
 
 def open_image_folder(
@@ -103,25 +109,63 @@ def find_images(root: Path, split: Split) -> tuple[tuple[str, ...], list[list[st
 
 
 def _has_split_folders(root: Path) -> bool:
-    # A class may be called "train": alone and without folders inside, it is taken for a class.
-    train, held_out = root / "train", [root / "test", root / "val"]
-    if train.is_dir() and any(folder.is_dir() for folder in held_out):
+    """Whether folders below `root` are splits. A class may be called "train": alone, and without folders inside.
+
+    Raises ValueError where they look like splits under names that are not known.
+    """
+    train, held_out = _split_folder(root, _TRAIN), _held_out(root)
+    if train is not None and held_out is not None:
         return True
-    return any(folder.is_dir() and _folders(folder) for folder in (train, *held_out))
+    if any(folder is not None and _folders(folder) for folder in (train, held_out)):
+        return True
+    nested = [name for name in _folders(root) if _folders(root / name) and not _holds_images(root / name)]
+    alike = [[name for name in nested if words & _words(name)] for words in (set(_TRAIN), {*_TEST, *_VALIDATION})]
+    if all(alike):
+        listed = ", ".join(sorted({*alike[0], *alike[1]}))
+        raise ValueError(
+            f"image_folder: {listed} in {root} look like splits, not like classes; rename them to train and test, or "
+            "put the images right into the folder of their class"
+        )
+    return False
+
+
+def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder below `root` that has one of these names, in any case. Raises ValueError if there are several."""
+    found = [root / name for name in _folders(root) if name.lower() in names]
+    if len(found) > 1:
+        listed = ", ".join(folder.name for folder in found)
+        raise ValueError(
+            f"image_folder: {root} has {listed}, of which only one can be meant; rename or remove the other"
+        )
+    return found[0] if found else None
+
+
+def _held_out(root: Path) -> Path | None:
+    return _split_folder(root, _TEST) or _split_folder(root, _VALIDATION)
+
+
+def _words(name: str) -> set[str]:
+    """Of train2017 and trainset: train."""
+    return {word.removesuffix("set") for word in re.split(r"[^a-z]+", name.lower())}
+
+
+def _holds_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
 
 
 def _find_in_split_folder(root: Path, split: Split) -> tuple[tuple[str, ...], list[list[str]]]:
-    names = ("train",) if split == "train" else ("test", "val")
-    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    train = _split_folder(root, _TRAIN)
+    folder = train if split == "train" else _held_out(root)
     if folder is None:
         raise FileNotFoundError(
-            f"image_folder: {root} has no folder {' or '.join(names)} beside {', '.join(_folders(root))}; "
-            "make one with the same class folders inside"
+            f"image_folder: {root} has no folder {'train' if split == 'train' else 'test or val'} "
+            f"beside {', '.join(_folders(root))}; make one with the same class folders inside"
         )
-    classes = _class_names(root / "train" if (root / "train").is_dir() else folder)
+    classes = _class_names(train or folder)
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
-        raise ValueError(f"image_folder: {folder} has classes that {root / 'train'} has not: {', '.join(unknown)}")
+        raise ValueError(f"image_folder: {folder} has classes that {train} has not: {', '.join(unknown)}")
     paths = _find_in_classes(folder, classes, empty_allowed=split == "test")
     if not any(paths):
         raise ValueError(f"image_folder: there are no images in {folder}; known suffixes: {_known_suffixes()}")

@@ -5,11 +5,12 @@ allocated), so a file that does not fit leaves the model as it was. This is the 
 torch.load, and only with weights_only=True.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from zipfile import ZipFile
 
 import numpy as np
@@ -20,50 +21,62 @@ from torch import Tensor, nn
 
 from dtrain.vision.models.alexnet import AlexNet
 from dtrain.vision.models.squeezenet import SqueezeNet
+from dtrain.vision.models.weight_format import FORMATS, format_of
 
 T = TypeVar("T")
 
-FORMATS = {
-    ".safetensors": "safetensors",
-    ".pth": "a state dict saved by torch (tensors by name, nothing else)",
-    ".pt": "a state dict saved by torch (tensors by name, nothing else)",
-    ".npz": "numpy arrays by name",
-}
+_CUSTOMARY_KEYS = ("state_dict", "model_state_dict", "model")
+"""Under which training programs keep the state dict in what they save."""
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What DDP, torch.compile, FSDP and activation checkpointing put into the names of parameters."""
+_NOT_ALLOWED = re.compile(r"GLOBAL (\S+) was not an allowed|Unsupported (?:global|class|operand)[: ]+(?:GLOBAL )?(\S+)")
 
 
 def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     """Copy every tensor of the file at `path` into `model`, cast to the dtype and device that the model has there.
 
-    The suffix says how the file is read:
-        .safetensors: tensors by the model's state-dict names.
-        .pth, .pt: a state dict saved by torch, such as torchvision's; anything but tensors in it is refused.
+    The content says how the file is read, whatever its suffix:
+        safetensors: tensors by the model's state-dict names.
+        saved by torch: such a state dict, torchvision's for one, or a mapping that has it as "state_dict",
+            "model_state_dict" or "model". Objects that are not tensors, numbers or texts are refused.
         .npz: arrays by Caffe layer name, `<layer>|w` (convolutions OIHW, fc: out x in) and `<layer>|b`; only for
             SqueezeNet and AlexNet.
+
+    In names, what DDP (`module.`), torch.compile (`_orig_mod.`) and FSDP put into them is passed over.
 
     Options without weights are the caller's affair: published weights want those of `dtrain.vision.models.PUBLISHED`.
 
     Raises:
         FileNotFoundError: there is no file at `path`.
-        ValueError: the suffix is unknown, the file cannot be read, or it does not fit the model; the message names the
-            first tensor that is missing, not the model's, or of another shape or kind. The model is then unchanged.
+        ValueError: the file is no file of weights, cannot be read, or does not fit the model; the message names the
+            first tensor that is missing, not the model's, of another shape or kind, or not finite. The model is then
+            unchanged.
     """
     path = Path(path)
     targets: dict[str, Tensor] = model.state_dict()
     if any(target.is_meta for target in targets.values()):
         raise ValueError("the model is on the meta device, where weights have no memory: build it on cpu")
-    if path.suffix not in FORMATS:
-        raise ValueError(f"cannot tell the format of {path} by its suffix: need one of {', '.join(FORMATS)}")
-    if not path.exists():
-        raise FileNotFoundError(f"no weight file at {path}: check the path, or download it first")
-    if path.suffix == ".npz":
+    kind = format_of(path)
+    if kind == "npz":
         targets = {caffe: targets[name] for caffe, name in _caffe_names(model).items()}
         _check_fit(path, _read(path, _npz_claims), targets)
         tensors = _read(path, _npz_tensors)
     else:
-        tensors = _read(path, load_file if path.suffix == ".safetensors" else _torch_tensors)
+        tensors = _read(path, load_file if kind == "safetensors" else _torch_tensors)
+        names = _without_wrappers(tensors, targets)
+        tensors = {names[name]: tensor for name, tensor in tensors.items()}
     _check_fit(path, {name: _Claim.of(tensor) for name, tensor in tensors.items()}, targets)
+    cast = {name: tensors[name].to(target.dtype) for name, target in targets.items()}
+    _check_finite(path, cast)
     for name, target in targets.items():
-        target.copy_(tensors[name])
+        target.copy_(cast[name])
+
+
+def _without_wrappers(names: Iterable[str], targets: Iterable[str]) -> dict[str, str]:
+    """What each name is without wrappers; itself, if the model has modules of such a name, or two would be one."""
+    shorter = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names}
+    own = any(part in _WRAPPERS for target in targets for part in target.split("."))
+    return {name: name for name in shorter} if own or len(set(shorter.values())) < len(shorter) else shorter
 
 
 @dataclass(frozen=True)
@@ -99,21 +112,67 @@ def _check_fit(path: Path, claims: Mapping[str, _Claim], targets: Mapping[str, T
             raise ValueError(f"{path} has {name!r}, which the model lacks: {cure}")
 
 
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{path}: {name!r} holds NaN or Inf: the run that wrote it had diverged; take an earlier checkpoint"
+            )
+
+
 def _read(path: Path, reader: Callable[[Path], dict[str, T]]) -> dict[str, T]:
     try:
         return reader(path)
+    except _NotWeightsError as error:
+        raise ValueError(f"cannot read {path} as weights: {error}") from None
     except Exception as error:  # a damaged file makes these parsers raise some fifteen kinds of exception
         raise ValueError(
-            f"cannot read {path} as {FORMATS[path.suffix]} ({type(error).__name__}): "
-            "if it is truncated, fetch it again; if it is of another format, save it as this one"
+            f"cannot read {path} as weights ({type(error).__name__}): "
+            f"if it is truncated, fetch it again; if it is of another format, save it as {FORMATS}"
         ) from error
 
 
+class _NotWeightsError(Exception):
+    """A sound file of torch that is something else; the message says what, and the cure."""
+
+
 def _torch_tensors(path: Path) -> dict[str, Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TypeError("not a state dict")
-    return dict(state)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _refused(str(error)) or error from None
+    if _is_state_dict(content):
+        return dict(content)
+    keys = [key for key in _CUSTOMARY_KEYS if isinstance(content, Mapping) and _is_state_dict(content.get(key))]
+    if len(keys) == 1:
+        return dict(content[keys[0]])
+    if keys:
+        raise _NotWeightsError(f"it has state dicts as {', '.join(keys)}: save the one that you mean, alone")
+    held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise _NotWeightsError(
+        f"it holds {held or 'nothing'}, and no state dict as {', '.join(_CUSTOMARY_KEYS)}: save model.state_dict(), "
+        "tensors by name, nothing else"
+    )
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
+
+
+def _refused(message: str) -> _NotWeightsError | None:
+    """What torch refuses to load with weights_only=True; None for any other error."""
+    if "TorchScript" in message:
+        return _NotWeightsError("it is a TorchScript program: save the state_dict() of what torch.jit.load gives")
+    if (found := _NOT_ALLOWED.search(message)) is None:
+        return None
+    return _NotWeightsError(
+        f"it holds Python objects ({found[1] or found[2]}), which may run code as they are read, where weights are "
+        "tensors by name, nothing else: where you trust the file, save its state dict alone"
+    )
 
 
 def _npz_claims(path: Path) -> dict[str, _Claim]:

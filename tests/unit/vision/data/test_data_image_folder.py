@@ -51,6 +51,64 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path, held_out: 
     assert test.read([0])[1].tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("training", "validation"),
+        ("Train", "Test"),
+        ("TRAIN", "VAL"),
+        ("Training", "testing"),
+        ("train", "valid"),
+    ],
+)
+def test_splits_are_known_by_their_customary_names_in_any_case(tmp_path: Path, train: str, held_out: str) -> None:
+    """Taken for two classes, a network tells them apart perfectly, and has learned nothing."""
+    write(tmp_path / train / "a" / "1.png", 1)
+    write(tmp_path / train / "b" / "2.png", 2)
+    write(tmp_path / held_out / "b" / "3.png", 3)
+    assert opened(tmp_path).classes == ("a", "b")
+    assert images_of(opened(tmp_path))[:, 0, 0, 0].tolist() == [1, 2]
+    assert images_of(opened(tmp_path, "test"))[:, 0, 0, 0].tolist() == [3]
+
+
+def test_of_a_test_and_a_validation_folder_the_first_is_evaluated(tmp_path: Path) -> None:
+    for number, name in enumerate(("Training", "Validation", "Test")):
+        write(tmp_path / name / "a" / "1.png", number)
+    assert images_of(opened(tmp_path, "test"))[:, 0, 0, 0].tolist() == [2]
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("Train", "training", "test"):
+        write(tmp_path / name / "a" / "1.png")
+    with pytest.raises(ValueError, match="has Train, training, of which only one can be meant"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train2017", "val2017"), ("train_images", "test_images"), ("my-training", "x.valid"), ("TrainSet", "testset")],
+)
+def test_folders_that_look_like_splits_are_not_taken_for_classes(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        for i in range(5):
+            write(tmp_path / name / "a" / f"{i}.png")
+    for split in ("train", "test"):
+        with pytest.raises(
+            ValueError, match=rf"{', '.join(sorted(names))} in .* look like splits.*rename them to train"
+        ):
+            opened(tmp_path, split)
+
+
+def test_classes_that_only_sound_like_splits_are_classes(tmp_path: Path) -> None:
+    names = ("test_tube", "train_station", "trains")
+    for name in names:
+        for i in range(5):
+            write(tmp_path / name / f"{i}.png")
+    (tmp_path / "train_station" / "2019").mkdir()
+    write(tmp_path / "test_tube" / "2019" / "1.png")
+    assert opened(tmp_path).classes == names
+
+
 def test_a_val_folder_alone_can_be_evaluated_but_not_trained_on(tmp_path: Path) -> None:
     write(tmp_path / "val" / "a" / "1.png")
     assert len(opened(tmp_path, "test")) == 1

@@ -1,8 +1,13 @@
 """Weights of other people's files: what loads, what is refused, and that the published ones compute what Caffe did."""
 
+import argparse
+import gzip
 import pickle
+import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -212,9 +217,9 @@ def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
 # Files that cannot be read
 
 
-def test_an_unknown_suffix_lists_the_known_ones(tmp_path: Path) -> None:
-    (tmp_path / "weights.caffemodel").touch()
-    assert_refused(small(), tmp_path / "weights.caffemodel", r"\.safetensors, \.pth, \.pt, \.npz")
+def test_content_that_is_no_format_known_lists_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "weights.caffemodel").write_bytes(b"\n\tSqueezeNet")
+    assert_refused(small(), tmp_path / "weights.caffemodel", r"neither safetensors, a state dict .* or \.npz")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -247,7 +252,7 @@ def test_an_unreadable_file_is_one_value_error_that_names_it(
     path = tmp_path / f"weights{suffix}"
     save(small(), path)
     path.write_bytes(spoil(path.read_bytes()))
-    assert_refused(small(), path, f"cannot read .*weights{suffix} as .* fetch it again")
+    assert_refused(small(), path, f"cannot read .*weights{suffix} as .* fetch (it|the file itself) again")
 
 
 def test_a_damaged_archive_is_refused_by_its_checksum(tmp_path: Path) -> None:
@@ -279,11 +284,165 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: 
     assert not Path("executed").exists()
 
 
-def test_a_checkpoint_with_more_than_tensors_is_refused(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": small().state_dict()}, tmp_path / "checkpoint.pth")
-    assert_refused(
-        small(), tmp_path / "checkpoint.pth", "as a state dict saved by torch .tensors by name, nothing else"
-    )
+# Files as other people's programs write them
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_names_of_ddp_and_compiled_models_load(tmp_path: Path, prefix: str, suffix: str) -> None:
+    source, model = small(), small()
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    path = tmp_path / f"weights{suffix}"
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    load_weights(model, path)
+    assert_equal_states(model, source.state_dict())
+
+
+def test_wrappers_of_parts_of_a_model_are_passed_over_too(tmp_path: Path) -> None:
+    source, model = small(), small()
+    state = {name.replace("features.", "features._orig_mod."): value for name, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth")
+    assert_equal_states(model, source.state_dict())
+
+
+def test_a_model_with_a_module_called_module_keeps_its_names(tmp_path: Path) -> None:
+    source, model = nn.Module(), nn.Module()
+    source.module, model.module = nn.Linear(2, 2), nn.Linear(2, 2)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth")
+    assert_equal_states(model, source.state_dict())
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pth")
+    assert_refused(model, tmp_path / "weights.pth", "has no 'module.weight'")
+
+
+def test_two_names_that_would_become_one_are_refused(tmp_path: Path) -> None:
+    state = nn.Linear(2, 2).state_dict()
+    torch.save(state | {f"module.{name}": value for name, value in state.items()}, tmp_path / "weights.pth")
+    assert_refused(nn.Linear(2, 2), tmp_path / "weights.pth", "has 'module.weight', which the model lacks")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_the_state_dict_in_a_training_program_s_checkpoint_loads(tmp_path: Path, key: str) -> None:
+    source, model = small(), small()
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.1, momentum=0.9)
+    state = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
+    checkpoint = {"epoch": 3, "arch": "squeezenet", key: state, "optimizer": optimizer.state_dict(), "best": 0.5}
+    torch.save(checkpoint, tmp_path / "checkpoint.pth.tar")
+    load_weights(model, tmp_path / "checkpoint.pth.tar")
+    assert_equal_states(model, source.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name", ["WEIGHTS.PTH", "weights.Pt", "pytorch_model.bin", "last.ckpt", "weights.pth.tar", "w"]
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_saved_loads_whatever_its_name(tmp_path: Path, name: str, zipped: bool) -> None:
+    source, model = small(), small()
+    torch.save(source.state_dict(), tmp_path / name, _use_new_zipfile_serialization=zipped)
+    load_weights(model, tmp_path / name)
+    assert_equal_states(model, source.state_dict())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_other_formats_load_whatever_their_name(tmp_path: Path, suffix: str) -> None:
+    source, model = small(), small()
+    save(source, tmp_path / f"weights{suffix}")
+    (tmp_path / f"weights{suffix}").rename(tmp_path / "weights.bin")
+    load_weights(model, tmp_path / "weights.bin")
+    assert_equal_states(model, source.state_dict())
+
+
+STATE = nn.Linear(2, 2).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (
+            {"epoch": 3, "net": STATE},
+            "it holds epoch, net, and no state dict as state_dict, model_state_dict, model: save",
+        ),
+        ({"model": STATE, "state_dict": STATE}, "state dicts as state_dict, model: save the one that you mean"),
+        ([STATE], "it holds a list"),
+        ({}, "it holds nothing"),
+        (
+            {"state_dict": STATE, "args": argparse.Namespace()},
+            r"Python objects \(argparse.Namespace\).*save its state dict",
+        ),
+        (nn.Linear(2, 2), r"Python objects \(torch.nn.modules.linear.Linear\)"),
+    ],
+)
+def test_what_is_no_state_dict_is_named_with_the_cure(tmp_path: Path, content: object, part: str) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    assert_refused(nn.Linear(2, 2), tmp_path / "weights.pth", f"cannot read .*weights.pth as weights: .*{part}")
+
+
+def test_a_torchscript_program_is_named_with_the_cure(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "weights.pt")
+    assert_refused(nn.Linear(2, 2), tmp_path / "weights.pt", r"a TorchScript program: save the state_dict\(\)")
+
+
+def tar_of(data: bytes) -> bytes:
+    archive = BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        member = tarfile.TarInfo("weights.pth")
+        member.size = len(data)
+        tar.addfile(member, BytesIO(data))
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "part"),
+    [
+        (
+            "weights.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4993696\n",
+            "a Git LFS pointer to a file of 4,993,696 bytes: fetch that, by `git lfs pull`",
+        ),
+        ("weights.pth", b"\n<!DOCTYPE html><html>", "a web page: fetch the file itself"),
+        ("weights.pth", b"", "empty: fetch it again"),
+        ("weights.pth.gz", gzip.compress(b"weights"), "unpack it, and name the file in it"),
+        ("weights.pth.tar", tar_of(b"weights"), "unpack it, and name the file in it"),
+        ("weights.dtz", b"\x93DTZ....", "a packed model: make safetensors of it, by `dtrain unpack`"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_named_with_the_cure(tmp_path: Path, name: str, data: bytes, part: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert_refused(small(), tmp_path / name, f"cannot read .*{name} as weights: it is .*{part}")
+
+
+def test_a_folder_is_refused_with_the_files_in_it(tmp_path: Path) -> None:
+    assert_refused(small(), tmp_path, "it is a folder; name a file of weights")
+    for name in ("pytorch_model.bin", "config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert_refused(small(), tmp_path, "it is a folder; name a file in it: model.safetensors, pytorch_model.bin$")
+
+
+def test_a_zip_archive_of_other_files_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert_refused(small(), tmp_path / "weights.pth", "a zip archive of other files: unpack it")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, suffix: str, value: float) -> None:
+    source = small()
+    with torch.no_grad():
+        source.get_parameter("classifier.1.bias")[1] = value
+    save(source, tmp_path / f"weights{suffix}")
+    name = r"conv10\|b" if suffix == ".npz" else "classifier.1.bias"
+    assert_refused(small(), tmp_path / f"weights{suffix}", f"'{name}' holds NaN or Inf: .* take an earlier checkpoint")
+
+
+def test_weights_that_overflow_in_the_model_s_dtype_are_refused(tmp_path: Path) -> None:
+    source = nn.Linear(2, 2)
+    nn.init.constant_(source.weight, 1e6)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    assert_refused(nn.Linear(2, 2).half(), tmp_path / "weights.pth", "'weight' holds NaN or Inf")
 
 
 def test_an_array_that_claims_a_huge_shape_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
