@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 from ranks import Here, on_ranks
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import dtrain
+from dtrain.sync import models, momentum
 from dtrain.sync.synchronizer import NonFiniteGradientError
 
 
@@ -68,3 +70,44 @@ def test_a_step_with_a_closure_that_is_not_finite_on_one_rank_is_left_out_on_all
         moments = [value for state in optimizer.state.values() for value in state.values()]
         assert all(value.isfinite().all() for value in moments)
         synchronizer.close()
+
+
+# Optimizers
+
+
+class Wrapped(torch.optim.Optimizer):
+    """As accelerate's: an Optimizer without a state, hooks or kind of its own."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        return self.optimizer.param_groups
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.optimizer.step(closure)
+
+
+@on_ranks(2)
+def test_the_updates_of_a_wrapped_optimizer_are_exchanged(here: Here) -> None:
+    model = perceptron()
+    optimizer = Wrapped(Wrapped(torch.optim.AdamW(model.parameters(), 1e-2)))
+    synchronizer = dtrain.local(model, optimizer, compressor="int4")
+    for step in range(3):
+        model.zero_grad()
+        backward(model, here, step)
+        optimizer.step()
+        assert_same_on_all(weights(model))
+    assert synchronizer.state_dict()["step"] == 3
+    synchronizer.close()
+
+
+@on_ranks(1)
+def test_the_momentum_and_the_kind_of_a_wrapped_optimizer_are_seen(here: Here) -> None:
+    ddp = DistributedDataParallel(perceptron())
+    sgd = torch.optim.SGD(ddp.parameters(), 0.1, momentum=0.9)
+    synchronizer = dtrain.compress(ddp, "dgc", optimizer=Wrapped(sgd), guard="off")
+    assert sgd.param_groups[0]["momentum"] == 0.0
+    synchronizer.close()
+    assert momentum.kind_of(models.unwrapped(Wrapped(torch.optim.AdamW(ddp.parameters())))) == "adamw"
