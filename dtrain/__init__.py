@@ -54,8 +54,8 @@ def compress(
     Args:
         model: stock DistributedDataParallel, before its first backward pass.
         compressor: a name in `dtrain.compressors.COMPRESSORS`.
-        optimizer: the one that steps. What was measured to fail under it is refused; and a method that keeps the
-            momentum itself (dgc) takes SGD's over, in the optimizer given.
+        optimizer: the one that steps, or what accelerate or Lightning made of it. What was measured to fail under it
+            is refused; and a method that keeps the momentum itself (dgc) takes SGD's over, in the optimizer given.
         guard: "refuse", "warn" about or take ("off") what was measured to fail under this optimizer.
         scaler: the GradScaler of the program, if it has one, so that what was not sent yet follows its scale.
         seed: the same on every rank; for compressors that draw random numbers.
@@ -74,9 +74,10 @@ def compress(
     from dtrain.compressors import trials
     from dtrain.meter import c10d
     from dtrain.meter.ledger import Ledger
-    from dtrain.sync import ddp, momentum
+    from dtrain.sync import ddp, models, momentum
 
     if optimizer is not None:
+        optimizer = models.unwrapped(optimizer)
         trials.check(compressor, options, optimizer=momentum.kind_of(optimizer), exchanged="gradient", guard=guard)
         options = momentum.take_over(compressor, options, optimizer)
     ledger = c10d.installed_ledger() or Ledger()
@@ -103,7 +104,7 @@ def local(
 
     Args:
         model: a plain module, which becomes rank 0's; or a DDP model, whose own all_reduce then stays away.
-        optimizer: of this model's parameters, the worker's own.
+        optimizer: of this model's parameters, the worker's own, or what accelerate or Lightning made of it.
         every: steps from one exchange to the next.
         compressor: a name in `dtrain.compressors.COMPRESSORS`.
         guard: "refuse", "warn" about or take ("off") what was measured to fail under this optimizer.
@@ -124,8 +125,9 @@ def local(
     from dtrain.compressors import trials
     from dtrain.meter import c10d
     from dtrain.meter.ledger import Ledger
-    from dtrain.sync import momentum, program
+    from dtrain.sync import models, momentum, program
 
+    optimizer = models.unwrapped(optimizer)
     compressors.check_for_updates(compressor, options)
     kind = momentum.kind_of(optimizer)
     trials.check(compressor, options, optimizer=kind, exchanged="update", every=every, guard=guard)

@@ -112,7 +112,7 @@ class Local:
         if not parameters:
             raise ValueError("the model has no trainable parameter: nothing to synchronise")
         rank, world_size = communicator.rank, communicator.world_size
-        self._parameters, self._world_size = parameters, world_size
+        self._parameters, self._rank, self._world_size = parameters, rank, world_size
         self._every, self._check_finite = every, check_finite
         self._states = States(
             compressor, parameters, rank=rank, world_size=world_size, seed=seed, check_finite=check_finite
@@ -200,7 +200,7 @@ class Local:
         With another number of ranks each optimizer state becomes the mean of those that were saved, and no local round
         may be under way: call `align` before such a state is saved.
         """
-        made, states, take = self._own.split_off(saved, self._world_size)
+        made, states, take = self._own.split_off(saved, self._rank, self._world_size)
         self._states.load_state_dict(*states)
         rounds = take()
         for slot in self._slots:

@@ -1,4 +1,4 @@
-"""What a program's model is: plain, wrapped or sharded, and whether its parameters can be exchanged."""
+"""What a program's model and optimizer are: plain, wrapped or sharded; and whether parameters can be exchanged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 
 class Kind(NamedTuple):
@@ -48,6 +49,13 @@ def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:
             raise ValueError(
                 f"{name}.weight gets sparse gradients, which are not compressed: build the embedding with sparse=False"
             )
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, inside what accelerate and Lightning put around it: those have no hooks and no kind."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _is_replicated(model: nn.Module) -> bool:

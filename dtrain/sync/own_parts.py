@@ -52,7 +52,7 @@ class OwnParts:
             )
 
     def split_off(
-        self, saved: Sequence[Mapping[str, Any]], world_size: int
+        self, saved: Sequence[Mapping[str, Any]], rank: int, world_size: int
     ) -> tuple[int, list[dict[str, Any]], Callable[[], dict[str, LocalRound]]]:
         """What was saved without these parts; and a function that takes them up.
 
@@ -76,7 +76,8 @@ class OwnParts:
             states.append({**state, "parameters": others})
             own.append(mine)
         self._check(own)
-        return made, states, lambda: self._take(own)
+        taken = [own[rank]] if len(own) == world_size else own  # as many ranks as before: each its own
+        return made, states, lambda: self._take(taken)
 
     def _check(self, own: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> None:
         for mine in own:

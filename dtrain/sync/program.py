@@ -85,14 +85,26 @@ class LocalProgram(Local):
         super().close()
         self._communicator.close()
 
-    def _on_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _on_step(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         known = {id(p) for _, p in self._parameters}
         new = [name for name, p in self._model.named_parameters() if p.requires_grad and id(p) not in known]
         if new:
             raise ValueError(
                 f"{new[0]} was replaced or unfrozen after dtrain.local: close() it and call dtrain.local again"
             )
-        self.before_step()
+        closure = keywords.get("closure", arguments[1] if len(arguments) > 1 else None)
+        if closure is None:
+            self.before_step()
+            return None
+
+        def closure_and_check() -> Any:  # gradients are there once it has run: Lightning's steps are all of this kind
+            loss = closure()
+            self.before_step()
+            return loss
+
+        if "closure" in keywords:
+            return arguments, {**keywords, "closure": closure_and_check}
+        return (arguments[0], closure_and_check, *arguments[2:]), keywords
 
     def _on_stepped(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self._steps += 1

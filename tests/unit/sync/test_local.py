@@ -181,6 +181,27 @@ def test_resumed_it_goes_on_bit_for_bit(name: str, stop: int) -> None:
         assert torch.equal(whole, resumed)
 
 
+def test_given_the_states_of_all_ranks_each_goes_on_with_its_own() -> None:
+    def train(communicator: ThreadCommunicator) -> tuple[dict[str, Any], dict[str, Any]]:
+        own = worker(communicator, "int4", every=2)
+        for step in range(3):
+            own.step(step)
+        return own.synchronizer.state_dict(), own.model.state_dict()
+
+    saved = run_ranks(2, train)
+
+    def take_up(communicator: ThreadCommunicator) -> dict[str, Any]:
+        own = worker(communicator, "int4", every=2)
+        own.model.load_state_dict(saved[communicator.rank][1])
+        own.synchronizer.load_state_dict(*(state for state, _ in saved))
+        return own.synchronizer.state_dict()
+
+    for (before, _), after in zip(saved, run_ranks(2, take_up), strict=True):
+        assert (after["made"], after["rank"]) == (1, before["rank"])
+        for name, parts in before["parameters"].items():
+            assert all(torch.equal(after["parameters"][name][path], part) for path, part in parts.items())
+
+
 def test_another_number_of_ranks_has_the_mean_of_the_optimizers_and_the_sum_of_residuals() -> None:
     def train(communicator: ThreadCommunicator) -> dict[str, Any]:
         own = worker(communicator, "int4")
