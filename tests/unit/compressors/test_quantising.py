@@ -219,7 +219,7 @@ def test_the_same_seed_gives_the_same_bits(compressor: Compressor) -> None:
 def test_one_encoding_of_gaussian_values_errs_as_little_as_its_quantiser_can(name: str, error: float) -> None:
     """Relative squared error. One_bit: 1 - 2/pi; ternary: the best of all scales leaves 0.190."""
     value = draw(500_000, 1)[0]
-    codec = blocks_of(build(name))
+    codec = blocks_of(build(name, **NEAREST[name]))
     bucket = Bucket(value, Layout(("weight",), ((500_000,),)))
     workspace = Workspace(Context(0, 1, 0), bucket, 500_000)
     message, decoded = torch.empty(codec.num_bytes(500_000), dtype=torch.uint8), torch.empty_like(value)
@@ -248,7 +248,7 @@ def test_stochastic_rounding_is_right_on_average(name: str) -> None:
 def test_rounding_to_nearest_errs_less_but_the_same_way_each_time(name: str) -> None:
     values = [draw(5000, 1)[0]]
     true = values[0]
-    nearest = once(build(name), values)[0].mean
+    nearest = once(build(name, **NEAREST[name]), values)[0].mean
     stochastic = once(build(name, rounding="stochastic"), values)[0].mean
     assert (nearest - true).norm() < 0.8 * (stochastic - true).norm()
 
@@ -271,7 +271,7 @@ def test_a_rounding_that_does_not_exist_is_refused_with_those_that_do(name: str)
 @every_world_size
 def test_nothing_is_lost_over_many_steps(name: str, world_size: int) -> None:
     """What went in = world_size x what came out + what is left."""
-    workers = Workers(build(name), 3000, world_size)
+    workers = Workers(build(name, **NEAREST[name]), 3000, world_size)
     given, delivered, size = (torch.zeros(3000, dtype=torch.float64) for _ in range(3))
     for step in range(30):
         values = draw(3000, world_size, seed=step)
@@ -283,7 +283,7 @@ def test_nothing_is_lost_over_many_steps(name: str, world_size: int) -> None:
 
 @with_feedback
 def test_the_residual_does_not_grow(name: str) -> None:
-    workers = Workers(build(name), 6000, 4)
+    workers = Workers(build(name, **NEAREST[name]), 6000, 4)
     norms = []
     for step in range(120):
         workers.exchange([value + 0.3 for value in draw(6000, 4, seed=step)])
@@ -297,7 +297,7 @@ def test_a_small_value_beside_large_ones_arrives_in_time(name: str) -> None:
     value = torch.ones(1000)
     value[::2] *= -1
     value[500] = 0.004
-    workers = Workers(build(name), 1000, 2)
+    workers = Workers(build(name, **NEAREST[name]), 1000, 2)
     arrived = sum(workers.exchange([value, value])[0].mean[500].item() for _ in range(1000)) / 1000
     assert arrived == pytest.approx(0.004, abs=0.002)
 
@@ -323,7 +323,7 @@ def least_squares(compressor: Compressor, world_size: int = 4) -> float:
 
 @with_feedback
 def test_training_reaches_the_loss_of_fp32(name: str) -> None:
-    fp32, compressed = least_squares(build("none")), least_squares(build(name))
+    fp32, compressed = least_squares(build("none")), least_squares(build(name, **NEAREST[name]))
     assert compressed == pytest.approx(fp32, abs=2e-3)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from threads import ThreadCommunicator, run_ranks
 from torch import Tensor, nn
 
 from dtrain.compressors import COMPRESSORS, build
@@ -16,7 +17,6 @@ from dtrain.meter.ledger import Ledger
 from dtrain.sync.every_step import EveryStep
 from dtrain.sync.local import Local
 from dtrain.sync.synchronizer import NonFiniteGradientError
-from tests.threads import ThreadCommunicator, run_ranks
 
 MILD: dict[str, dict[str, Any]] = {
     "ternary": {"rounding": "nearest"},
