@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -59,6 +60,22 @@ def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:
             raise ValueError(
                 f"{name}.weight gets sparse gradients, which are not compressed: build the embedding with sparse=False"
             )
+
+
+def check_ddp(ddp: DistributedDataParallel) -> None:
+    """Raise ValueError, naming the cure, for a model that cannot be exchanged otherwise than DDP does."""
+    hooks = [hook.__qualname__ for hook, _ in ddp._comm_hooks]
+    if hooks:
+        raise ValueError(
+            f"this model has the communication hook {hooks[0]} already, and torch takes one: use dtrain.compress or "
+            "dtrain.local, once"
+        )
+    ranks, world_size = dist.get_process_group_ranks(ddp.process_group), dist.get_world_size()
+    if len(ranks) < world_size:
+        raise ValueError(
+            f"this model is kept together by ranks {', '.join(map(str, ranks))} of {world_size}, and dtrain "
+            "exchanges among all: leave it to DDP; dtrain.meter.install() counts it"
+        )
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:

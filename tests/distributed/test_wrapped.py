@@ -167,3 +167,26 @@ def test_what_keeps_a_model_together_already_is_named_with_what_to_do(here: Here
             dtrain.compress(model, "int4")
         with pytest.raises(ValueError, match=r"dtrain\.local takes a plain module or a DDP model, and " + message):
             dtrain.local(model, optimizer, compressor="int4")
+
+
+@on_ranks(2)
+def test_a_model_that_only_some_ranks_have_in_common_is_one_line(here: Here) -> None:
+    alone = [dist.new_group([rank]) for rank in range(2)][here.rank]
+    ddp = DistributedDataParallel(perceptron(), process_group=alone)
+    message = f"kept together by ranks {here.rank} of 2, and dtrain exchanges among all"
+    with pytest.raises(ValueError, match=message):
+        dtrain.compress(ddp, "int4")
+    with pytest.raises(ValueError, match=message):
+        dtrain.local(ddp, torch.optim.SGD(ddp.parameters(), 0.1), compressor="int4")
+
+
+@on_ranks(2)
+def test_refused_a_ddp_model_goes_on_as_before(here: Here) -> None:
+    ddp, other = DistributedDataParallel(perceptron()), perceptron()
+    with pytest.raises(ValueError, match="is not among the optimizer's parameters"):
+        dtrain.local(ddp, torch.optim.SGD(other.parameters(), 0.1), compressor="int4")
+    optimizer = torch.optim.SGD(ddp.parameters(), 0.1)
+    backward(ddp, here)
+    optimizer.step()
+    assert_same_on_all(weights(ddp))
+    dtrain.local(ddp, optimizer, compressor="int4").close()
