@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -18,13 +19,25 @@ class Kind(NamedTuple):
 
 PLAIN = Kind(
     "a plain module",
-    "wrap it in DistributedDataParallel, or exchange its optimizer's updates with dtrain.local(model, optimizer, ...)",
+    "wrap it in DistributedDataParallel, or give what your trainer wrapped it in (docs/library.md), or exchange its "
+    "optimizer's updates with dtrain.local(model, optimizer, ...)",
 )
+_DDP = Kind("a DistributedDataParallel model", "give that")
 _SHARDED = "its gradients are reduced by shard, which is not compressed; dtrain.meter.install() counts them"
 
 
 def kind_of(model: nn.Module) -> Kind:
-    """What this model is."""
+    """What this model is; where it is nothing of its own, what the first of its parts is that something else runs."""
+    for name, module in model.named_modules():
+        kind = _own_kind(module)
+        if kind is not None:
+            return Kind(f"a module whose {name} is {kind.name}", kind.instead) if name else kind
+    if any("DTensor" in {cls.__name__ for cls in type(p).__mro__} for p in model.parameters()):
+        return Kind("sharded (its parameters are DTensors)", _SHARDED)
+    return PLAIN
+
+
+def _own_kind(model: nn.Module) -> Kind | None:
     names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
     if any(name.endswith(".ReplicateModule") for name in names) or _is_replicated(model):
         return Kind(
@@ -34,9 +47,7 @@ def kind_of(model: nn.Module) -> Kind:
         return Kind("sharded (FSDP)", _SHARDED)
     if any(name.startswith("deepspeed.") for name in names):
         return Kind("a DeepSpeed engine", "it exchanges gradients itself; dtrain.meter.install() counts them")
-    if isinstance(model, DistributedDataParallel):
-        return Kind("a DistributedDataParallel model", "give it as it is")
-    return PLAIN
+    return _DDP if isinstance(model, DistributedDataParallel) else None
 
 
 def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:
@@ -49,6 +60,22 @@ def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:
             raise ValueError(
                 f"{name}.weight gets sparse gradients, which are not compressed: build the embedding with sparse=False"
             )
+
+
+def check_ddp(ddp: DistributedDataParallel) -> None:
+    """Raise ValueError, naming the cure, for a model that cannot be exchanged otherwise than DDP does."""
+    hooks = [hook.__qualname__ for hook, _ in ddp._comm_hooks]
+    if hooks:
+        raise ValueError(
+            f"this model has the communication hook {hooks[0]} already, and torch takes one: use dtrain.compress or "
+            "dtrain.local, once"
+        )
+    ranks, world_size = dist.get_process_group_ranks(ddp.process_group), dist.get_world_size()
+    if len(ranks) < world_size:
+        raise ValueError(
+            f"this model is kept together by ranks {', '.join(map(str, ranks))} of {world_size}, and dtrain "
+            "exchanges among all: leave it to DDP; dtrain.meter.install() counts it"
+        )
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:

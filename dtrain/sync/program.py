@@ -17,7 +17,7 @@ from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.local import Local
-from dtrain.sync.models import PLAIN, check_parameters, kind_of
+from dtrain.sync.models import PLAIN, check_ddp, check_parameters, kind_of
 from dtrain.sync.parameters import share_parameters
 
 
@@ -48,9 +48,10 @@ class LocalProgram(Local):
         *,
         every: int,
         seed: int,
+        ddp: DistributedDataParallel | None = None,
     ) -> None:
         super().__init__(model, optimizer, compressor, communicator, ledger, every=every, seed=seed)
-        self._model, self._communicator = model, communicator
+        self._model, self._communicator, self._ddp = model, communicator, ddp
         self._steps = 0
         self._hooks = [
             optimizer.register_step_pre_hook(self._on_step),
@@ -92,6 +93,11 @@ class LocalProgram(Local):
             raise ValueError(
                 f"{new[0]} was replaced or unfrozen after dtrain.local: close() it and call dtrain.local again"
             )
+        if self._ddp is not None and self._ddp._join_config.enable:
+            raise ValueError(
+                "inside Join a rank whose inputs have ended makes no step, and the others would wait for its updates: "
+                "without Join, call discard() there for each step that others still make"
+            )
         closure = keywords.get("closure", arguments[1] if len(arguments) > 1 else None)
         if closure is None:
             self.before_step()
@@ -128,24 +134,22 @@ def attach(
     """
     if not dist.is_initialized():
         raise ValueError("torch.distributed is not initialised: call torch.distributed.init_process_group first")
-    inner = getattr(model, "_orig_mod", model)
-    kind = kind_of(inner)
-    if isinstance(inner, DistributedDataParallel):
-        if inner._comm_hooks:
-            raise ValueError(
-                f"this model has the communication hook {inner._comm_hooks[0][0].__qualname__} already, and torch "
-                "takes one: use dtrain.local or dtrain.compress, once"
-            )
-        inner.register_comm_hook(None, local_bucket)
-        inner = inner.module
-    elif kind is not PLAIN:
+    given = getattr(model, "_orig_mod", model)
+    kind = kind_of(given)
+    ddp = given if isinstance(given, DistributedDataParallel) else None
+    if ddp is None and kind is not PLAIN:
         raise ValueError(f"dtrain.local takes a plain module or a DDP model, and this is {kind.name}: {kind.instead}")
+    if ddp is not None:
+        check_ddp(ddp)
+    inner: nn.Module = given if ddp is None else ddp.module
     check_parameters(inner, sparse=True)
     _check_trained(inner, optimizer)
     world: Any = dist.group.WORLD
     communicator = TorchCommunicator(world).duplicate()
     share_parameters(inner, communicator, ledger)
-    program = LocalProgram(inner, optimizer, compressor, communicator, ledger, every=every, seed=seed)
+    program = LocalProgram(inner, optimizer, compressor, communicator, ledger, every=every, seed=seed, ddp=ddp)
+    if ddp is not None:  # last: torch never lets go of a hook
+        ddp.register_comm_hook(None, local_bucket)
     if scaler is not None:
         program.follow(scaler)
     return program

@@ -10,6 +10,10 @@ import torch
 import torch.distributed as dist
 from ranks import Here, on_ranks
 from torch import Tensor, nn
+from torch.distributed._composable import replicate, replicate_with_fsdp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import dtrain
@@ -111,3 +115,78 @@ def test_the_momentum_and_the_kind_of_a_wrapped_optimizer_are_seen(here: Here) -
     assert sgd.param_groups[0]["momentum"] == 0.0
     synchronizer.close()
     assert momentum.kind_of(models.unwrapped(Wrapped(torch.optim.AdamW(ddp.parameters())))) == "adamw"
+
+
+# Models
+
+
+def _sharded_layers() -> nn.Module:
+    model = perceptron()
+    fully_shard(model[0])
+    return model
+
+
+def _hybrid() -> nn.Module:
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    model = perceptron()
+    fully_shard(model[0], mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def _tensor_parallel() -> nn.Module:
+    return parallelize_module(perceptron(), init_device_mesh("cpu", (2,)), {"0": ColwiseParallel()})
+
+
+def _with_ddp_inside() -> nn.Module:
+    return nn.Sequential(DistributedDataParallel(perceptron()))
+
+
+def _fsdp1() -> nn.Module:
+    return FullyShardedDataParallel(perceptron(), device_id=torch.device("cpu"))
+
+
+def _replicated_by_fsdp() -> nn.Module:
+    return replicate_with_fsdp.replicate(perceptron(), mesh=init_device_mesh("cpu", (2,)))
+
+
+@on_ranks(2)
+def test_what_keeps_a_model_together_already_is_named_with_what_to_do(here: Here) -> None:
+    for make, message in (
+        (lambda: torch.compile(fully_shard(perceptron()), backend="eager"), r"this is sharded \(FSDP\): its gradients"),
+        (_hybrid, r"this is sharded \(FSDP\): its gradients are reduced by shard, which is not compressed"),
+        (_fsdp1, r"this is sharded \(FSDP\): its gradients"),
+        (_sharded_layers, r"this is a module whose 0 is sharded \(FSDP\): its gradients"),
+        (_tensor_parallel, r"this is sharded \(its parameters are DTensors\): its gradients"),
+        (lambda: replicate(perceptron()), r"this is replicated by replicate\(\): use Distributed"),
+        (_replicated_by_fsdp, r"this is replicated by replicate\(\): use DistributedDataParallel in place of"),
+        (_with_ddp_inside, r"this is a module whose 0 is a DistributedDataParallel model: give that"),
+    ):
+        model = make()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with pytest.raises(ValueError, match=r"dtrain\.compress takes a DistributedDataParallel model, and " + message):
+            dtrain.compress(model, "int4")
+        with pytest.raises(ValueError, match=r"dtrain\.local takes a plain module or a DDP model, and " + message):
+            dtrain.local(model, optimizer, compressor="int4")
+
+
+@on_ranks(2)
+def test_a_model_that_only_some_ranks_have_in_common_is_one_line(here: Here) -> None:
+    alone = [dist.new_group([rank]) for rank in range(2)][here.rank]
+    ddp = DistributedDataParallel(perceptron(), process_group=alone)
+    message = f"kept together by ranks {here.rank} of 2, and dtrain exchanges among all"
+    with pytest.raises(ValueError, match=message):
+        dtrain.compress(ddp, "int4")
+    with pytest.raises(ValueError, match=message):
+        dtrain.local(ddp, torch.optim.SGD(ddp.parameters(), 0.1), compressor="int4")
+
+
+@on_ranks(2)
+def test_refused_a_ddp_model_goes_on_as_before(here: Here) -> None:
+    ddp, other = DistributedDataParallel(perceptron()), perceptron()
+    with pytest.raises(ValueError, match="is not among the optimizer's parameters"):
+        dtrain.local(ddp, torch.optim.SGD(other.parameters(), 0.1), compressor="int4")
+    optimizer = torch.optim.SGD(ddp.parameters(), 0.1)
+    backward(ddp, here)
+    optimizer.step()
+    assert_same_on_all(weights(ddp))
+    dtrain.local(ddp, optimizer, compressor="int4").close()
