@@ -24,7 +24,7 @@ from dtrain.exchange import Bucket, Compressor, Exchange, Exchanged
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.sync.buckets import NamedParameter, layout_of
 from dtrain.sync.engine import Engine
-from dtrain.sync.models import check_ddp, check_parameters, kind_of
+from dtrain.sync.models import check_hook, check_parameters, kind_of
 from dtrain.sync.states import States
 from dtrain.sync.synchronizer import NOTHING_SPENT, Spent
 
@@ -177,7 +177,7 @@ def attach(
     Raises ValueError, naming the cure, for a model whose gradients DDP does not average, or not through one hook.
     """
     ddp = _ddp_of(model)
-    check_ddp(ddp)
+    check_hook(ddp)
     check_parameters(ddp.module)
     synchronizer = DdpSynchronizer(ddp, compressor, ledger, seed=seed, scaler=scaler)
     ddp.register_comm_hook(synchronizer, dtrain_hook)

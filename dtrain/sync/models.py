@@ -62,19 +62,23 @@ def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:
             )
 
 
-def check_ddp(ddp: DistributedDataParallel) -> None:
-    """Raise ValueError, naming the cure, for a model that cannot be exchanged otherwise than DDP does."""
+def check_hook(ddp: DistributedDataParallel) -> None:
+    """Raise ValueError, naming the cure, for a model that has a communication hook."""
     hooks = [hook.__qualname__ for hook, _ in ddp._comm_hooks]
     if hooks:
         raise ValueError(
             f"this model has the communication hook {hooks[0]} already, and torch takes one: use dtrain.compress or "
             "dtrain.local, once"
         )
+
+
+def check_all_ranks(ddp: DistributedDataParallel) -> None:
+    """Raise ValueError, naming the cure, for a model that only some ranks keep together."""
     ranks, world_size = dist.get_process_group_ranks(ddp.process_group), dist.get_world_size()
     if len(ranks) < world_size:
         raise ValueError(
             f"this model is kept together by ranks {', '.join(map(str, ranks))} of {world_size}, and dtrain "
-            "exchanges among all: leave it to DDP; dtrain.meter.install() counts it"
+            "exchanges updates among all: exchange its gradients, with dtrain.compress"
         )
 
 

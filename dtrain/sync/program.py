@@ -17,7 +17,7 @@ from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.local import Local
-from dtrain.sync.models import PLAIN, check_ddp, check_parameters, kind_of
+from dtrain.sync.models import PLAIN, check_all_ranks, check_hook, check_parameters, kind_of
 from dtrain.sync.parameters import share_parameters
 
 
@@ -140,7 +140,8 @@ def attach(
     if ddp is None and kind is not PLAIN:
         raise ValueError(f"dtrain.local takes a plain module or a DDP model, and this is {kind.name}: {kind.instead}")
     if ddp is not None:
-        check_ddp(ddp)
+        check_hook(ddp)
+        check_all_ranks(ddp)
     inner: nn.Module = given if ddp is None else ddp.module
     check_parameters(inner, sparse=True)
     _check_trained(inner, optimizer)
