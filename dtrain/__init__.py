@@ -76,12 +76,12 @@ def compress(
     from dtrain.meter.ledger import Ledger
     from dtrain.sync import ddp, models, momentum
 
+    built = compressors.build(compressor, **options)
     if optimizer is not None:
         optimizer = models.unwrapped(optimizer)
         trials.check(compressor, options, optimizer=momentum.kind_of(optimizer), exchanged="gradient", guard=guard)
-        options = momentum.take_over(compressor, options, optimizer)
-    ledger = c10d.installed_ledger() or Ledger()
-    return ddp.attach(model, compressors.build(compressor, **options), ledger, seed=seed, scaler=scaler)
+        built = compressors.build(compressor, **momentum.take_over(compressor, options, optimizer))
+    return ddp.attach(model, built, c10d.installed_ledger() or Ledger(), seed=seed, scaler=scaler)
 
 
 def local(
@@ -128,10 +128,10 @@ def local(
     from dtrain.sync import models, momentum, program
 
     optimizer = models.unwrapped(optimizer)
+    built, ledger = compressors.build(compressor, **options), c10d.installed_ledger() or Ledger()
     compressors.check_for_updates(compressor, options)
     kind = momentum.kind_of(optimizer)
     trials.check(compressor, options, optimizer=kind, exchanged="update", every=every, guard=guard)
-    built, ledger = compressors.build(compressor, **options), c10d.installed_ledger() or Ledger()
     return program.attach(model, optimizer, built, ledger, every=every, seed=seed, scaler=scaler)
 
 

@@ -141,15 +141,6 @@ _NOT_ABOUT_THE_IMAGES = ("root", "image_size", "augment", "num_workers", "downlo
 def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
     """A compressor with a momentum of its own takes the optimizer's over, or replaces it."""
     name, options, optimizer = config.compressor.name, dict(config.compressor.options), config.optimizer
-    check(
-        name,
-        options,
-        optimizer=optimizer.name if optimizer.has_momentum else None,
-        exchanged=config.sync.exchanged,
-        every=config.sync.steps_per_exchange,
-        guard=config.guard,
-        tasks=IMAGES,
-    )
     if config.sync.exchanged == "update":
         compressors.check_for_updates(name, options)
     if "momentum" in options and options["momentum"] is None:
@@ -159,7 +150,17 @@ def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
             f"compressor={name} carries the momentum: add compressor.momentum=null, to take the optimizer's over, "
             f"or {optimizer.without_momentum}"
         )
-    return compressors.build(name, **options), optimizer
+    compressor = compressors.build(name, **options)
+    check(
+        name,
+        config.compressor.options,
+        optimizer=config.optimizer.name if config.optimizer.has_momentum else None,
+        exchanged=config.sync.exchanged,
+        every=config.sync.steps_per_exchange,
+        guard=config.guard,
+        tasks=IMAGES,
+    )
+    return compressor, optimizer
 
 
 def _check_image_size(model: nn.Module, image_size: int) -> None:
