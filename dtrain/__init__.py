@@ -71,16 +71,14 @@ def compress(
             embeddings, parameters on several devices, or a method that fails under this optimizer.
     """
     from dtrain import compressors
-    from dtrain.compressors import trials
     from dtrain.meter import c10d
     from dtrain.meter.ledger import Ledger
     from dtrain.sync import ddp, models, momentum
 
-    built = compressors.build(compressor, **options)
-    if optimizer is not None:
-        optimizer = models.unwrapped(optimizer)
-        trials.check(compressor, options, optimizer=momentum.kind_of(optimizer), exchanged="gradient", guard=guard)
-        built = compressors.build(compressor, **momentum.take_over(compressor, options, optimizer))
+    if optimizer is None:
+        built = compressors.build(compressor, **options)
+    else:
+        built = momentum.compressor_for(models.unwrapped(optimizer), compressor, options, guard)
     return ddp.attach(model, built, c10d.installed_ledger() or Ledger(), seed=seed, scaler=scaler)
 
 
@@ -100,7 +98,7 @@ def local(
         dtrain.local(model, optimizer, compressor="ternary")
 
     Each worker steps with gradients and an optimizer state of its own; after every `every` steps the mean change over
-    workers becomes everybody's. With AdamW this bears coarser compression than gradients do (docs/library.md).
+    workers becomes everybody's. What that costs and saves: docs/compressors.md.
 
     Args:
         model: a plain module, which becomes rank 0's; or a DDP model, whose own all_reduce then stays away.
@@ -136,7 +134,13 @@ def local(
 
 
 def compress_horovod(
-    model: nn.Module, optimizer: Optimizer, compressor: str, *, seed: int = 0, **options: Any
+    model: nn.Module,
+    optimizer: Optimizer,
+    compressor: str,
+    *,
+    guard: Guard = "refuse",
+    seed: int = 0,
+    **options: Any,
 ) -> HorovodSynchronizer:
     """Exchange gradients over Horovod through a compressor from now on, in place of hvd.DistributedOptimizer.
 
@@ -146,8 +150,10 @@ def compress_horovod(
 
     Args:
         model: the same on every rank, after hvd.init() and before its first backward pass.
-        optimizer: the plain one, of this model's parameters; its step takes no closure.
+        optimizer: the plain one, of this model's parameters; its step takes no closure. A method that keeps the
+            momentum itself (dgc) takes SGD's over.
         compressor: a name in `dtrain.compressors.COMPRESSORS`.
+        guard: "refuse", "warn" about or take ("off") what was measured to fail under this optimizer.
         seed: the same on every rank; for compressors that draw random numbers.
         options: the compressor's own.
 
@@ -156,9 +162,9 @@ def compress_horovod(
         with it) and counts what the exchange sends (`ledger`). Backward passes inside its `no_sync()` only accumulate.
 
     Raises:
-        ValueError: no such compressor or option, an optimizer that exchanges gradients itself, or no Horovod.
+        ValueError: no such compressor or option, a method that fails under this optimizer, an optimizer that exchanges
+            gradients itself, or no Horovod.
     """
-    from dtrain import compressors
-    from dtrain.sync import horovod
+    from dtrain.sync import horovod, momentum
 
-    return horovod.attach(model, optimizer, compressors.build(compressor, **options), seed=seed)
+    return horovod.attach(model, optimizer, momentum.compressor_for(optimizer, compressor, options, guard), seed=seed)

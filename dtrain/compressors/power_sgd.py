@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs.matrices import Matrices, orthonormal
+from dtrain.compressors.codecs.matrices import Matrices, Products, orthonormal, random_factors, where_found
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
-from dtrain.compressors.power_sgd_alternating import AlternatingPowerSgd, random_factors
+from dtrain.compressors.power_sgd_alternating import AlternatingPowerSgd
 from dtrain.exchange import (
     NOT_KEPT,
     Bucket,
@@ -33,22 +33,6 @@ class Factors(State):
     """Q of every matrix, float32; P is found anew in each step."""
 
     q: Replicated
-
-
-@dataclass(frozen=True, slots=True)
-class Products:
-    """What this rank contributed: P^T Q for each matrix, with its own part of Q, and the others as they were."""
-
-    matrices: Matrices
-    ps: Sequence[Tensor]
-    minus_q: Tensor
-    value: Tensor
-
-    def subtract_from(self, residual: Tensor) -> None:
-        """See `Contribution`. As sums with -Q, for which there is one operation."""
-        for other, left in zip(self.matrices.others(self.value), self.matrices.others(residual), strict=True):
-            left.sub_(other)
-        self.matrices.add_products(self.ps, self.minus_q, residual)
 
 
 @dataclass(frozen=True)
@@ -90,18 +74,18 @@ class PowerSgd:
         ps = [orthonormal(p) for p in matrices.ps(first)]
         own = torch.empty_like(before.value)
         if not ps:
-            return Exchanged(first.to(dtype), Products(matrices, ps, own, value) if wanted else NOT_KEPT, state)
+            return Exchanged(first.to(dtype), Products(matrices, ps, ps, value) if wanted else NOT_KEPT, state)
         for matrix, p, q in zip(matrices.of(value), ps, matrices.qs(own), strict=True):
             torch.mm(p, matrix, out=q)
-        contribution = Products(matrices, ps, -own, value) if wanted else NOT_KEPT  # the sum takes the place of `own`
+        # the sum takes the place of `own`
+        contribution = Products(matrices, ps, matrices.qs(-own), value) if wanted else NOT_KEPT
         total = yield Request(Op.ALL_REDUCE, own)
 
         mean = context.scratch.empty("mean", value)
-        matrices.put_products(ps, total, mean)
+        matrices.put_products(ps, matrices.qs(total), mean)
         _copy(matrices.others_in(first), matrices.others(mean))
         after = torch.empty_like(total)
-        for new, old, out in zip(matrices.qs(total), matrices.qs(before.value), matrices.qs(after), strict=True):
-            torch.where(new.any(1, keepdim=True), new, old, out=out)
+        where_found(matrices.qs(total), matrices.qs(before.value), matrices.qs(after))
         return Exchanged(mean.to(dtype), contribution, Factors(before._replace(value=after)))
 
 

@@ -6,21 +6,17 @@ half is a projection of that step's gradient on the space that the one before fo
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from dtrain.compressors.codecs.matrices import Matrices, orthonormal
+from dtrain.compressors.codecs.matrices import Matrices, Products, orthonormal, random_factors, where_found
 from dtrain.exchange import (
     NOT_KEPT,
     Bucket,
     Context,
     Exchange,
     Exchanged,
-    Layout,
     Op,
     Replicated,
     Request,
@@ -34,23 +30,6 @@ class BothFactors(State):
 
     p: Replicated
     q: Replicated
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """What this rank contributed: minus left^T right for each matrix, and the other parameters as they were."""
-
-    matrices: Matrices
-    lefts: Sequence[Tensor]
-    minus_rights: Sequence[Tensor]
-    value: Tensor
-
-    def subtract_from(self, residual: Tensor) -> None:
-        """See `Contribution`."""
-        for other, left in zip(self.matrices.others(self.value), self.matrices.others(residual), strict=True):
-            left.sub_(other)
-        for p, minus_q, matrix in zip(self.lefts, self.minus_rights, self.matrices.of(residual), strict=True):
-            matrix.addmm_(p.t(), minus_q)
 
 
 @dataclass(frozen=True)
@@ -88,35 +67,20 @@ class AlternatingPowerSgd:
         contribution = NOT_KEPT
         if context.wants_contribution:
             minus = [-factor for factor in found]
-            lefts, rights = (minus, bases) if is_even else (bases, minus)
-            contribution = Projection(matrices, lefts, rights, value)
+            contribution = Products(matrices, *((minus, bases) if is_even else (bases, minus)), value)
         total = yield Request(Op.ALL_REDUCE, torch.cat(parts) if parts else value)
 
         mean = context.scratch.empty("mean", value)
         summed, rest = total.split([before.value.numel(), total.numel() - before.value.numel()])
         sums = matrices.ps_of(summed) if is_even else matrices.qs(summed)
-        for basis, factor, matrix in zip(bases, sums, matrices.of(mean), strict=True):
-            left, right = (factor, basis) if is_even else (basis, factor)
-            torch.outer(left[0], right[0], out=matrix)
-            for left_row, right_row in zip(left[1:], right[1:], strict=True):
-                matrix.addr_(left_row, right_row)
+        matrices.put_products(*((sums, bases) if is_even else (bases, sums)), mean)
         targets = matrices.others(mean)
         for target, part in zip(targets, rest.split([target.numel() for target in targets]), strict=True):
             target.copy_(part)
         after = torch.empty_like(before.value)
         views = matrices.ps_of if is_even else matrices.qs
-        for new, old, out in zip(sums, views(before.value), views(after), strict=True):
-            torch.where(new.any(1, keepdim=True), new, old, out=out)
+        where_found(sums, views(before.value), views(after))
         kept = before._replace(value=after)
         return Exchanged(
             mean.to(dtype), contribution, BothFactors(kept, state.q) if is_even else BothFactors(state.p, kept)
         )
-
-
-def random_factors(layout: Layout, device: torch.device) -> Replicated:
-    """Normal numbers of shape (r, length) for each parameter, drawn by its name."""
-    value = torch.empty(layout.numel, device=device)
-    for name, piece in layout.pieces(value):
-        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
-        piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(seed)))
-    return Replicated(value, layout)

@@ -56,7 +56,7 @@ def keeps_momentum(name: str) -> bool:
 def check_for_updates(name: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for a compressor that keeps a momentum: updates have the optimizer's in them already."""
     if keeps_momentum(name) and options.get("momentum") != 0:
-        raise ValueError(f"compressor {name} keeps the momentum of gradients: exchange updates with top_k")
+        raise ValueError(f"compressor {name} keeps the momentum of gradients: exchange updates with ternary")
 
 
 def build(name: str, *, start_after: int = 0, exempt_below: int = 0, **options: Any) -> Compressor:

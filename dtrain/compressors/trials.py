@@ -25,10 +25,12 @@ Exchanged = Literal["gradient", "update"]
 FAILS, HOLDS = {"accuracy": 2.0, "loss": 5.0}, {"accuracy": 1.0, "loss": 2.0}
 """Points of accuracy, and % of the loss: more than the first is a failure, no more than the second is none."""
 
-_MILDER = {"density": 1, "power_sgd_rank": 1}
+_MILDER = ("density", "power_sgd_rank")
 """Options of which more is milder; of the others only those in `_KINDS` make another method."""
 _KINDS = ("rounding", "all_reduces")
 _OPTIMIZERS = {"sgd": "SGD with momentum", "adamw": "AdamW"}
+TRIED_MOMENTUM = 0.9
+"""Of SGD in trials; less is milder."""
 _SHOWN = 3
 IMAGES = ("digits", "cifar10")
 """Tasks of convolutional networks."""
@@ -140,8 +142,8 @@ def check(
 ) -> None:
     """Raise ValueError, or warn, where this method was measured to fail under this optimizer.
 
-    `optimizer` is "sgd" with momentum or "adamw"; None, anything else, was not tried. Nor was a start without
-    compression. Where a trial is of one of `tasks`, only those speak; else all do. Raises ValueError for a guard that
+    `optimizer` is "sgd" with a momentum of TRIED_MOMENTUM or more, or "adamw"; None, anything else, was not tried. Nor
+    was a start without compression. Where a trial is of one of `tasks`, only those speak; else all do. Raises ValueError for a guard that
     does not exist.
     """
     if guard not in get_args(Guard):

@@ -1,6 +1,7 @@
-"""Momentum that a compressor keeps, in place of the optimizer's: what is sent rarely must be accumulated with it.
+"""A compressor for the gradients of a program's optimizer: one that it bears, with the momentum in one of the two.
 
-Lin et al., Deep Gradient Compression (ICLR 2018), section 3.2: momentum outside acts on what arrives late all at once.
+Lin et al., Deep Gradient Compression (ICLR 2018), section 3.2: what is sent rarely must be accumulated with the
+momentum, which outside acts on what arrives late all at once.
 """
 
 from __future__ import annotations
@@ -12,15 +13,28 @@ import torch
 from torch.optim import Optimizer
 
 from dtrain import compressors
+from dtrain.compressors import trials
+from dtrain.compressors.trials import TRIED_MOMENTUM, Guard
+from dtrain.exchange import Compressor
+
+
+def compressor_for(optimizer: Optimizer, name: str, options: Mapping[str, Any], guard: Guard) -> Compressor:
+    """The compressor of that name for the gradients that `optimizer` steps with; its momentum may be taken over.
+
+    Raises ValueError for a name or option that does not exist, for what was measured to fail, and as `take_over` does.
+    """
+    compressors.build(name, **options)  # a mistake in it is said before what it would cost
+    trials.check(name, options, optimizer=kind_of(optimizer), exchanged="gradient", guard=guard)
+    return compressors.build(name, **take_over(name, options, optimizer))
 
 
 def kind_of(optimizer: Optimizer) -> str | None:
-    """As trials know optimizers: "sgd", with momentum, "adamw" for Adam's family, or None for what was not tried."""
+    """As trials know optimizers: "sgd" with so much momentum, "adamw" for all Adams, None for what was not tried."""
     adams = torch.optim.Adam | torch.optim.AdamW | torch.optim.NAdam | torch.optim.RAdam
     if isinstance(optimizer, adams):
         return "adamw"
-    has_momentum = any(group.get("momentum") for group in optimizer.param_groups)
-    return "sgd" if isinstance(optimizer, torch.optim.SGD) and has_momentum else None
+    momentum = max((group.get("momentum", 0.0) for group in optimizer.param_groups), default=0.0)
+    return "sgd" if isinstance(optimizer, torch.optim.SGD) and momentum >= TRIED_MOMENTUM else None
 
 
 def take_over(compressor: str, options: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
@@ -34,6 +48,10 @@ def take_over(compressor: str, options: Mapping[str, Any], optimizer: Optimizer)
     momenta = {float(group.get("momentum", 0.0)) for group in optimizer.param_groups}
     if "momentum" in options and any(momenta) and options["momentum"]:
         raise ValueError(f"momentum is in the optimizer and in {compressor}: leave it out of one of them")
+    if "momentum" not in options and kind_of(optimizer) == "adamw":
+        raise ValueError(
+            f"{compressor} keeps the momentum, and Adam's cannot be taken over: take ternary, or give momentum=0.0"
+        )
     if not isinstance(optimizer, torch.optim.SGD) or momenta == {0.0} or "momentum" in options:
         return dict(options)
     if len(momenta) > 1:

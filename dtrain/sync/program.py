@@ -17,7 +17,7 @@ from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.local import Local
-from dtrain.sync.models import PLAIN, check_all_ranks, check_hook, check_parameters, kind_of
+from dtrain.sync.models import PLAIN, check_all_ranks, check_hook, check_parameters, kind_of, unwrapped
 from dtrain.sync.parameters import share_parameters
 
 
@@ -51,7 +51,8 @@ class LocalProgram(Local):
         ddp: DistributedDataParallel | None = None,
     ) -> None:
         super().__init__(model, optimizer, compressor, communicator, ledger, every=every, seed=seed)
-        self._model, self._communicator, self._ddp = model, communicator, ddp
+        self._model, self._optimizer, self._communicator, self._ddp = model, optimizer, communicator, ddp
+        self._scaler: GradScaler | None = None
         self._steps = 0
         self._hooks = [
             optimizer.register_step_pre_hook(self._on_step),
@@ -61,12 +62,12 @@ class LocalProgram(Local):
 
     def follow(self, scaler: GradScaler) -> None:
         """Take part also in steps that `scaler` leaves out, since this rank's gradients were not finite."""
-        step = scaler.step
+        step, self._scaler = scaler.step, scaler
 
         def step_or_discard(optimizer: Optimizer, *arguments: Any, **keywords: Any) -> Any:
             before = self._steps
             result = step(optimizer, *arguments, **keywords)
-            if self._steps == before:
+            if unwrapped(optimizer) is self._optimizer and self._steps == before:
                 self.discard()
             return result
 
@@ -83,6 +84,8 @@ class LocalProgram(Local):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        if self._scaler is not None:
+            self._scaler.__dict__.pop("step", None)
         super().close()
         self._communicator.close()
 
@@ -98,6 +101,9 @@ class LocalProgram(Local):
                 "inside Join a rank whose inputs have ended makes no step, and the others would wait for its updates: "
                 "without Join, call discard() there for each step that others still make"
             )
+        if getattr(optimizer, "found_inf", None) is not None:  # a fused one, which heeds its GradScaler by itself
+            self._pending = True
+            return None
         closure = keywords.get("closure", arguments[1] if len(arguments) > 1 else None)
         if closure is None:
             self.before_step()

@@ -158,7 +158,12 @@ class Loop:
             return self._evaluate(epoch)
 
     def _check_replicas(self) -> None:
-        self.learner.synchronizer.align()
+        try:
+            self.learner.synchronizer.align()
+        except NonFiniteGradientError as error:
+            if self.plan.on_nonfinite == "raise":
+                raise
+            self.skipped.add(error)
         with self.ledger.scope(activity=Activity.EVAL):
             check_replicas(self.learner.model, self.progress.step, self.communicator, self.ledger, self.device)
 

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from dtrain.compressors.trials import TRIED_MOMENTUM
 from dtrain.train import schedule as schedules
 from dtrain.train.plain_data import require
 
@@ -48,6 +49,11 @@ class Optimizer(ABC):
     @abstractmethod
     def without_momentum(self) -> str:
         """How to turn its momentum off, for people."""
+
+    @property
+    @abstractmethod
+    def tried_as(self) -> str | None:
+        """As trials of compressors know it; None for what was not tried (`compressors/trials.py`)."""
 
     def hand_over_momentum(self) -> tuple[float, Optimizer]:
         """Its momentum, for a compressor to keep, and the optimizer without. Raises ValueError where it has no such."""
@@ -98,6 +104,11 @@ class Sgd(Optimizer):
         """See `Optimizer`."""
         return "optimizer.momentum=0 (and multiply optimizer.weight_decay by 10, which momentum 0.9 would have done)"
 
+    @property
+    def tried_as(self) -> str | None:
+        """See `Optimizer`."""
+        return self.name if self.momentum >= TRIED_MOMENTUM else None
+
     def hand_over_momentum(self) -> tuple[float, Optimizer]:
         """See `Optimizer`. Weight decay had acted through the momentum: it is what it had added up to."""
         require(not self.nesterov, "a compressor keeps plain momentum: add optimizer.nesterov=false")
@@ -141,6 +152,11 @@ class AdamW(Optimizer):
     def without_momentum(self) -> str:
         """See `Optimizer`."""
         return "optimizer.beta1=0"
+
+    @property
+    def tried_as(self) -> str | None:
+        """See `Optimizer`."""
+        return self.name if self.has_momentum else None
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """See `Optimizer`."""

@@ -154,7 +154,7 @@ def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
     check(
         name,
         config.compressor.options,
-        optimizer=config.optimizer.name if config.optimizer.has_momentum else None,
+        optimizer=config.optimizer.tried_as,
         exchanged=config.sync.exchanged,
         every=config.sync.steps_per_exchange,
         guard=config.guard,

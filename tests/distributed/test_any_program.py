@@ -126,6 +126,29 @@ def test_a_scaler_that_leaves_a_step_out_on_one_rank_keeps_nobody_waiting_for_up
     synchronizer.close()
 
 
+@on_ranks(2)
+def test_a_fused_optimizer_heeds_its_scaler_by_itself_and_another_s_scaler_is_nobody_s(here: Here) -> None:
+    model, other, scaler, task = perceptron(), perceptron(), torch.amp.GradScaler("cpu"), Classification(here)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2, fused=True)
+    others = torch.optim.SGD(other.parameters(), 0.1)
+    synchronizer = dtrain.local(model, optimizer, compressor="int4", scaler=scaler)
+    for step in range(8):
+        inputs, labels = task.batch()
+        inputs = inputs * 1e4 if step == 3 and here.rank == 1 else inputs
+        for some, one in ((model, optimizer), (other, others)):
+            one.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = cross_entropy(some(inputs).float(), labels)
+            scaler.scale(loss).backward()
+            scaler.step(one)
+        scaler.update()
+    assert synchronizer.state_dict()["step"] == 8
+    assert torch.isfinite(weights(model)).all()
+    assert_same_on_all(weights(model))
+    synchronizer.close()
+    assert "step" not in vars(scaler)
+
+
 # Saved, copied, closed
 
 
@@ -415,6 +438,28 @@ def _refusals() -> list[tuple[dict[str, Any], Callable[[Any], torch.optim.Optimi
         ({"momentum": 0.9}, lambda p: sgd(p, 0.1, momentum=0.9), "momentum is in the optimizer and in dgc"),
         ({}, lambda p: sgd(p, 0.1, momentum=0.9, nesterov=True), "dgc keeps plain momentum"),
     ]
+
+
+@on_ranks(1)
+def test_adam_s_momentum_is_not_taken_over_and_not_doubled(here: Here) -> None:
+    ddp = DistributedDataParallel(perceptron())
+    with pytest.raises(ValueError, match="dgc keeps the momentum, and Adam's cannot be taken over"):
+        dtrain.compress(ddp, "dgc", optimizer=torch.optim.AdamW(ddp.parameters()), guard="off")
+
+
+@on_ranks(1)
+def test_what_was_measured_to_fail_is_refused_before_the_model_is_touched(here: Here) -> None:
+    ddp = DistributedDataParallel(perceptron())
+    optimizer = torch.optim.SGD(ddp.parameters(), 0.1, momentum=0.9)
+    for attach_to in (
+        lambda: dtrain.compress(ddp, "one_bit", optimizer=optimizer),
+        lambda: dtrain.local(ddp, optimizer, compressor="one_bit"),
+        lambda: dtrain.compress_horovod(ddp.module, optimizer, "one_bit"),
+    ):
+        with pytest.raises(ValueError, match=r"one_bit of .* under SGD with momentum cost .* guard=warn"):
+            attach_to()
+    optimizer.param_groups[0]["momentum"] = 0.5  # less than was tried
+    dtrain.compress(ddp, "one_bit", optimizer=optimizer).close()
 
 
 @on_ranks(1)

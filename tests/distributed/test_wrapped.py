@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import Here, on_ranks
+from test_any_program import assert_same_on_all, weights
 from torch import Tensor, nn
 from torch.distributed._composable import replicate, replicate_with_fsdp
 from torch.distributed.device_mesh import init_device_mesh
@@ -31,16 +32,6 @@ def backward(model: nn.Module, here: Here, step: int = 0) -> Tensor:
     loss: Tensor = model(torch.randn(4, 20, generator=generator)).square().mean()
     loss.backward()
     return loss
-
-
-def weights(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-
-
-def assert_same_on_all(tensor: Tensor) -> None:
-    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, tensor)
-    assert all(torch.equal(tensor, other) for other in everyone)
 
 
 # Steps

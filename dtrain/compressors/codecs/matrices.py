@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from dtrain.exchange import Layout
+from dtrain.exchange import Layout, Replicated
 
 SMALLEST_NORM = 1e-37
 """Its reciprocal is a float32."""
@@ -57,17 +59,44 @@ class Matrices:
         """Every Q in the vector of `q_layout`."""
         return [part.view(self._r, -1) for part in flat.split(self._q_sizes)]
 
-    def put_products(self, ps: Sequence[Tensor], q: Tensor, flat: Tensor) -> None:
+    def put_products(self, ps: Sequence[Tensor], qs: Sequence[Tensor], flat: Tensor) -> None:
         """Each matrix in `flat` becomes P^T Q, element by element in the same order on every rank."""
-        for p, factor, matrix in zip(ps, self.qs(q), self.of(flat), strict=True):
-            torch.outer(p[0], factor[0], out=matrix)
-            for p_row, q_row in zip(p[1:], factor[1:], strict=True):
+        for p, q, matrix in zip(ps, qs, self.of(flat), strict=True):
+            torch.outer(p[0], q[0], out=matrix)
+            for p_row, q_row in zip(p[1:], q[1:], strict=True):
                 matrix.addr_(p_row, q_row)
 
-    def add_products(self, ps: Sequence[Tensor], q: Tensor, flat: Tensor) -> None:
-        """Each matrix in `flat` is increased by P^T Q."""
-        for p, factor, matrix in zip(ps, self.qs(q), self.of(flat), strict=True):
-            matrix.addmm_(p.t(), factor)
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """What a rank contributed: P^T Q for each matrix, one factor with its sign turned; the others as they were."""
+
+    matrices: Matrices
+    ps: Sequence[Tensor]
+    minus_qs: Sequence[Tensor]
+    value: Tensor
+
+    def subtract_from(self, residual: Tensor) -> None:
+        """See `Contribution`. As sums with -Q, for which there is one operation."""
+        for other, left in zip(self.matrices.others(self.value), self.matrices.others(residual), strict=True):
+            left.sub_(other)
+        for p, minus_q, matrix in zip(self.ps, self.minus_qs, self.matrices.of(residual), strict=True):
+            matrix.addmm_(p.t(), minus_q)
+
+
+def random_factors(layout: Layout, device: torch.device) -> Replicated:
+    """Normal numbers of shape (r, length) for each parameter, drawn by its name: the same on every rank."""
+    value = torch.empty(layout.numel, device=device)
+    for name, piece in layout.pieces(value):
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+        piece.copy_(torch.randn(piece.shape, generator=torch.Generator().manual_seed(seed)))
+    return Replicated(value, layout)
+
+
+def where_found(new: Sequence[Tensor], old: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """The rows of new factors, and the old ones where a new row carries nothing."""
+    for found, before, after in zip(new, old, out, strict=True):
+        torch.where(found.any(1, keepdim=True), found, before, out=after)
 
 
 def gains(shape: tuple[int, ...], r: int) -> bool:

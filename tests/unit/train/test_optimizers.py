@@ -89,6 +89,11 @@ def test_a_value_out_of_range_is_refused(name: str, options: dict[str, Any], sai
 
 def test_each_says_how_to_turn_its_momentum_off() -> None:
     assert Sgd().has_momentum and AdamW().has_momentum
+    assert (Sgd().tried_as, AdamW().tried_as) == ("sgd", "adamw")
+    assert Sgd(momentum=0.5).tried_as is None and AdamW(beta1=0.0).tried_as is None
+    momentum, without = Sgd(weight_decay=0.001).hand_over_momentum()
+    assert (momentum, without.has_momentum) == (0.9, False)
+    assert without.weight_decay == pytest.approx(0.01)
     assert not Sgd(momentum=0.0).has_momentum
     assert not AdamW(beta1=0.0).has_momentum
     assert Sgd().without_momentum.startswith("optimizer.momentum=0")
