@@ -13,11 +13,9 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from chain import VOCABULARY, sequences, validation_loss
 from gpt import Gpt
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -42,10 +40,10 @@ class Module(pl.LightningModule):
 
 
 class Compress(pl.Callback):
-    """Gradients, or the optimizer's updates, go through a compressor; its state on every rank into the checkpoint."""
+    """Gradients, or the optimizer's updates, go through a compressor; each rank's state lies beside the checkpoints."""
 
-    def __init__(self, compressor: str, *, local: bool = False) -> None:
-        self.compressor, self.local, self.saved = compressor, local, []
+    def __init__(self, compressor: str, folder: Path | None, resume: Path | None, *, local: bool) -> None:
+        self.compressor, self.folder, self.resume, self.local = compressor, folder, resume, local
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         ddp, optimizer = trainer.strategy.model, trainer.optimizers[0]
@@ -53,15 +51,19 @@ class Compress(pl.Callback):
             self.synchronizer = dtrain.local(ddp, optimizer, compressor=self.compressor)
         else:
             self.synchronizer = dtrain.compress(ddp, self.compressor, optimizer=optimizer)
-        if self.saved:
-            self.synchronizer.load_state_dict(*self.saved)
+        if self.resume:
+            own = torch.load(self._own(self.resume, trainer), weights_only=True)
+            self.synchronizer.load_state_dict(own)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dtrain"] = [None] * trainer.world_size
-        dist.all_gather_object(checkpoint["dtrain"], self.synchronizer.state_dict())  # rank 0 writes for all
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.folder:
+            checkpoint = self.folder / f"epoch{trainer.current_epoch}.ckpt"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self.synchronizer.state_dict(), self._own(checkpoint, trainer))
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.saved = checkpoint["dtrain"]
+    @staticmethod
+    def _own(checkpoint: Path, trainer: pl.Trainer) -> Path:
+        return checkpoint.with_suffix(f".rank{trainer.global_rank}.pt")
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.synchronizer.close()
@@ -82,7 +84,8 @@ def main() -> None:
     module = Module()
     callbacks: list[pl.Callback] = []
     if arguments.compress or arguments.local:
-        callbacks.append(Compress(arguments.compress or arguments.local, local=bool(arguments.local)))
+        name, local = arguments.compress or arguments.local, bool(arguments.local)
+        callbacks.append(Compress(name, arguments.save, arguments.resume, local=local))
     if arguments.save:
         callbacks.append(ModelCheckpoint(arguments.save, "epoch{epoch}", save_top_k=-1, auto_insert_metric_name=False))
     trainer = pl.Trainer(

@@ -143,8 +143,8 @@ def check(
     """Raise ValueError, or warn, where this method was measured to fail under this optimizer.
 
     `optimizer` is "sgd" with a momentum of TRIED_MOMENTUM or more, or "adamw"; None, anything else, was not tried. Nor
-    was a start without compression. Where a trial is of one of `tasks`, only those speak; else all do. Raises ValueError for a guard that
-    does not exist.
+    was a start without compression. Where a trial is of one of `tasks`, only those speak; else all do. Raises
+    ValueError for a guard that does not exist.
     """
     if guard not in get_args(Guard):
         raise ValueError(f"guard={guard!r} does not exist: choose one of {', '.join(get_args(Guard))}")

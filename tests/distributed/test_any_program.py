@@ -106,6 +106,23 @@ def test_a_scaler_of_losses_trains_as_without_compression(here: Here) -> None:
     assert all(loss < 1.1 * final["stock"] + 0.05 for loss in final.values()), final
 
 
+@on_ranks(1)
+def test_half_the_scale_is_half_of_what_was_not_sent_yet(here: Here) -> None:
+    owed = {}
+    for follows in (False, True):
+        ddp, scaler = DistributedDataParallel(perceptron()), torch.amp.GradScaler("cpu")
+        synchronizer, task = dtrain.compress(ddp, "int4", scaler=scaler if follows else None), Classification(here)
+        inputs, labels = task.batch()
+        scaler.scale(cross_entropy(ddp(inputs), labels)).backward()
+        scaler.update(scaler.get_scale() / 2)
+        ddp.zero_grad()
+        (ddp(inputs).sum() * 0).backward()  # so that only what was left is exchanged
+        owed[follows] = torch.cat([p.grad.reshape(-1) for p in ddp.parameters() if p.grad is not None])
+        synchronizer.close()
+    assert owed[False].any()
+    assert torch.equal(owed[True], owed[False] / 2)
+
+
 @on_ranks(2)
 def test_a_scaler_that_leaves_a_step_out_on_one_rank_keeps_nobody_waiting_for_updates(here: Here) -> None:
     model, scaler, task = perceptron(), torch.amp.GradScaler("cpu"), Classification(here)
