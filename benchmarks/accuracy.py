@@ -226,7 +226,9 @@ class Trial:
         task, method = TASKS[self.task], self.method
         digits = 4 if task.figure == "loss" else 2
         shown = ", ".join("diverged" if f is None else f"{f:.{digits}f}" for f in self.figures)
-        cost = "diverged" if self.cost is None else f"{-self.cost:+.2f} points" if digits == 2 else f"{self.cost:+.2f}%"
+        cost = (
+            "diverged" if self.cost is None else f"{0 - self.cost:+.2f} points" if digits == 2 else f"{self.cost:+.2f}%"
+        )
         fp16 = self.saving / 2  # of whole runs: fp16 sends half of what fp32 sends, each step
         return f"| {method.label} | {shown} | {cost} | {self.saving:.2f}x | {fp16:.2f}x |"
 
@@ -301,7 +303,7 @@ def main() -> None:
     trials = [one for one in found if one is not None]
     commits = sorted({path.read_text().strip() for path in runs.glob(f"*/*/*/*/{COMMIT}")})
     body = (
-        "squeezenet1_1 on digits and CIFAR-10 (`conf/experiment`), a character GPT of 0.8 M parameters over 400 steps "
+        "squeezenet1_1 on images (`conf/experiment`), a character GPT of 0.8 M parameters over 400 steps "
         "(`examples/gpt.py`), over gloo on one host, at the learning rate, schedule and steps of fp32. Negative points "
         "and positive % are worse. Savings are of wire bytes over the whole run; fp16's is 2x. "
         f"Commits of the runs: {', '.join(commits) or 'not recorded'}.\n\n{tables(trials)}"
