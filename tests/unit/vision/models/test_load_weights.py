@@ -404,7 +404,7 @@ def tar_of(data: bytes) -> bytes:
         ),
         ("weights.pth", b"\n<!DOCTYPE html><html>", "a web page: fetch the file itself"),
         ("weights.pth", b"", "empty: fetch it again"),
-        ("weights.pth.gz", gzip.compress(b"weights"), "unpack it, and name the file in it"),
+        ("weights.pth.gz", gzip.compress(b"weights", mtime=0), "unpack it, and name the file in it"),
         ("weights.pth.tar", tar_of(b"weights"), "unpack it, and name the file in it"),
         ("weights.dtz", b"\x93DTZ....", "a packed model: make safetensors of it, by `dtrain unpack`"),
     ],
