@@ -6,7 +6,7 @@
 
 Gradients are exchanged every step (compress), or what the optimizer changed (local); savings are of wire bytes over the
 whole run. Runs stay in --runs, and those that are there already are not run again; the result says which commits they
-are of. --write renews dtrain/compressors/trials.json, from which dtrain knows what to refuse.
+are of. --write renews dtrain/compressors/trials.json, from which dtrain knows what to refuse, and docs/compressors.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -28,10 +29,16 @@ from typing import Any, NamedTuple
 import torch
 from harness import commit, write_result
 
+from dtrain.compressors.trials import FAILS
+
 ROOT = Path(__file__).resolve().parents[1]
 TRIALS = ROOT / "dtrain" / "compressors" / "trials.json"
+DOCS = ROOT / "docs" / "compressors.md"
+TABLES = re.compile("(?<=<!-- by benchmarks/accuracy.py -->\\n).*?(?=<!-- end -->)", re.DOTALL)
+"""What of the documentation is written here."""
 RESULT, COMMIT = "result.json", "commit.txt"
 """In a run's folder: what came of it, and what it was run with."""
+HOPELESS = "points, or %% of the loss: what costs more on the first seed is run with no other"
 
 
 class Method(NamedTuple):
@@ -69,6 +76,7 @@ GRADIENTS = (
 KEEPS_MOMENTUM = (
     Method("gradient", "dgc", {"density": 0.05}),
     Method("gradient", "dgc", {"density": 0.01}),
+    Method("gradient", "dgc", {"density": 0.0015}),
     Method("gradient", "dgc", {"density": 0.001}),
 )
 UPDATES = (
@@ -87,6 +95,7 @@ UPDATES = (
     Method("update", "power_sgd", {"power_sgd_rank": 4, "all_reduces": 1}),
     Method("update", "ternary", STOCHASTIC, 4),
     Method("update", "ternary", STOCHASTIC, 5),
+    Method("update", "ternary", STOCHASTIC, 51),
 )
 METHODS = {"sgd": (*GRADIENTS, *KEEPS_MOMENTUM, *UPDATES), "adamw": (*GRADIENTS, *UPDATES)}
 OPTIMIZERS = {"sgd": "SGD, momentum 0.9", "adamw": "AdamW"}
@@ -132,7 +141,7 @@ CIFAR10 = Task(
         "batch_size=16",
         "eval_every_epochs=0",
     ),
-    {"sgd": (NONE, GRADIENTS[3], GRADIENTS[10], *KEEPS_MOMENTUM[1:], UPDATES[4])},
+    {"sgd": (NONE, GRADIENTS[3], GRADIENTS[10], *KEEPS_MOMENTUM[1:], UPDATES[4], UPDATES[-1])},
 )
 TASKS = {"digits": DIGITS, "gpt": GPT, "cifar10": CIFAR10}
 
@@ -221,6 +230,14 @@ class Trial:
             "saving": round(self.saving, 2),
         }
 
+    def cell(self) -> str:
+        """Of the tables in the documentation: bold where it fails, as dtrain.compressors.trials has it."""
+        if self.cost is None:
+            return "**diverged**"
+        loss = TASKS[self.task].figure == "loss"
+        shown = f"{self.cost:+.1f}%" if loss else f"{0 - self.cost:+.1f}"
+        return f"**{shown}**" if self.cost > FAILS["loss" if loss else "accuracy"] else shown
+
     def row(self) -> str:
         """Of the table."""
         task, method = TASKS[self.task], self.method
@@ -269,13 +286,35 @@ def tables(trials: Sequence[Trial]) -> str:
     return "\n\n".join(parts)
 
 
+def tables_for_docs(trials: Sequence[Trial]) -> str:
+    """One for each optimizer: a row for each method, a column for each task and kind of exchange."""
+    parts = []
+    for optimizer, named in OPTIMIZERS.items():
+        of_optimizer = [one for one in trials if one.optimizer == optimizer]
+        columns = sorted({(one.task, one.method.exchanged) for one in of_optimizer}, key=str)
+        rows: dict[str, dict[tuple[str, str], Trial]] = {}
+        for one in sorted(of_optimizer, key=lambda one: one.saving):
+            method = one.method.label.partition(" ")[2]
+            rows.setdefault(method, {})[one.task, one.method.exchanged] = one
+        parts.append(f"Under {named}:\n\n| method | fewer bytes | {' | '.join(f'{t}, {e}s' for t, e in columns)} |")
+        parts[-1] += "\n" + "|---" * (2 + len(columns)) + "|\n"
+        for method, cells in rows.items():
+            saving = max(one.saving for one in cells.values())
+            shown = (cells[column].cell() if column in cells else "" for column in columns)
+            parts[-1] += f"| {method} | {saving:.3g}x | {' | '.join(shown)} |\n"
+    return "\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", choices=TASKS, nargs="+", metavar="TASK")
     parser.add_argument("--root", type=Path, help="cifar10: a folder with train/<class>/ and test/<class>/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--optimizers", choices=OPTIMIZERS, nargs="+", default=list(OPTIMIZERS))
-    parser.add_argument("--only", default="", metavar="TEXT", help="methods whose label holds it, and fp32")
+    parser.add_argument(
+        "--only", default=[""], nargs="+", metavar="TEXT", help="methods whose label holds one, and fp32"
+    )
+    parser.add_argument("--hopeless", type=float, default=10.0, metavar="COST", help=HOPELESS)
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--only-done", action="store_true", help="report the runs that are there, and run none")
     parser.add_argument("--write", action="store_true", help="write the result file and trials.json")
@@ -295,7 +334,11 @@ def main() -> None:
     runs = arguments.runs.resolve()
     for seed in arguments.seeds if not arguments.only_done else ():
         for name, optimizer, method in planned:
-            if optimizer in arguments.optimizers and (arguments.only in method.label or method == NONE):
+            wanted = method == NONE or any(text in method.label for text in arguments.only)
+            if optimizer in arguments.optimizers and wanted:
+                first = trial(runs, name, method, optimizer, arguments.seeds[:1])
+                if first is not None and (first.cost is None or first.cost > arguments.hopeless):
+                    continue
                 folder = folder_of(runs, name, method, optimizer, seed)
                 result = result_of(tasks[name], method, optimizer, seed, folder)
                 print(seed, name, optimizer, method.label, result, flush=True)
@@ -311,6 +354,7 @@ def main() -> None:
     print(body)
     if arguments.write:
         TRIALS.write_text(json.dumps([one.as_json() for one in trials], indent=1) + "\n")
+        DOCS.write_text(TABLES.sub(lambda _: tables_for_docs(trials), DOCS.read_text()))
         print(write_result("accuracy", arguments.hardware, "Accuracy under compression", body))
 
 
