@@ -65,6 +65,7 @@ GRADIENTS = (
     Method("gradient", "int4"),
     Method("gradient", "ternary", NEAREST),
     Method("gradient", "ternary", STOCHASTIC),
+    Method("gradient", "rotated_signs"),
     Method("gradient", "one_bit"),
     Method("gradient", "top_k", {"density": 0.01}),
     Method("gradient", "top_k", {"density": 0.001}),
@@ -85,6 +86,11 @@ UPDATES = (
     Method("update", "int4"),
     Method("update", "ternary", NEAREST),
     Method("update", "ternary", STOCHASTIC),
+    Method("update", "rotated_signs"),
+    Method("update", "rotated_signs", every=4),
+    Method("update", "rotated_signs", every=8),
+    Method("update", "rotated_signs", every=16),
+    Method("update", "rotated_signs", every=32),
     Method("update", "one_bit"),
     Method("update", "top_k", {"density": 0.05}),
     Method("update", "top_k", {"density": 0.01}),
@@ -141,7 +147,16 @@ CIFAR10 = Task(
         "batch_size=16",
         "eval_every_epochs=0",
     ),
-    {"sgd": (NONE, GRADIENTS[3], GRADIENTS[10], *KEEPS_MOMENTUM[1:], UPDATES[4], UPDATES[-1])},
+    {
+        "sgd": (
+            NONE,
+            Method("gradient", "int4"),
+            Method("update", "ternary", STOCHASTIC),
+            Method("gradient", "dgc", {"density": 0.0015}),
+            Method("update", "rotated_signs"),
+            Method("update", "rotated_signs", every=32),
+        )
+    },
 )
 TASKS = {"digits": DIGITS, "gpt": GPT, "cifar10": CIFAR10}
 

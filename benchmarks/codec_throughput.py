@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "int4 stochastic": ("int4", {"rounding": "stochastic"}),
     "ternary": ("ternary", {"rounding": "nearest"}),
     "ternary stochastic": ("ternary", {"rounding": "stochastic"}),
+    "rotated_signs": ("rotated_signs", {}),
     "one_bit": ("one_bit", {}),
     "top_k 0.001": ("top_k", {"density": 0.001}),
     "top_k 0.01": ("top_k", {"density": 0.01}),

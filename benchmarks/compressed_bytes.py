@@ -35,6 +35,7 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("int8", {}),
     ("int4", {}),
     ("ternary", {}),
+    ("rotated_signs", {}),
     ("one_bit", {}),
     ("power_sgd", {"power_sgd_rank": 1}),
     ("power_sgd", {"power_sgd_rank": 4}),

@@ -87,12 +87,13 @@ def main() -> None:
     parser.add_argument("--resume", metavar="FOLDER")
     arguments = parser.parse_args()
 
+    storage = Path(arguments.save or tempfile.mkdtemp()).resolve()
     ray.init(num_cpus=arguments.workers, include_dashboard=False, log_to_driver=False)
     trainer = ray.train.torch.TorchTrainer(
         train,
         train_loop_config=vars(arguments),
         scaling_config=ray.train.ScalingConfig(num_workers=arguments.workers),
-        run_config=ray.train.RunConfig(storage_path=arguments.save or tempfile.mkdtemp(), name="run"),
+        run_config=ray.train.RunConfig(storage_path=str(storage), name="run"),
     )
     result = trainer.fit()
     print(json.dumps(result.metrics))

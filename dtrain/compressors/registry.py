@@ -18,6 +18,7 @@ from dtrain.compressors.policies.only import Only, at_least
 from dtrain.compressors.policies.warmup import Warmup
 from dtrain.compressors.power_sgd import power_sgd
 from dtrain.compressors.random_k import random_k
+from dtrain.compressors.rotated_signs import rotated_signs
 from dtrain.compressors.ternary import ternary
 from dtrain.compressors.top_k import top_k
 from dtrain.exchange import Compressor
@@ -39,6 +40,7 @@ COMPRESSORS: Mapping[str, Callable[..., Compressor]] = MappingProxyType(
         "int8": int8,
         "int4": int4,
         "ternary": ternary,
+        "rotated_signs": rotated_signs,
         "one_bit": one_bit,
         "top_k": top_k,
         "dgc": dgc,

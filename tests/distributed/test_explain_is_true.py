@@ -24,6 +24,7 @@ COMPRESSORS: dict[str, dict[str, Any]] = {
     "top_k": {"density": 0.001},
     "power_sgd": {"power_sgd_rank": 1},
     "one_bit": {},
+    "rotated_signs": {},
 }
 """Messages of one and of two rounds, above and below what is fused, with and without parts that are left dense."""
 

@@ -26,10 +26,11 @@ class Workspace:
 
     def __init__(self, context: Context, bucket: Bucket, largest: int) -> None:
         self.device = bucket.value.device
-        padding = 8  # up to 7 elements, to fill the last byte of packed codes
+        padding = 1024  # to fill the last byte of packed codes, or the last block of a rotation
         self.chunk = min(CHUNK if self.device.type == "cpu" else CUDA_CHUNK, largest + padding)
         self._scratch = context.scratch
         self._buffers: dict[str, Tensor] = {}
+        self._seeds = 0
         self._key = f"{context.seed} {context.step} {context.rank} {''.join(bucket.layout.names[:1])}"
 
     def buffer(self, name: str, numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,7 +55,15 @@ class Workspace:
         codes.view(-1).add_(noise, alpha=2.0**-16)
         return codes
 
+    def new_seed(self) -> int:
+        """A number of 63 bits, another at each call: for what draws by itself, on whatever device."""
+        self._seeds += 1
+        return _hashed(f"{self._key} {self._seeds}") >> 1
+
     @cached_property
     def _generator(self) -> torch.Generator:
-        seed = int.from_bytes(blake2b(self._key.encode(), digest_size=8).digest(), "little")
-        return torch.Generator(self.device).manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(_hashed(self._key))
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

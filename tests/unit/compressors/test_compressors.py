@@ -218,6 +218,9 @@ CASES = {
     "ternary": Case(
         lambda: build("ternary"), two_phase(lambda m: ceil(m / 5) + ceil(m / 640) + 4), largest=3e37, exact=False
     ),
+    "rotated_signs": Case(
+        lambda: build("rotated_signs"), two_phase(lambda m: 8 + 132 * ceil(m / 1024)), largest=3e36, exact=False
+    ),
     "one_bit": Case(
         lambda: build("one_bit"), two_phase(lambda m: ceil(m / 8) + ceil(m / 256) + 4), largest=3e37, exact=False
     ),

@@ -103,6 +103,7 @@ def exchange_adding_up(compressor: Compressor, values: Sequence[Tensor]) -> list
         ("int4", lambda m: ceil(m / 2) + 4 * ceil(m / 1024), 7.8),
         ("ternary", lambda m: ceil(m / 5) + ceil(m / 640) + 4, 19.5),
         ("one_bit", lambda m: ceil(m / 8) + ceil(m / 256) + 4, 31.0),
+        ("rotated_signs", lambda m: 8 + 132 * ceil(m / 1024), 30.4),
     ],
 )
 def test_squeezenet_saves_what_is_promised_at_every_world_size(
