@@ -95,6 +95,9 @@ UPDATES = (
     Method("update", "top_k", {"density": 0.05}),
     Method("update", "top_k", {"density": 0.01}),
     Method("update", "top_k", {"density": 0.001}),
+    Method("update", "top_k", {"density": 0.01}, 4),
+    Method("update", "top_k", {"density": 0.01}, 8),
+    Method("update", "top_k", {"density": 0.001}, 4),
     Method("update", "random_k", {"density": 0.1}),
     Method("update", "power_sgd", {"power_sgd_rank": 4}),
     Method("update", "power_sgd", {"power_sgd_rank": 1}),
@@ -155,6 +158,7 @@ CIFAR10 = Task(
             Method("gradient", "dgc", {"density": 0.0015}),
             Method("update", "rotated_signs"),
             Method("update", "rotated_signs", every=32),
+            Method("update", "top_k", {"density": 0.01}, 8),
         )
     },
 )

@@ -130,7 +130,8 @@ def local(
     compressors.check_for_updates(compressor, options)
     kind = momentum.kind_of(optimizer)
     trials.check(compressor, options, optimizer=kind, exchanged="update", every=every, guard=guard)
-    return program.attach(model, optimizer, built, ledger, every=every, seed=seed, scaler=scaler)
+    masks = compressors.sends_few(compressor)
+    return program.attach(model, optimizer, built, ledger, every=every, masks_momentum=masks, seed=seed, scaler=scaler)
 
 
 def compress_horovod(

@@ -9,7 +9,7 @@ from dtrain.compressors.policies.masked import Masked
 from dtrain.compressors.policies.only import Only
 from dtrain.compressors.policies.shared import Shared
 from dtrain.compressors.policies.warmup import Warmup
-from dtrain.compressors.registry import COMPRESSORS, build, check_for_updates, keeps_momentum
+from dtrain.compressors.registry import COMPRESSORS, build, check_for_updates, keeps_momentum, sends_few
 
 __all__ = [
     "COMPRESSORS",
@@ -23,4 +23,5 @@ __all__ = [
     "build",
     "check_for_updates",
     "keeps_momentum",
+    "sends_few",
 ]

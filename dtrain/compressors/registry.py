@@ -55,6 +55,11 @@ def keeps_momentum(name: str) -> bool:
     return name in COMPRESSORS and "momentum" in inspect.signature(COMPRESSORS[name]).parameters
 
 
+def sends_few(name: str) -> bool:
+    """Whether that compressor sends few elements whole and nothing of the others, in error feedback."""
+    return name in ("top_k", "dgc")
+
+
 def check_for_updates(name: str, options: Mapping[str, Any]) -> None:
     """Raise ValueError for a compressor that keeps a momentum: updates have the optimizer's in them already."""
     if keeps_momentum(name) and options.get("momentum") != 0:

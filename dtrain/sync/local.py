@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dtrain.comm import Communicator
-from dtrain.exchange import Bucket, Compressor, Exchange, Exchanged
+from dtrain.exchange import Bucket, Compressor, Contribution, Exchange, Exchanged
 from dtrain.meter.clock import clock_for
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, NamedParameter, assign, layout_of, trainable
@@ -42,6 +42,7 @@ class _Slot:
         self.bucket = Bucket(torch.empty_like(self.common), self.layout)
         self.changes = [view for _, view in self.layout.pieces(self.bucket.value)]
         self.mean: Tensor | None = None
+        self.sent: Tensor | None = None  # minus what this rank contributed to it, where that is asked for
         self.take_common()
 
     @torch.no_grad()
@@ -70,6 +71,21 @@ class _Slot:
         for common, parameter in zip(self.commons, self.parameters, strict=True):
             parameter.copy_(common)
 
+    @torch.no_grad()
+    def note_sent(self, contribution: Contribution) -> None:
+        """Keep what this rank contributed, which lies in memory that the next exchange writes to."""
+        self.sent = torch.zeros_like(self.common, dtype=torch.float32) if self.sent is None else self.sent.zero_()
+        contribution.subtract_from(self.sent)
+
+    @torch.no_grad()
+    def mask_momentum(self, optimizer: Optimizer) -> None:
+        """Momentum of elements that this rank sent becomes zero, but for parameters that it sent whole."""
+        assert self.sent is not None
+        for parameter, (_, sent) in zip(self.parameters, self.layout.pieces(self.sent != 0), strict=True):
+            momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                momentum.masked_fill_(sent & ~sent.all(), 0.0)
+
 
 class Local:
     """Exchanges what `every` steps of the optimizer changed in `model`: a `Synchronizer`.
@@ -88,6 +104,9 @@ class Local:
         communicator: used for changes of weights alone.
         ledger: where the scopes of the exchange are opened.
         every: steps from one exchange to the next, at least 1.
+        masks_momentum: for compressors that send few elements: SGD's momentum of what this rank sent becomes zero, as
+            it is in what was sent already: momentum factor masking (Lin et al., Deep Gradient Compression, ICLR 2018,
+            equation 7), with the momentum where it is.
         seed: the same on every worker; for compressors that draw random numbers.
         check_finite: look for NaN and Inf in gradients and in mean changes, at the price of reading them once more.
     """
@@ -101,6 +120,7 @@ class Local:
         ledger: Ledger,
         *,
         every: int = 1,
+        masks_momentum: bool = False,
         seed: int = 0,
         first_bucket_bytes: int = FIRST_BUCKET_BYTES,
         bucket_bytes: int = BUCKET_BYTES,
@@ -114,6 +134,7 @@ class Local:
         rank, world_size = communicator.rank, communicator.world_size
         self._parameters, self._rank, self._world_size = parameters, rank, world_size
         self._every, self._check_finite = every, check_finite
+        self._masked = optimizer if masks_momentum else None
         self._states = States(
             compressor, parameters, rank=rank, world_size=world_size, seed=seed, check_finite=check_finite
         )
@@ -172,6 +193,8 @@ class Local:
         kept = bad is None or not self._check_finite
         for slot in self._slots:
             slot.put_back(changed=kept)
+            if kept and self._masked is not None:
+                slot.mask_momentum(self._masked)
         self._states.commit()
         if not kept:
             assert bad is not None
@@ -228,9 +251,11 @@ class Local:
 
     def _submit(self, slot: _Slot) -> None:
         def start() -> Exchange:
-            return self._states.exchange(slot.bucket)
+            return self._states.exchange(slot.bucket, wants_contribution=self._masked is not None)
 
         def keep(result: Exchanged) -> None:
+            if self._masked is not None:
+                slot.note_sent(result.contribution)
             self._states.stage(slot.layout, result)
             slot.mean = result.mean
 

@@ -47,10 +47,13 @@ class LocalProgram(Local):
         ledger: Ledger,
         *,
         every: int,
+        masks_momentum: bool,
         seed: int,
         ddp: DistributedDataParallel | None = None,
     ) -> None:
-        super().__init__(model, optimizer, compressor, communicator, ledger, every=every, seed=seed)
+        super().__init__(
+            model, optimizer, compressor, communicator, ledger, every=every, masks_momentum=masks_momentum, seed=seed
+        )
         self._model, self._optimizer, self._communicator, self._ddp = model, optimizer, communicator, ddp
         self._scaler: GradScaler | None = None
         self._steps = 0
@@ -130,6 +133,7 @@ def attach(
     ledger: Ledger,
     *,
     every: int = 1,
+    masks_momentum: bool = False,
     seed: int = 0,
     scaler: GradScaler | None = None,
 ) -> LocalProgram:
@@ -154,7 +158,17 @@ def attach(
     world: Any = dist.group.WORLD
     communicator = TorchCommunicator(world).duplicate()
     share_parameters(inner, communicator, ledger)
-    program = LocalProgram(inner, optimizer, compressor, communicator, ledger, every=every, seed=seed, ddp=ddp)
+    program = LocalProgram(
+        inner,
+        optimizer,
+        compressor,
+        communicator,
+        ledger,
+        every=every,
+        masks_momentum=masks_momentum,
+        seed=seed,
+        ddp=ddp,
+    )
     if ddp is not None:  # last: torch never lets go of a hook
         ddp.register_comm_hook(None, local_bucket)
     if scaler is not None:

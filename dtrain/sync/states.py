@@ -61,10 +61,17 @@ class States:
         self.step = 0
         """Of the exchange: counts steps that were committed or discarded."""
 
-    def exchange(self, bucket: Bucket) -> Exchange:
+    def exchange(self, bucket: Bucket, *, wants_contribution: bool = False) -> Exchange:
         """Start exchanging this rank's share of a bucket in this step."""
         scratch = self._scratch.setdefault(bucket.layout, Scratch())
-        context = Context(self._rank, self._world_size, self.step, seed=self._seed, scratch=scratch)
+        context = Context(
+            self._rank,
+            self._world_size,
+            self.step,
+            seed=self._seed,
+            scratch=scratch,
+            wants_contribution=wants_contribution,
+        )
         return self._compressor.exchange(bucket, self._of(bucket), context)
 
     def stage(self, layout: Layout, result: Exchanged) -> None:

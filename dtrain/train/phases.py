@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from dtrain.compressors import sends_few
 from dtrain.sync.synchronizer import Synchronizer
 from dtrain.train.checkpoint import CONSTRAINTS, TEACHER, Checkpoint
 from dtrain.train.config import BEFORE, Phase, Span
@@ -101,6 +102,7 @@ class Phases:
         job, config = self._job, self._job.config
         parts = Exchanging(
             exchanged_as(job.prepared.compressor, self._constraints),
+            sends_few(config.compressor.name),
             job.for_gradients,
             job.ledger,
             seed=config.seed,

@@ -26,6 +26,7 @@ class Exchanging:
     """What a synchroniser is built of, besides model and optimizer. `communicator` is for its exchanges alone."""
 
     compressor: Compressor
+    sends_few: bool
     communicator: Communicator
     ledger: Ledger
     seed: int
@@ -106,6 +107,7 @@ class LocalSync(Sync):
             parts.communicator,
             parts.ledger,
             every=self.every,
+            masks_momentum=parts.sends_few,
             seed=parts.seed,
             first_bucket_bytes=parts.first_bucket_bytes,
             bucket_bytes=parts.bucket_bytes,

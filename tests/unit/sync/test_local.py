@@ -76,12 +76,13 @@ def worker(
     *,
     every: int = 1,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
+    masks_momentum: bool = False,
     **options: Any,
 ) -> Worker:
     model, ledger = copy.deepcopy(MODEL), Ledger()
     own = optimizer(model)
     compressor = build(name, **{**MILD.get(name, {}), **options})
-    synchronizer = Local(model, own, compressor, communicator, ledger, every=every)
+    synchronizer = Local(model, own, compressor, communicator, ledger, every=every, masks_momentum=masks_momentum)
     return Worker(model, own, synchronizer, ledger, communicator.rank)
 
 
@@ -300,3 +301,56 @@ def test_fewer_rounds_send_fewer_bytes() -> None:
 def test_no_step_between_exchanges_is_refused() -> None:
     with pytest.raises(ValueError, match="every=0 must be at least 1"):
         run_ranks(1, lambda communicator: worker(communicator, every=0))
+
+
+def test_the_top_of_updates_with_masked_momentum_is_deep_gradient_compression() -> None:
+    """At one exchange a step and a learning rate that is a power of 2, which leaves roundings as they are."""
+    rate, momentum = 0.25, 0.9
+
+    def heavy(model: nn.Module) -> torch.optim.Optimizer:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.ndim > 1)  # biases are small enough to be sent whole
+        return torch.optim.SGD(model.parameters(), rate, momentum=momentum)
+
+    def of_updates(communicator: ThreadCommunicator) -> Tensor:
+        own = worker(communicator, "top_k", optimizer=heavy, masks_momentum=True)
+        for step in range(8):
+            own.step(step)
+        return own.weights
+
+    def of_gradients(communicator: ThreadCommunicator) -> Tensor:
+        model = copy.deepcopy(MODEL)
+        optimizer = heavy(model)
+        optimizer.param_groups[0]["momentum"] = 0.0
+        dgc = build("dgc", density=0.2, momentum=momentum)
+        synchronizer: Any = EveryStep(model, dgc, communicator, Ledger())
+        own = Worker(model, optimizer, synchronizer, Ledger(), communicator.rank)
+        for step in range(8):
+            own.step(step)
+        return own.weights
+
+    torch.testing.assert_close(run_ranks(2, of_updates)[0], run_ranks(2, of_gradients)[0])
+
+
+def test_momentum_of_what_was_sent_is_masked_but_for_parameters_that_are_sent_whole() -> None:
+    def heavy(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    def body(communicator: ThreadCommunicator) -> tuple[list[float], list[float]]:
+        found = []
+        for masks_momentum in (True, False):
+            own = worker(
+                communicator, "top_k", optimizer=heavy, every=2, exempt_below=20, masks_momentum=masks_momentum
+            )
+            for step in range(2):
+                own.step(step)
+            momenta = [own.optimizer.state[p]["momentum_buffer"] for p in own.model.parameters()]
+            found.append([float((m == 0).float().mean()) for m in momenta])
+        return found[0], found[1]
+
+    for masked, kept in run_ranks(2, body):
+        assert kept == [0.0] * 4
+        weight, bias, last_weight, last_bias = masked
+        assert (bias, last_bias) == (0.0, 0.0)  # exempt: sent whole
+        sent = (weight * 16 * 12 + last_weight * 3 * 16) / (16 * 12 + 3 * 16)
+        assert sent == pytest.approx(0.2, abs=0.01)
