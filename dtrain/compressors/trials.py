@@ -102,7 +102,10 @@ def trials_with(compressor: str, options: Mapping[str, Any]) -> tuple[Trial, ...
 def trials_of(
     compressor: str, options: Mapping[str, Any], *, optimizer: str, exchanged: Exchanged, every: int = 1
 ) -> tuple[Trial, ...]:
-    """Those of this method under this optimizer ("sgd" with momentum, or "adamw"), or of a milder form of it."""
+    """Those of this method under this optimizer ("sgd" with momentum, or "adamw"), or of a milder form of it.
+
+    Of each task those with the most steps between exchanges, up to `every`: more are not harder for all (top_k).
+    """
     asked = _settings(compressor, options)
 
     def is_milder(trial: Trial) -> bool:
@@ -111,23 +114,28 @@ def trials_of(
             tried[name] >= asked[name] for name in _MILDER if name in asked
         )
 
-    return tuple(
+    tried = [
         trial
         for trial in load_trials()
         if (trial.compressor, trial.optimizer, trial.exchanged) == (compressor, optimizer, exchanged)
         and trial.every <= every
         and is_milder(trial)
-    )
+    ]
+    longest = {trial.task: max(other.every for other in tried if other.task == trial.task) for trial in tried}
+    return tuple(trial for trial in tried if trial.every == longest[trial.task])
 
 
 def that_hold(optimizer: str) -> list[tuple[Trial, ...]]:
-    """The methods that hold in every task that was tried under this optimizer, those that save most first."""
+    """The methods that hold in every task that was tried under this optimizer.
+
+    Those that were tried in most tasks first, and of them those that save most.
+    """
     methods: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in load_trials():
         if trial.optimizer == optimizer:
             methods.setdefault(trial.method, []).append(trial)
     held = [tuple(trials) for trials in methods.values() if all(trial.holds for trial in trials)]
-    return sorted(held, key=lambda trials: -min(trial.saving for trial in trials))
+    return sorted(held, key=lambda trials: (-len(trials), -min(trial.saving for trial in trials)))
 
 
 def check(

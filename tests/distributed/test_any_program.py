@@ -287,6 +287,19 @@ def test_updates_of_sparse_embeddings_are_exchanged_like_any(here: Here) -> None
     synchronizer.close()
 
 
+@on_ranks(2)
+def test_momentum_of_what_top_k_sends_of_an_update_is_masked_and_no_other(here: Here) -> None:
+    for name, share in (("top_k", 0.1), ("int4", 0.0)):
+        model = nn.Linear(20, 50, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        synchronizer = dtrain.local(model, optimizer, compressor=name, guard="off", **OPTIONS.get(name, {}))
+        model(torch.randn(8, 20)).square().sum().backward()
+        optimizer.step()
+        momentum = optimizer.state[model.weight]["momentum_buffer"]
+        assert float((momentum == 0).float().mean()) == pytest.approx(share, abs=1e-3)
+        synchronizer.close()
+
+
 class Complex(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -40,11 +40,30 @@ def checkpoint(run_dir: Path) -> Path:
 
 def test_a_resumed_run_ends_in_bitwise_the_same_model_and_residuals(whole_run: Path, tmp_path: Path) -> None:
     train(2, tmp_path / "rest", "num_steps=8", "save_every=4", f"resume={checkpoint(whole_run)}").expect(0)
+    assert_same_end(whole_run, tmp_path / "rest")
+
+
+def assert_same_end(one: Path, other: Path, step: int = 8) -> None:
     for name in ("model", "optimizer", "rank0", "rank1"):
-        path = f"checkpoints/step-000008/{name}.safetensors"
-        whole, rest = load_file(whole_run / path), load_file(tmp_path / "rest" / path)
+        path = f"checkpoints/step-{step:06d}/{name}.safetensors"
+        whole, rest = load_file(one / path), load_file(other / path)
         assert whole.keys() == rest.keys()
         assert all(torch.equal(whole[key], rest[key]) for key in whole), name
+
+
+def share_without_momentum(folder: Path) -> float:
+    state = load_file(folder / "rank0.safetensors")
+    momenta = [value for key, value in state.items() if key.endswith("momentum_buffer")]
+    return sum(int((m == 0).sum()) for m in momenta) / sum(m.numel() for m in momenta)
+
+
+def test_a_run_is_resumed_within_a_local_round_and_masks_the_momentum_of_what_it_sends(tmp_path: Path) -> None:
+    local = ("sync=local", "sync.every=3", "num_steps=6", "save_every=2")
+    train(2, tmp_path / "run", *local).expect(0)
+    train(2, tmp_path / "rest", *local, f"resume={checkpoint(tmp_path / 'run')}").expect(0)
+    assert_same_end(tmp_path / "run", tmp_path / "rest", step=6)
+    within, after = (share_without_momentum(tmp_path / "run" / "checkpoints" / f"step-00000{n}") for n in (4, 6))
+    assert after - within == pytest.approx(0.01, rel=0.3)  # density
 
 
 SMALL = ("data=synthetic", "data.num_train_images=100", "data.num_test_images=20", "num_epochs=2")
