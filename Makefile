@@ -9,13 +9,14 @@ SYSTEM_WORKERS ?= 3
 DEMO := runs/demo
 DEMO_SETTINGS := experiment=digits overwrite=true
 
-.PHONY: help install demo test test-system horovod check format clean
+.PHONY: help install demo test test-system horovod examples check format clean
 
 help:
 	@echo "make demo         train AlexNet and SqueezeNet with 2 workers, compare their bytes, write a report"
 	@echo "make test         unit and distributed tests, under 10 minutes"
 	@echo "make test-system  tests that need root, network namespaces or a fresh install"
 	@echo "make horovod      build Horovod for backend=horovod (some minutes, once) and install it"
+	@echo "make examples     install what the examples with accelerate, Lightning, transformers and Ray Train need"
 	@echo "make check        formatting, lint, types, layers, shell scripts"
 
 install: $(VENV)/installed
@@ -40,11 +41,14 @@ test: install
 
 # They wait more than they compute, so there are more at once than cores; some wait for the machine to be theirs
 test-system: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SYSTEM_WORKERS) -m 'not alone' tests/system
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m alone tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(SYSTEM_WORKERS) --durations=25 -m 'not alone' tests/system
+	OMP_NUM_THREADS=1 $(BIN)/pytest --durations=25 -m alone tests/system
 
 horovod: install
 	PYTHON=$(BIN)/python launch/build_horovod.sh
+
+examples: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[examples]'
 
 check: install
 	$(BIN)/ruff format --check .
