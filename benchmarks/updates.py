@@ -38,18 +38,23 @@ STEPS = 400
 
 
 class Case(NamedTuple):
-    """A compressor with options; `average_every` steps the optimizers' states become their mean, 0: never."""
+    """A compressor with options, and steps from one exchange to the next.
+
+    Every `average_every` steps the optimizers' states become their mean; 0: never.
+    """
 
     compressor: str
     options: dict[str, Any]
     average_every: int = 0
+    every: int = 1
 
     @property
     def label(self) -> str:
         """For people."""
         options = "".join(f" {name}={value}" for name, value in self.options.items())
         averaged = f", AdamW's states averaged every {self.average_every} steps" if self.average_every else ""
-        return f"{self.compressor}{options}{averaged}"
+        every = f" every={self.every}" if self.every > 1 else ""
+        return f"{self.compressor}{options}{every}{averaged}"
 
 
 NEAREST, STOCHASTIC = {"rounding": "nearest"}, {"rounding": "stochastic"}
@@ -61,8 +66,12 @@ CASES = (
     Case("int4", STOCHASTIC),
     Case("ternary", NEAREST),
     Case("ternary", STOCHASTIC),
-    Case("none", {}, 50),
+    Case("rotated_signs", {}),
     Case("ternary", STOCHASTIC, 50),
+    Case("none", {}, every=4),
+    Case("ternary", STOCHASTIC, every=4),
+    Case("rotated_signs", {}, every=4),
+    Case("top_k", {"density": 0.01}, every=4),
     Case("top_k", {"density": 0.01}),
 )
 
@@ -88,7 +97,7 @@ def train(case: Case, num_workers: int, seed: int, text: Text) -> float:
         for replica, optimizer in zip(replicas, optimizers, strict=True):
             nn.utils.clip_grad_norm_(replica.parameters(), 1.0)
             optimizer.step()
-        if exchange is not None:
+        if exchange is not None and (step + 1) % case.every == 0:
             exchange.run()
         if case.average_every and (step + 1) % case.average_every == 0:
             average_states(optimizers)
@@ -135,7 +144,7 @@ def average_states(optimizers: list[torch.optim.Optimizer]) -> None:
                 state[key].copy_(mean)
 
 
-def rows(done: Path, workers: list[int], seeds: list[int]) -> Iterator[str]:
+def rows(done: Path, workers: list[int], seeds: list[int], *, only_done: bool) -> Iterator[str]:
     """A line per case; differences are against fp32 gradients with as many workers and the same seed."""
     known: dict[str, float] = json.loads(done.read_text()) if done.is_file() else {}
     text = Text()
@@ -143,7 +152,7 @@ def rows(done: Path, workers: list[int], seeds: list[int]) -> Iterator[str]:
         for num_workers in workers:
             for case in CASES:
                 key = f"{case.label} | {num_workers} | {seed}"
-                if key not in known:
+                if key not in known and not only_done:
                     known[key] = train(case, num_workers, seed, text)
                     done.write_text(json.dumps(known, indent=1))
                     print(key, known[key], flush=True)
@@ -152,10 +161,13 @@ def rows(done: Path, workers: list[int], seeds: list[int]) -> Iterator[str]:
     for case in CASES:
         cells = []
         for num_workers in workers:
-            losses = [known[f"{case.label} | {num_workers} | {seed}"] for seed in seeds]
-            base = [known[f"{GRADIENTS.label} | {num_workers} | {seed}"] for seed in seeds]
-            cost = statistics.mean(100 * (loss / fp32 - 1) for loss, fp32 in zip(losses, base, strict=True))
-            cells.append(f"{statistics.mean(losses):.3f} ({cost:+.1f}%)")
+            keys = [[f"{one.label} | {num_workers} | {seed}" for one in (case, GRADIENTS)] for seed in seeds]
+            pairs = [(known[mine], known[base]) for mine, base in keys if mine in known and base in known]
+            if not pairs:
+                cells.append("")
+                continue
+            cost = statistics.mean(100 * (loss / fp32 - 1) for loss, fp32 in pairs)
+            cells.append(f"{statistics.mean(loss for loss, _ in pairs):.3f} ({cost:+.1f}%)")
         yield f"| {case.label} | " + " | ".join(cells) + " |"
 
 
@@ -163,12 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only-done", action="store_true", help="report the runs that are there, and run none")
     parser.add_argument("--done", type=Path, default=Path("runs/updates.json"))
     parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.done.parent.mkdir(parents=True, exist_ok=True)
-    table = "\n".join(rows(arguments.done, arguments.workers, arguments.seeds))
+    table = "\n".join(rows(arguments.done, arguments.workers, arguments.seeds, only_done=arguments.only_done))
     body = (
         f"Character GPT of 0.8 M parameters, AdamW at 0.001, {STEPS} steps, batches of {BATCH_SIZE} a worker; "
         f"validation loss, mean over seeds {', '.join(map(str, arguments.seeds))}, against the exchange of gradients "
