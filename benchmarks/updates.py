@@ -1,4 +1,4 @@
-"""Updates exchanged by 2 to 16 workers in lockstep: with error feedback or without, optimizer states averaged or not.
+"""Updates and gradients exchanged by 2 to 16 workers in lockstep: which compressors bear how many workers.
 
     python benchmarks/updates.py                       # the character GPT of examples/gpt.py, AdamW, 400 steps
     python benchmarks/updates.py --workers 2 4 --seeds 0
@@ -38,7 +38,7 @@ STEPS = 400
 
 
 class Case(NamedTuple):
-    """A compressor with options, and steps from one exchange to the next.
+    """A compressor with options, and steps from one exchange to the next, of updates unless gradients are said.
 
     Every `average_every` steps the optimizers' states become their mean; 0: never.
     """
@@ -47,6 +47,7 @@ class Case(NamedTuple):
     options: dict[str, Any]
     average_every: int = 0
     every: int = 1
+    of_gradients: bool = False
 
     @property
     def label(self) -> str:
@@ -54,13 +55,15 @@ class Case(NamedTuple):
         options = "".join(f" {name}={value}" for name, value in self.options.items())
         averaged = f", AdamW's states averaged every {self.average_every} steps" if self.average_every else ""
         every = f" every={self.every}" if self.every > 1 else ""
-        return f"{self.compressor}{options}{every}{averaged}"
+        return f"{'gradients, ' if self.of_gradients else ''}{self.compressor}{options}{every}{averaged}"
 
 
 NEAREST, STOCHASTIC = {"rounding": "nearest"}, {"rounding": "stochastic"}
-GRADIENTS = Case("gradients, fp32", {})
+GRADIENTS = Case("fp32", {}, of_gradients=True)
 CASES = (
     GRADIENTS,
+    Case("ternary", STOCHASTIC, of_gradients=True),
+    Case("rotated_signs", {}, of_gradients=True),
     Case("none", {}),
     Case("int4", NEAREST),
     Case("int4", STOCHASTIC),
@@ -94,10 +97,12 @@ def train(case: Case, num_workers: int, seed: int, text: Text) -> float:
                 mean = torch.stack([p.grad for p in same if p.grad is not None]).mean(0)
                 for parameter in same:
                     parameter.grad = mean
+        elif case.of_gradients:
+            exchange.run_gradients()
         for replica, optimizer in zip(replicas, optimizers, strict=True):
             nn.utils.clip_grad_norm_(replica.parameters(), 1.0)
             optimizer.step()
-        if exchange is not None and (step + 1) % case.every == 0:
+        if exchange is not None and not case.of_gradients and (step + 1) % case.every == 0:
             exchange.run()
         if case.average_every and (step + 1) % case.average_every == 0:
             average_states(optimizers)
@@ -105,7 +110,7 @@ def train(case: Case, num_workers: int, seed: int, text: Text) -> float:
 
 
 class Exchange:
-    """Of what one step changed, by all virtual workers."""
+    """By all virtual workers."""
 
     def __init__(self, case: Case, replicas: list[Gpt], num_workers: int) -> None:
         compressor = compressors.build(case.compressor, **case.options)
@@ -117,19 +122,30 @@ class Exchange:
         self.common = self._flat(replicas[0])
 
     def run(self) -> None:
-        """The replicas are equal afterwards."""
+        """Of what the steps since the last time changed. The replicas are equal afterwards."""
+        self.common -= self._mean([self.common - self._flat(replica) for replica in self.replicas])
+        for replica in self.replicas:
+            for (_, parameter), (_, piece) in zip(trainable(replica), self.layout.pieces(self.common), strict=True):
+                parameter.data.copy_(piece)
+
+    def run_gradients(self) -> None:
+        """Every replica then has the mean gradient."""
+        grads = [[p.grad.reshape(-1) for _, p in trainable(r) if p.grad is not None] for r in self.replicas]
+        mean = self._mean([torch.cat(of_replica) for of_replica in grads])
+        for replica in self.replicas:
+            for (_, parameter), (_, piece) in zip(trainable(replica), self.layout.pieces(mean.clone()), strict=True):
+                parameter.grad = piece.view_as(parameter)
+
+    def _mean(self, of_each: list[Tensor]) -> Tensor:
         share = 1.0 / len(self.replicas)
-        values = [(self.common - self._flat(replica)) * share for replica in self.replicas]
-        exchanges = [s.exchange(Bucket(value, self.layout)) for s, value in zip(self.states, values, strict=True)]
+        buckets = [Bucket(value * share, self.layout) for value in of_each]
+        exchanges = [states.exchange(bucket) for states, bucket in zip(self.states, buckets, strict=True)]
         results = drive_lockstep(exchanges, self.communicators)
         for states, result, ledger in zip(self.states, results, self.ledgers, strict=True):
             states.stage(self.layout, result)
             states.commit()
             ledger.close()
-        self.common -= results[0].mean
-        for replica in self.replicas:
-            for (_, parameter), (_, piece) in zip(trainable(replica), self.layout.pieces(self.common), strict=True):
-                parameter.data.copy_(piece)
+        return results[0].mean
 
     def _flat(self, replica: Gpt) -> Tensor:
         return torch.cat([p.detach().reshape(-1) for _, p in trainable(replica)])

@@ -76,6 +76,11 @@ def train(arguments: dict[str, Any]) -> None:
         synchronizer.close()
 
 
+def absolute(folder: str) -> str:
+    """As Ray wants it, whose workers run elsewhere."""
+    return str(Path(folder).resolve())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     method = parser.add_mutually_exclusive_group()
@@ -83,17 +88,16 @@ def main() -> None:
     method.add_argument("--local", metavar="NAME", help="exchange the optimizer's updates through this compressor")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--save", metavar="FOLDER")
-    parser.add_argument("--resume", metavar="FOLDER")
+    parser.add_argument("--save", type=absolute, metavar="FOLDER")
+    parser.add_argument("--resume", type=absolute, metavar="FOLDER")
     arguments = parser.parse_args()
 
-    storage = Path(arguments.save or tempfile.mkdtemp()).resolve()
     ray.init(num_cpus=arguments.workers, include_dashboard=False, log_to_driver=False)
     trainer = ray.train.torch.TorchTrainer(
         train,
         train_loop_config=vars(arguments),
         scaling_config=ray.train.ScalingConfig(num_workers=arguments.workers),
-        run_config=ray.train.RunConfig(storage_path=str(storage), name="run"),
+        run_config=ray.train.RunConfig(storage_path=arguments.save or tempfile.mkdtemp(), name="run"),
     )
     result = trainer.fit()
     print(json.dumps(result.metrics))
