@@ -244,6 +244,7 @@ class Trial:
             "compressor": method.compressor,
             "options": dict(method.options),
             "every": method.every,
+            "world_size": TASKS[self.task].world_size,
             "seeds": self.seeds,
             "cost": None if self.cost is None else round(self.cost, 2),
             "saving": round(self.saving, 2),

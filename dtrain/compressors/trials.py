@@ -41,7 +41,7 @@ class Trial:
     """A method under an optimizer, against fp32 in the same recipe.
 
     `cost` is in points of accuracy, or in % of the validation loss for a language model; None where it diverged.
-    `saving` is that of the whole run at its number of ranks.
+    `saving` is that of the whole run at its number of workers.
     """
 
     task: str
@@ -50,6 +50,7 @@ class Trial:
     compressor: str
     options: Mapping[str, Any]
     every: int
+    world_size: int
     seeds: int
     cost: float | None
     saving: float
@@ -76,10 +77,13 @@ class Trial:
 
     def cost_in_words(self) -> str:
         """For people."""
+        where = f"on {self.task} (n={self.world_size})"
         if self.cost is None:
-            return f"diverged on {self.task}"
+            return f"diverged {where}"
         amount = f"{self.cost:.1f}% of loss" if self.unit == "loss" else f"{self.cost:.1f} points"
-        return f"cost {amount} on {self.task}" if self.cost > 0 else f"cost nothing on {self.task} ({amount})"
+        if self.cost > 0:
+            return f"cost {amount} {where}"
+        return f"cost nothing on {self.task} (n={self.world_size}, {amount})"
 
 
 @cache

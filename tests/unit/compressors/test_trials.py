@@ -18,6 +18,7 @@ def trial(compressor: str, cost: float | None, saving: float = 10.0, **more: Any
         "exchanged": "gradient",
         "options": {},
         "every": 1,
+        "world_size": 2,
         "seeds": 1,
     }
     return Trial(**{**fields, "compressor": compressor, "cost": cost, "saving": saving, **more})
@@ -53,9 +54,9 @@ def test_a_method_that_failed_is_refused_with_its_cost_and_what_held() -> None:
         asked("top_k", options={"density": 0.01})
     message = str(caught.value)
     assert message.startswith(
-        "top_k density=0.01 of gradients under SGD with momentum cost 52.0 points on digits against fp32. These held: "
-        "int4, 7.9x fewer bytes, cost 0.2 points on digits and cost nothing on gpt (-0.4% of loss); "
-        "top_k density=0.05, 40x fewer bytes, cost 0.5 points on digits; ternary rounding=stochastic of updates "
+        "top_k density=0.01 of gradients under SGD with momentum cost 52.0 points on digits (n=2) against fp32. "
+        "These held: int4, 7.9x fewer bytes, cost 0.2 points on digits (n=2) and cost nothing on gpt (n=2, -0.4% of "
+        "loss); top_k density=0.05, 40x fewer bytes, cost 0.5 points on digits (n=2); ternary rounding=stochastic of updates "
         "(dtrain.local, sync=local), 19.8x fewer bytes"
     )
     assert message.endswith("guard=warn trains all the same")
@@ -91,7 +92,7 @@ def test_what_was_not_measured_to_fail_is_left_alone(more: dict[str, Any]) -> No
 
 
 def test_where_a_trial_is_of_the_tasks_at_hand_only_those_speak() -> None:
-    with pytest.raises(ValueError, match=r"cost 7\.0% of loss on gpt"):
+    with pytest.raises(ValueError, match=r"cost 7\.0% of loss on gpt \(n=2\)"):
         asked("dgc", options={"density": 0.0001}, optimizer="adamw")
     asked("dgc", options={"density": 0.0001}, optimizer="adamw", tasks=("digits",))
     with pytest.raises(ValueError, match="one_bit"):
@@ -113,7 +114,7 @@ TOP_K = ((1, 6.0), (4, -1.0))
 
 
 def test_a_warning_goes_on() -> None:
-    with pytest.warns(UserWarning, match="one_bit of gradients under SGD with momentum diverged on digits"):
+    with pytest.warns(UserWarning, match=r"one_bit of gradients under SGD with momentum diverged on digits \(n=2\)"):
         asked("one_bit", guard="warn")
 
 
@@ -129,9 +130,11 @@ def test_those_that_hold_in_most_tasks_come_first_and_then_those_that_save_most(
 
 def test_what_explain_says() -> None:
     assert in_words(trials_with("int4", {})) == [
-        "gradients under SGD with momentum: cost 0.2 points on digits, cost nothing on gpt (-0.4% of loss)"
+        "gradients under SGD with momentum: cost 0.2 points on digits (n=2), cost nothing on gpt (n=2, -0.4% of loss)"
     ]
-    assert in_words(trials_with("one_bit", {})) == ["gradients under SGD with momentum: diverged on digits (refused)"]
+    assert in_words(trials_with("one_bit", {})) == [
+        "gradients under SGD with momentum: diverged on digits (n=2) (refused)"
+    ]
     assert trials_with("top_k", {"density": 0.02}) == ()
 
 
