@@ -56,8 +56,8 @@ def test_a_method_that_failed_is_refused_with_its_cost_and_what_held() -> None:
     assert message.startswith(
         "top_k density=0.01 of gradients under SGD with momentum cost 52.0 points on digits (n=2) against fp32. "
         "These held: int4, 7.9x fewer bytes, cost 0.2 points on digits (n=2) and cost nothing on gpt (n=2, -0.4% of "
-        "loss); top_k density=0.05, 40x fewer bytes, cost 0.5 points on digits (n=2); ternary rounding=stochastic of updates "
-        "(dtrain.local, sync=local), 19.8x fewer bytes"
+        "loss); top_k density=0.05, 40x fewer bytes, cost 0.5 points on digits (n=2); ternary rounding=stochastic of "
+        "updates (dtrain.local, sync=local), 19.8x fewer bytes"
     )
     assert message.endswith("guard=warn trains all the same")
     assert "dgc" not in message  # which held in one task of two
