@@ -160,7 +160,7 @@ def average_states(optimizers: list[torch.optim.Optimizer]) -> None:
                 state[key].copy_(mean)
 
 
-def rows(done: Path, workers: list[int], seeds: list[int], *, only_done: bool) -> Iterator[str]:
+def rows(done: Path, workers: list[int], seeds: list[int], only: list[str], *, only_done: bool) -> Iterator[str]:
     """A line per case; differences are against fp32 gradients with as many workers and the same seed."""
     known: dict[str, float] = json.loads(done.read_text()) if done.is_file() else {}
     text = Text()
@@ -168,7 +168,8 @@ def rows(done: Path, workers: list[int], seeds: list[int], *, only_done: bool) -
         for num_workers in workers:
             for case in CASES:
                 key = f"{case.label} | {num_workers} | {seed}"
-                if key not in known and not only_done:
+                wanted = case == GRADIENTS or any(part in case.label for part in only)
+                if key not in known and wanted and not only_done:
                     known[key] = train(case, num_workers, seed, text)
                     done.write_text(json.dumps(known, indent=1))
                     print(key, known[key], flush=True)
@@ -191,13 +192,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", default=[""], nargs="+", metavar="TEXT", help="cases whose label holds one, and fp32")
     parser.add_argument("--only-done", action="store_true", help="report the runs that are there, and run none")
     parser.add_argument("--done", type=Path, default=Path("runs/updates.json"))
     parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.done.parent.mkdir(parents=True, exist_ok=True)
-    table = "\n".join(rows(arguments.done, arguments.workers, arguments.seeds, only_done=arguments.only_done))
+    table = "\n".join(
+        rows(arguments.done, arguments.workers, arguments.seeds, arguments.only, only_done=arguments.only_done)
+    )
     body = (
         f"Character GPT of 0.8 M parameters, AdamW at 0.001, {STEPS} steps, batches of {BATCH_SIZE} a worker; "
         f"validation loss, mean over seeds {', '.join(map(str, arguments.seeds))}, against the exchange of gradients "
