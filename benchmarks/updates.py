@@ -62,6 +62,7 @@ NEAREST, STOCHASTIC = {"rounding": "nearest"}, {"rounding": "stochastic"}
 GRADIENTS = Case("fp32", {}, of_gradients=True)
 CASES = (
     GRADIENTS,
+    Case("int4", NEAREST, of_gradients=True),
     Case("ternary", STOCHASTIC, of_gradients=True),
     Case("rotated_signs", {}, of_gradients=True),
     Case("none", {}),
