@@ -321,7 +321,8 @@ def tables_for_docs(trials: Sequence[Trial]) -> str:
         for method, cells in rows.items():
             saving = max(one.saving for one in cells.values())
             shown = (cells[column].cell() if column in cells else "" for column in columns)
-            parts[-1] += f"| {method} | {saving:.3g}x | {' | '.join(shown)} |\n"
+            fewer = f"{saving:,.0f}x" if saving >= 100 else f"{saving:.3g}x"
+            parts[-1] += f"| {method} | {fewer} | {' | '.join(shown)} |\n"
     return "\n".join(parts)
 
 
