@@ -208,4 +208,5 @@ def _advice(trials: Iterable[Trial]) -> str:
     first = trials[0]
     how = " of updates (dtrain.local, sync=local)" if first.exchanged == "update" else ""
     saving = min(trial.saving for trial in trials)
-    return f"{_named(first)}{how}, {saving:.3g}x fewer bytes, {' and '.join(t.cost_in_words() for t in trials)}"
+    fewer = f"{saving:,.0f}" if saving >= 100 else f"{saving:.3g}"
+    return f"{_named(first)}{how}, {fewer}x fewer bytes, {' and '.join(t.cost_in_words() for t in trials)}"
