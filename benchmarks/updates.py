@@ -1,7 +1,7 @@
 """Updates and gradients exchanged by 2 to 16 workers in lockstep: which compressors bear how many workers.
 
     python benchmarks/updates.py                       # the character GPT of examples/gpt.py, AdamW, 400 steps
-    python benchmarks/updates.py --workers 2 4 --seeds 0
+    python benchmarks/updates.py --workers 4 8 --only-done --write
 
 Virtual workers in one process take the steps that real ones would, each with its own batches and its own AdamW; the
 same compressors, states and rounds. Lines are kept in --done, and those that are there are not run again.
@@ -35,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from gpt import BATCH_SIZE, Gpt, Text, validate
 
 STEPS = 400
+TRIALS = Path(__file__).resolve().parents[1] / "dtrain" / "compressors" / "trials.json"
 
 
 class Case(NamedTuple):
@@ -189,12 +190,39 @@ def rows(done: Path, workers: list[int], seeds: list[int], only: list[str], *, o
         yield f"| {case.label} | " + " | ".join(cells) + " |"
 
 
+def write_trials(done: Path, workers: list[int], seeds: list[int]) -> None:
+    """Renew those of so many workers in dtrain's trials: see benchmarks/accuracy.py."""
+    known: dict[str, float] = json.loads(done.read_text())
+    kept = [t for t in json.loads(TRIALS.read_text()) if t["task"] != "gpt" or t["world_size"] not in workers]
+    for num_workers in workers:
+        for case in CASES:
+            keys = [[f"{one.label} | {num_workers} | {seed}" for one in (case, GRADIENTS)] for seed in seeds]
+            costs = [100 * (known[mine] / known[base] - 1) for mine, base in keys if mine in known and base in known]
+            if costs and not case.average_every and case != GRADIENTS:
+                kept.append(
+                    {
+                        "task": "gpt",
+                        "optimizer": "adamw",
+                        "exchanged": "gradient" if case.of_gradients else "update",
+                        "compressor": case.compressor,
+                        "options": case.options if case.compressor != "int4" or case.options != NEAREST else {},
+                        "every": case.every,
+                        "world_size": num_workers,
+                        "seeds": len(costs),
+                        "cost": round(statistics.mean(costs), 2),
+                        "saving": None,
+                    }
+                )
+    TRIALS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", default=[""], nargs="+", metavar="TEXT", help="cases whose label holds one, and fp32")
     parser.add_argument("--only-done", action="store_true", help="report the runs that are there, and run none")
+    parser.add_argument("--write", action="store_true", help="write the result file and, of 3 workers or more, trials")
     parser.add_argument("--done", type=Path, default=Path("runs/updates.json"))
     parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
     arguments = parser.parse_args()
@@ -209,7 +237,9 @@ def main() -> None:
         f"in fp32 by as many workers. nearest: in error feedback; stochastic: unbiased, without.\n\n{table}"
     )
     print(body)
-    print(write_result("updates", arguments.hardware, "Updates exchanged, by the number of workers", body))
+    if arguments.write:
+        write_trials(arguments.done, [n for n in arguments.workers if n > 2], arguments.seeds)
+        print(write_result("updates", arguments.hardware, "Updates exchanged, by the number of workers", body))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def compress(
     if optimizer is None:
         built = compressors.build(compressor, **options)
     else:
-        built = momentum.compressor_for(models.unwrapped(optimizer), compressor, options, guard)
+        n = models.num_workers()
+        built = momentum.compressor_for(models.unwrapped(optimizer), compressor, options, guard, n)
     return ddp.attach(model, built, c10d.installed_ledger() or Ledger(), seed=seed, scaler=scaler)
 
 
@@ -128,8 +129,8 @@ def local(
     optimizer = models.unwrapped(optimizer)
     built, ledger = compressors.build(compressor, **options), c10d.installed_ledger() or Ledger()
     compressors.check_for_updates(compressor, options)
-    kind = momentum.kind_of(optimizer)
-    trials.check(compressor, options, optimizer=kind, exchanged="update", every=every, guard=guard)
+    kind, n = momentum.kind_of(optimizer), models.num_workers()
+    trials.check(compressor, options, optimizer=kind, exchanged="update", world_size=n, every=every, guard=guard)
     masks = compressors.sends_few(compressor)
     return program.attach(model, optimizer, built, ledger, every=every, masks_momentum=masks, seed=seed, scaler=scaler)
 
@@ -168,4 +169,5 @@ def compress_horovod(
     """
     from dtrain.sync import horovod, momentum
 
-    return horovod.attach(model, optimizer, momentum.compressor_for(optimizer, compressor, options, guard), seed=seed)
+    built = momentum.compressor_for(optimizer, compressor, options, guard, horovod.num_workers())
+    return horovod.attach(model, optimizer, built, seed=seed)

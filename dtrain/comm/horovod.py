@@ -164,6 +164,12 @@ def _settings(timeout_seconds: float) -> dict[str, str]:
     }
 
 
+def num_workers() -> int:
+    """Of the job; 1 before hvd.init(). Raises ValueError without Horovod."""
+    hvd = _import()
+    return int(hvd.size()) if hvd.is_initialized() else 1
+
+
 def _import() -> Any:
     try:
         import horovod.torch as hvd

@@ -32,6 +32,8 @@ _OPTIMIZERS = {"sgd": "SGD with momentum", "adamw": "AdamW"}
 TRIED_MOMENTUM = 0.9
 """Of SGD in trials; less is milder."""
 _SHOWN = 3
+_FEWEST = 2
+"""Workers that trials have."""
 IMAGES = ("digits", "cifar10")
 """Tasks of convolutional networks."""
 
@@ -41,7 +43,7 @@ class Trial:
     """A method under an optimizer, against fp32 in the same recipe.
 
     `cost` is in points of accuracy, or in % of the validation loss for a language model; None where it diverged.
-    `saving` is that of the whole run at its number of workers.
+    `saving` is that of the whole run at its number of workers, None where it was in lockstep and not counted.
     """
 
     task: str
@@ -53,7 +55,7 @@ class Trial:
     world_size: int
     seeds: int
     cost: float | None
-    saving: float
+    saving: float | None
 
     @property
     def unit(self) -> str:
@@ -104,11 +106,18 @@ def trials_with(compressor: str, options: Mapping[str, Any]) -> tuple[Trial, ...
 
 
 def trials_of(
-    compressor: str, options: Mapping[str, Any], *, optimizer: str, exchanged: Exchanged, every: int = 1
+    compressor: str,
+    options: Mapping[str, Any],
+    *,
+    optimizer: str,
+    exchanged: Exchanged,
+    every: int = 1,
+    world_size: int = _FEWEST,
 ) -> tuple[Trial, ...]:
     """Those of this method under this optimizer ("sgd" with momentum, or "adamw"), or of a milder form of it.
 
-    Of each task those with the most steps between exchanges, up to `every`: more are not harder for all (top_k).
+    Of each task those with the most workers, up to `world_size`, and of them those with the most steps between
+    exchanges, up to `every`: more are not harder for all (top_k).
     """
     asked = _settings(compressor, options)
 
@@ -123,23 +132,34 @@ def trials_of(
         for trial in load_trials()
         if (trial.compressor, trial.optimizer, trial.exchanged) == (compressor, optimizer, exchanged)
         and trial.every <= every
+        and trial.world_size <= max(world_size, _FEWEST)
         and is_milder(trial)
     ]
-    longest = {trial.task: max(other.every for other in tried if other.task == trial.task) for trial in tried}
-    return tuple(trial for trial in tried if trial.every == longest[trial.task])
+    nearest: dict[str, tuple[int, int]] = {}
+    for trial in tried:
+        nearest[trial.task] = max(nearest.get(trial.task, (0, 0)), (trial.world_size, trial.every))
+    return tuple(trial for trial in tried if (trial.world_size, trial.every) == nearest[trial.task])
 
 
-def that_hold(optimizer: str) -> list[tuple[Trial, ...]]:
-    """The methods that hold in every task that was tried under this optimizer.
+def that_hold(optimizer: str, world_size: int = _FEWEST) -> list[tuple[Trial, ...]]:
+    """The methods that hold wherever they were tried under this optimizer.
 
-    Those that were tried in most tasks first, and of them those that save most.
+    With more than two workers that is with any number, and only methods count that were tried with as many, if any was.
+    Those that were tried in most tasks come first, and of them those that save most.
     """
+    fitting = [
+        t for t in load_trials() if t.optimizer == optimizer and (t.world_size <= _FEWEST or world_size > _FEWEST)
+    ]
     methods: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in load_trials():
-        if trial.optimizer == optimizer:
-            methods.setdefault(trial.method, []).append(trial)
-    held = [tuple(trials) for trials in methods.values() if all(trial.holds for trial in trials)]
-    return sorted(held, key=lambda trials: (-len(trials), -min(trial.saving for trial in trials)))
+    for trial in fitting:
+        methods.setdefault(trial.method, []).append(trial)
+    asked = min(world_size, max((trial.world_size for trial in fitting), default=0))
+    held = [
+        tuple(trials)
+        for trials in methods.values()
+        if all(trial.holds for trial in trials) and max(trial.world_size for trial in trials) >= asked
+    ]
+    return sorted(held, key=lambda trials: (-len({trial.task for trial in trials}), -_least_saving(trials)))
 
 
 def check(
@@ -148,6 +168,7 @@ def check(
     *,
     optimizer: str | None,
     exchanged: Exchanged,
+    world_size: int,
     every: int = 1,
     guard: Guard = "refuse",
     tasks: Collection[str] = (),
@@ -162,7 +183,7 @@ def check(
         raise ValueError(f"guard={guard!r} does not exist: choose one of {', '.join(get_args(Guard))}")
     if optimizer is None or guard == "off" or options.get("start_after"):
         return
-    tried = trials_of(compressor, options, optimizer=optimizer, exchanged=exchanged, every=every)
+    tried = trials_of(compressor, options, optimizer=optimizer, exchanged=exchanged, every=every, world_size=world_size)
     fitting = [trial for trial in tried if trial.task in tasks] or tried
     failed = [trial for trial in fitting if trial.fails]
     if not failed:
@@ -171,7 +192,7 @@ def check(
     of = "of updates" if exchanged == "update" else "of gradients"
     message = (
         f"{_named(worst)} {of} under {_OPTIMIZERS[optimizer]} {worst.cost_in_words()} against fp32. "
-        f"These held: {'; '.join(map(_advice, that_hold(optimizer)[:_SHOWN])) or 'none'}"
+        f"These held: {'; '.join(map(_advice, that_hold(optimizer, world_size)[:_SHOWN])) or 'none'}"
     )
     if guard == "refuse":
         raise ValueError(f"{message}. guard=warn trains all the same")
@@ -185,8 +206,7 @@ def in_words(trials: Iterable[Trial]) -> list[str]:
         groups.setdefault((trial.optimizer, trial.exchanged, trial.every), []).append(trial)
     return [
         f"{exchanged}s{f' of {every} steps' if every > 1 else ''} under {_OPTIMIZERS[optimizer]}: "
-        + ", ".join(trial.cost_in_words() for trial in of_group)
-        + (" (refused)" if any(trial.fails for trial in of_group) else "")
+        + ", ".join(trial.cost_in_words() + (" (refused)" if trial.fails else "") for trial in of_group)
         for (optimizer, exchanged, every), of_group in groups.items()
     ]
 
@@ -207,6 +227,10 @@ def _advice(trials: Iterable[Trial]) -> str:
     trials = tuple(trials)
     first = trials[0]
     how = " of updates (dtrain.local, sync=local)" if first.exchanged == "update" else ""
-    saving = min(trial.saving for trial in trials)
+    saving = _least_saving(trials)
     fewer = f"{saving:,.0f}" if saving >= 100 else f"{saving:.3g}"
     return f"{_named(first)}{how}, {fewer}x fewer bytes, {' and '.join(t.cost_in_words() for t in trials)}"
+
+
+def _least_saving(trials: Iterable[Trial]) -> float:
+    return min((trial.saving for trial in trials if trial.saving is not None), default=0.0)

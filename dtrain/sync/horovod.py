@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dtrain.comm.horovod import HorovodCommunicator
+from dtrain.comm.horovod import num_workers as num_workers
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Activity, Ledger
 from dtrain.sync.every_step import EveryStep

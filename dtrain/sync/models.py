@@ -26,6 +26,11 @@ _DDP = Kind("a DistributedDataParallel model", "give that")
 _SHARDED = "its gradients are reduced by shard, which is not compressed; dtrain.meter.install() counts them"
 
 
+def num_workers() -> int:
+    """Of the job; 1 before torch.distributed is initialised."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def kind_of(model: nn.Module) -> Kind:
     """What this model is; where it is nothing of its own, what the first of its parts is that something else runs."""
     for name, module in model.named_modules():

@@ -18,13 +18,16 @@ from dtrain.compressors.trials import TRIED_MOMENTUM, Guard
 from dtrain.exchange import Compressor
 
 
-def compressor_for(optimizer: Optimizer, name: str, options: Mapping[str, Any], guard: Guard) -> Compressor:
+def compressor_for(
+    optimizer: Optimizer, name: str, options: Mapping[str, Any], guard: Guard, world_size: int
+) -> Compressor:
     """The compressor of that name for the gradients that `optimizer` steps with; its momentum may be taken over.
 
     Raises ValueError for a name or option that does not exist, for what was measured to fail, and as `take_over` does.
     """
     compressors.build(name, **options)  # a mistake in it is said before what it would cost
-    trials.check(name, options, optimizer=kind_of(optimizer), exchanged="gradient", guard=guard)
+    kind = kind_of(optimizer)
+    trials.check(name, options, optimizer=kind, exchanged="gradient", world_size=world_size, guard=guard)
     return compressors.build(name, **take_over(name, options, optimizer))
 
 

@@ -68,7 +68,7 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     )
     torch.manual_seed(config.seed)  # the same weights on every rank
     model, description = _model(config, train_set)
-    compressor, optimizer = _momentum_in_one_place(config)
+    compressor, optimizer = _momentum_in_one_place(config, launch.world_size)
     if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
         check_summed(config.backend.name, torch.bfloat16)
     facts = _facts(model, train_set, test_set) | {"teacher": _teacher(config.teacher)}
@@ -138,7 +138,7 @@ def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[
 _NOT_ABOUT_THE_IMAGES = ("root", "image_size", "augment", "num_workers", "download")
 
 
-def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
+def _momentum_in_one_place(config: TrainConfig, world_size: int) -> tuple[Compressor, Optimizer]:
     """A compressor with a momentum of its own takes the optimizer's over, or replaces it."""
     name, options, optimizer = config.compressor.name, dict(config.compressor.options), config.optimizer
     if config.sync.exchanged == "update":
@@ -156,6 +156,7 @@ def _momentum_in_one_place(config: TrainConfig) -> tuple[Compressor, Optimizer]:
         config.compressor.options,
         optimizer=config.optimizer.tried_as,
         exchanged=config.sync.exchanged,
+        world_size=world_size,
         every=config.sync.steps_per_exchange,
         guard=config.guard,
         tasks=IMAGES,

@@ -11,7 +11,7 @@ from dtrain.compressors import COMPRESSORS, trials
 from dtrain.compressors.trials import Trial, check, in_words, load_trials, that_hold, trials_with
 
 
-def trial(compressor: str, cost: float | None, saving: float = 10.0, **more: Any) -> Trial:
+def trial(compressor: str, cost: float | None, saving: float | None = 10.0, **more: Any) -> Trial:
     fields: dict[str, Any] = {
         "task": "digits",
         "optimizer": "sgd",
@@ -45,7 +45,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(compressor: str, **more: Any) -> None:
-    settings: dict[str, Any] = {"optimizer": "sgd", "exchanged": "gradient", "options": {}, **more}
+    settings: dict[str, Any] = {"optimizer": "sgd", "exchanged": "gradient", "options": {}, "world_size": 2, **more}
     check(compressor, settings.pop("options"), **settings)
 
 
@@ -109,6 +109,26 @@ def test_of_a_task_the_trial_with_the_most_steps_between_exchanges_speaks(
     assert [one.fails for one in found] == [refused]
 
 
+@pytest.mark.parametrize(("world_size", "cost"), [(1, 1.0), (2, 1.0), (3, 1.0), (4, 7.0), (16, 7.0)])
+def test_the_trial_with_the_most_workers_up_to_those_at_hand_speaks(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, cost: float
+) -> None:
+    more = [
+        trial("int8", 1.0, task="gpt", exchanged="update", every=8, optimizer="adamw"),
+        trial("int8", 7.0, None, task="gpt", exchanged="update", every=4, optimizer="adamw", world_size=4),
+        trial("int4", 1.0, task="gpt", optimizer="adamw"),
+        trial("int4", 1.5, None, task="gpt", optimizer="adamw", world_size=4),
+    ]
+    monkeypatch.setattr(trials, "load_trials", lambda: (*TRIED, *more))
+    how: dict[str, Any] = {"optimizer": "adamw", "exchanged": "update", "world_size": world_size}
+    assert [one.cost for one in trials.trials_of("int8", {}, every=9, **how)] == [cost]
+    held = {methods[0].compressor for methods in that_hold("adamw", world_size)}
+    assert held == ({"int4", "int8"} if world_size <= 2 else {"int4"})
+    if cost > 5:
+        with pytest.raises(ValueError, match=r"int8 every=4 .* cost 7\.0% of loss on gpt \(n=4\).* held: int4, 10x"):
+            check("int8", {}, every=9, **how)
+
+
 TOP_K = ((1, 6.0), (4, -1.0))
 """Steps between exchanges, and points."""
 
@@ -141,5 +161,5 @@ def test_what_explain_says() -> None:
 def test_the_trials_that_come_with_dtrain_have_methods_that_hold_under_both_optimizers() -> None:
     shipped = load_trials()  # imported before it is replaced
     assert all(one.compressor in COMPRESSORS for one in shipped)
-    assert {one.optimizer for one in shipped if one.holds and one.saving > 7} == {"sgd", "adamw"}
+    assert {one.optimizer for one in shipped if one.holds and one.saving and one.saving > 7} == {"sgd", "adamw"}
     assert any(one.fails for one in shipped)
