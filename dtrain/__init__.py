@@ -99,7 +99,7 @@ def local(
         dtrain.local(model, optimizer, compressor="ternary")
 
     Each worker steps with gradients and an optimizer state of its own; after every `every` steps the mean change over
-    workers becomes everybody's. What that costs and saves: docs/compressors.md.
+    workers becomes everybody's. With AdamW that pays with 2 workers; what it costs and saves: docs/compressors.md.
 
     Args:
         model: a plain module, which becomes rank 0's; or a DDP model, whose own all_reduce then stays away.
