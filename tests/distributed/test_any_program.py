@@ -300,6 +300,16 @@ def test_momentum_of_what_top_k_sends_of_an_update_is_masked_and_no_other(here: 
         synchronizer.close()
 
 
+@on_ranks(4)
+def test_what_fails_with_as_many_workers_is_refused(here: Here) -> None:
+    model = nn.Linear(20, 50)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    with pytest.raises(
+        ValueError, match=r"top_k density=0\.01 every=4 of updates .* on gpt \(n=4\) .* held: int4, 7.94x"
+    ):
+        dtrain.local(model, optimizer, every=4, compressor="top_k", density=0.01)
+
+
 class Complex(nn.Module):
     def __init__(self) -> None:
         super().__init__()
