@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from torch import nn
     from torch.amp import GradScaler
+    from torch.distributed import ProcessGroup
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import Optimizer
 
@@ -88,6 +89,16 @@ def local(
     optimizer: Optimizer,
     *,
     every: int = 1,
+    start_after: int = 0,
+    growth: float = 0.0,
+    qsr: float = 0.0,
+    outer: str = "average",
+    outer_rate: float | None = None,
+    outer_momentum: float | None = None,
+    fragments: int = 1,
+    delay: int = 0,
+    kept: float = 0.0,
+    group: ProcessGroup | None = None,
     compressor: str = "none",
     scaler: GradScaler | None = None,
     guard: Guard = "refuse",
@@ -104,7 +115,14 @@ def local(
     Args:
         model: a plain module, which becomes rank 0's; or a DDP model, whose own all_reduce then stays away.
         optimizer: of this model's parameters, the worker's own, or what accelerate or Lightning made of it.
-        every: steps from one exchange to the next.
+        every: steps from one exchange to the next: a local round.
+        start_after, growth, qsr: a round of one step at the start, and longer ones later: see `sync.rounds.Rounds`.
+        outer, outer_rate, outer_momentum: what becomes of the mean change: "average", "sgd", or DiLoCo's "nesterov":
+            see `sync.outer`.
+        fragments, delay, kept: the model in so many parts that have their turn within a round, each exchanged beside
+            the steps that follow: see `sync.fragments.Fragments`. `align()` at the end makes all workers equal.
+        group: the workers that exchange, if not all: what keeps the model together among others goes on to do so. For a
+            DDP model over a group of its own, the same rank of each; for FSDP2's, those who hold the same shard.
         compressor: a name in `dtrain.compressors.COMPRESSORS`.
         guard: "refuse", "warn" about or take ("off") what was measured to fail under this optimizer.
         scaler: the GradScaler of the program, if it has one: a step that it leaves out on one rank must not keep the
@@ -125,14 +143,23 @@ def local(
     from dtrain.meter import c10d
     from dtrain.meter.ledger import Ledger
     from dtrain.sync import models, momentum, program
+    from dtrain.sync.fragments import Fragments
+    from dtrain.sync.local import Method
+    from dtrain.sync.outer import outer_named
+    from dtrain.sync.rounds import Rounds
 
     optimizer = models.unwrapped(optimizer)
+    method = Method(
+        Rounds(every, start_after, growth, qsr),
+        outer_named(outer, outer_rate, outer_momentum),
+        Fragments(fragments, delay, kept),
+        masks_momentum=compressors.sends_few(compressor),
+    )
     built, ledger = compressors.build(compressor, **options), c10d.installed_ledger() or Ledger()
     compressors.check_for_updates(compressor, options)
-    kind, n = momentum.kind_of(optimizer), models.num_workers()
+    kind, n = momentum.kind_of(optimizer), models.num_workers(group)
     trials.check(compressor, options, optimizer=kind, exchanged="update", world_size=n, every=every, guard=guard)
-    masks = compressors.sends_few(compressor)
-    return program.attach(model, optimizer, built, ledger, every=every, masks_momentum=masks, seed=seed, scaler=scaler)
+    return program.attach(model, optimizer, built, ledger, method=method, group=group, seed=seed, scaler=scaler)
 
 
 def compress_horovod(

@@ -89,7 +89,11 @@ class TorchCommunicator:
     def duplicate(self) -> TorchCommunicator:
         """The same workers on a process group of their own, which waits for a missing rank as long as this one does."""
         ranks, options = dist.get_process_group_ranks(self._group), self._group._get_backend(self._device).options
-        return TorchCommunicator(dist.new_group(ranks, backend=self.backend, timeout=options._timeout))
+        alone = self.world_size < dist.get_world_size()  # others of the job are not here to take part
+        group = dist.new_group(
+            ranks, backend=self.backend, timeout=options._timeout, use_local_synchronization=alone
+        )
+        return TorchCommunicator(group)
 
     def close(self) -> None:
         """Destroy the group; the default group takes every other with it. Its threads end once nothing refers to it."""

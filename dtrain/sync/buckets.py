@@ -33,6 +33,12 @@ def trainable(model: nn.Module) -> list[NamedParameter]:
     return parameters
 
 
+def held(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: all of it; of one that is sharded (a DTensor), its shard, as a view."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
 def assign(
     parameters: Sequence[NamedParameter], *, first_bytes: int = FIRST_BUCKET_BYTES, cap_bytes: int = BUCKET_BYTES
 ) -> list[list[NamedParameter]]:
@@ -51,16 +57,19 @@ def assign(
             buckets.append(bucket)
         bucket.append(named)
         limit = first_bytes if bucket is buckets[0] else cap_bytes
-        if sum(p.numel() * p.element_size() for _, p in bucket) >= limit:
+        if sum(held(p).numel() * p.element_size() for _, p in bucket) >= limit:
             del open_buckets[kind]
     return buckets
 
 
 def layout_of(parameters: Sequence[tuple[str, Tensor]]) -> Layout:
-    """The layout of a bucket's flat vector. A complex parameter lies in it as its real view, as DDP has it."""
+    """The layout of a bucket's flat vector, of what this rank holds.
+
+    A complex parameter lies in it as its real view, as DDP has it.
+    """
     return Layout(tuple(n for n, _ in parameters), tuple(_real_shape(p) for _, p in parameters))
 
 
 def _real_shape(parameter: Tensor) -> tuple[int, ...]:
-    shape = tuple(parameter.shape)
+    shape = tuple(held(parameter).shape)
     return (*shape, 2) if parameter.is_complex() else shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import nn
@@ -23,12 +23,12 @@ PLAIN = Kind(
     "optimizer's updates with dtrain.local(model, optimizer, ...)",
 )
 _DDP = Kind("a DistributedDataParallel model", "give that")
-_SHARDED = "its gradients are reduced by shard, which is not compressed; dtrain.meter.install() counts them"
+_SHARDED = "where shards have equals elsewhere, give those as group=... (docs/library.md); else its gradients are reduced by shard, which is not compressed; dtrain.meter.install() counts them"
 
 
-def num_workers() -> int:
-    """Of the job; 1 before torch.distributed is initialised."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+def num_workers(group: dist.ProcessGroup | None = None) -> int:
+    """Of the group, or of the job; 1 before torch.distributed is initialised."""
+    return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
 def kind_of(model: nn.Module) -> Kind:
@@ -53,6 +53,33 @@ def _own_kind(model: nn.Module) -> Kind | None:
     if any(name.startswith("deepspeed.") for name in names):
         return Kind("a DeepSpeed engine", "it exchanges gradients itself; dtrain.meter.install() counts them")
     return _DDP if isinstance(model, DistributedDataParallel) else None
+
+
+def check_apart(model: nn.Module, group: dist.ProcessGroup) -> None:
+    """Raise ValueError, naming the cure, for a model that is kept together already by workers of this group.
+
+    That is DDP among several of them, FSDP whose gradients are reduced over the same ranks, or anything unknown.
+    """
+    ranks = set(dist.get_process_group_ranks(group))
+    ddp = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    if ddp:
+        shared = ranks.intersection(dist.get_process_group_ranks(ddp[0].process_group))
+        if len(shared) > 1:
+            raise ValueError(
+                f"ranks {', '.join(map(str, sorted(shared)))} are in group and in this DDP model's process_group: give "
+                "DDP a group that has one of them"
+            )
+        return
+    sharded: list[tuple[str, Any]] = [(name, p) for name, p in model.named_parameters() if hasattr(p, "to_local")]
+    for name, parameter in sharded:
+        if any(placement.is_replicate() for placement in parameter.placements):
+            raise ValueError(
+                f"{name} is replicated over a dimension of its mesh, whose gradients are averaged every step: give "
+                'fully_shard the dimension of shards alone, mesh["shard"]'
+            )
+    kind = kind_of(model)
+    if not sharded and kind is not PLAIN:
+        raise ValueError(f"dtrain.local takes a plain module, a DDP model or FSDP2's, and this is {kind.name}")
 
 
 def check_parameters(model: nn.Module, *, sparse: bool = False) -> None:

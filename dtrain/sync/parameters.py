@@ -7,12 +7,13 @@ from torch import nn
 
 from dtrain.comm import Communicator, broadcast
 from dtrain.meter.ledger import Ledger, Purpose
+from dtrain.sync.buckets import held
 
 
 def share_parameters(model: nn.Module, communicator: Communicator, ledger: Ledger) -> None:
     """Give every rank rank 0's parameters and buffers, each kind of tensor in one message."""
     for purpose, tensors in (
-        (Purpose.PARAMETERS, [p.detach() for p in model.parameters()]),
+        (Purpose.PARAMETERS, [held(p.detach()) for p in model.parameters()]),
         (Purpose.BUFFERS, list(model.buffers())),
     ):
         for dtype in sorted({t.dtype for t in tensors}, key=str):

@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
-from dtrain.sync.local import Local
-from dtrain.sync.models import PLAIN, check_all_ranks, check_hook, check_parameters, kind_of, unwrapped
+from dtrain.sync.local import Local, Method
+from dtrain.sync.models import PLAIN, check_all_ranks, check_apart, check_hook, check_parameters, kind_of, unwrapped
 from dtrain.sync.parameters import share_parameters
 
 
@@ -46,15 +46,12 @@ class LocalProgram(Local):
         communicator: TorchCommunicator,
         ledger: Ledger,
         *,
-        every: int,
-        masks_momentum: bool,
+        method: Method,
         seed: int,
         ddp: DistributedDataParallel | None = None,
     ) -> None:
-        super().__init__(
-            model, optimizer, compressor, communicator, ledger, every=every, masks_momentum=masks_momentum, seed=seed
-        )
-        self._model, self._optimizer, self._communicator, self._ddp = model, optimizer, communicator, ddp
+        super().__init__(model, optimizer, compressor, communicator, ledger, method=method, seed=seed)
+        self._model, self._communicator, self._ddp = model, communicator, ddp
         self._scaler: GradScaler | None = None
         self._steps = 0
         self._hooks = [
@@ -132,12 +129,12 @@ def attach(
     compressor: Compressor,
     ledger: Ledger,
     *,
-    every: int = 1,
-    masks_momentum: bool = False,
+    method: Method | None = None,
+    group: dist.ProcessGroup | None = None,
     seed: int = 0,
     scaler: GradScaler | None = None,
 ) -> LocalProgram:
-    """Exchange what every `every` steps of `optimizer` change in `model` from now on, which begins as rank 0's.
+    """Exchange what steps of `optimizer` change in `model` from now on, which begins as the first rank's.
 
     Raises ValueError, naming the cure, for a model that something else keeps together, for parameters that the
     optimizer does not have, and before torch.distributed is initialised.
@@ -147,28 +144,22 @@ def attach(
     given = getattr(model, "_orig_mod", model)
     kind = kind_of(given)
     ddp = given if isinstance(given, DistributedDataParallel) else None
-    if ddp is None and kind is not PLAIN:
+    inner: nn.Module = given if ddp is None else ddp.module
+    if group is not None:
+        check_apart(given, group)
+        ddp = None  # goes on to average gradients, among others
+    elif ddp is None and kind is not PLAIN:
         raise ValueError(f"dtrain.local takes a plain module or a DDP model, and this is {kind.name}: {kind.instead}")
     if ddp is not None:
         check_hook(ddp)
         check_all_ranks(ddp)
-    inner: nn.Module = given if ddp is None else ddp.module
     check_parameters(inner, sparse=True)
     _check_trained(inner, optimizer)
-    world: Any = dist.group.WORLD
-    communicator = TorchCommunicator(world).duplicate()
+    workers: Any = group or dist.group.WORLD
+    communicator = TorchCommunicator(workers).duplicate()
     share_parameters(inner, communicator, ledger)
-    program = LocalProgram(
-        inner,
-        optimizer,
-        compressor,
-        communicator,
-        ledger,
-        every=every,
-        masks_momentum=masks_momentum,
-        seed=seed,
-        ddp=ddp,
-    )
+    method = method or Method()
+    program = LocalProgram(inner, optimizer, compressor, communicator, ledger, method=method, seed=seed, ddp=ddp)
     if ddp is not None:  # last: torch never lets go of a hook
         ddp.register_comm_hook(None, local_bucket)
     if scaler is not None:

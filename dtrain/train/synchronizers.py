@@ -16,7 +16,10 @@ from dtrain.compressors.trials import Exchanged
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.every_step import EveryStep
-from dtrain.sync.local import Local
+from dtrain.sync.fragments import Fragments
+from dtrain.sync.local import Local, Method
+from dtrain.sync.outer import outer_named
+from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import Synchronizer
 from dtrain.train.plain_data import require
 
@@ -80,10 +83,16 @@ class EveryStepSync(Sync):
 
 @dataclass(frozen=True)
 class LocalSync(Sync):
-    """See `Local`."""
+    """See `Local`, `Rounds` and `Outer`."""
 
     name: Literal["local"] = "local"
     every: int = 1
+    start_after: int = 0
+    growth: float = 0.0
+    qsr: float = 0.0
+    outer: str = "average"
+    outer_rate: float | None = None
+    outer_momentum: float | None = None
 
     @property
     def exchanged(self) -> Exchanged:
@@ -96,7 +105,7 @@ class LocalSync(Sync):
         return self.every
 
     def __post_init__(self) -> None:
-        require(self.every > 0, f"sync.every={self.every} must be at least 1: steps from one exchange to the next")
+        self._method(masks_momentum=False)
 
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
         """See `Sync`."""
@@ -106,13 +115,39 @@ class LocalSync(Sync):
             parts.compressor,
             parts.communicator,
             parts.ledger,
-            every=self.every,
-            masks_momentum=parts.sends_few,
+            method=self._method(masks_momentum=parts.sends_few),
             seed=parts.seed,
             first_bucket_bytes=parts.first_bucket_bytes,
             bucket_bytes=parts.bucket_bytes,
             check_finite=parts.check_finite,
         )
 
+    def _method(self, *, masks_momentum: bool) -> Method:
+        """Raises ValueError for values out of range."""
+        return Method(
+            Rounds(self.every, self.start_after, self.growth, self.qsr),
+            outer_named(self.outer, self.outer_rate, self.outer_momentum),
+            self._fragments(),
+            masks_momentum,
+        )
 
-SYNCS: Mapping[str, type[Sync]] = MappingProxyType({"every_step": EveryStepSync, "local": LocalSync})
+    def _fragments(self) -> Fragments:
+        return Fragments()
+
+
+@dataclass(frozen=True)
+class StreamingSync(LocalSync):
+    """See `Fragments`."""
+
+    name: Literal["streaming"] = "streaming"  # type: ignore[assignment]
+    fragments: int = 4
+    delay: int = 1
+    kept: float = 0.0
+
+    def _fragments(self) -> Fragments:
+        return Fragments(self.fragments, self.delay, self.kept)
+
+
+SYNCS: Mapping[str, type[Sync]] = MappingProxyType(
+    {"every_step": EveryStepSync, "local": LocalSync, "streaming": StreamingSync}
+)

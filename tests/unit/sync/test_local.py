@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from dtrain.compressors import COMPRESSORS, build
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.every_step import EveryStep
-from dtrain.sync.local import Local
+from dtrain.sync.fragments import Fragments
+from dtrain.sync.local import Local, Method
+from dtrain.sync.outer import Outer
+from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import NonFiniteGradientError
 
 MILD: dict[str, dict[str, Any]] = {
@@ -77,12 +80,16 @@ def worker(
     every: int = 1,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
     masks_momentum: bool = False,
+    rounds: Rounds | None = None,
+    outer: Outer | None = None,
+    fragments: Fragments | None = None,
     **options: Any,
 ) -> Worker:
     model, ledger = copy.deepcopy(MODEL), Ledger()
     own = optimizer(model)
     compressor = build(name, **{**MILD.get(name, {}), **options})
-    synchronizer = Local(model, own, compressor, communicator, ledger, every=every, masks_momentum=masks_momentum)
+    method = Method(rounds or Rounds(every), outer or Outer(), fragments or Fragments(), masks_momentum)
+    synchronizer = Local(model, own, compressor, communicator, ledger, method=method)
     return Worker(model, own, synchronizer, ledger, communicator.rank)
 
 
@@ -198,7 +205,7 @@ def test_given_the_states_of_all_ranks_each_goes_on_with_its_own() -> None:
         return own.synchronizer.state_dict()
 
     for (before, _), after in zip(saved, run_ranks(2, take_up), strict=True):
-        assert (after["made"], after["rank"]) == (1, before["rank"])
+        assert (after["changed"], after["rank"]) == ([1], before["rank"])
         for name, parts in before["parameters"].items():
             assert all(torch.equal(after["parameters"][name][path], part) for path, part in parts.items())
 
