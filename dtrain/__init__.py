@@ -9,13 +9,13 @@ if TYPE_CHECKING:
 
     from torch import nn
     from torch.amp import GradScaler
-    from torch.distributed import ProcessGroup
     from torch.nn.parallel import DistributedDataParallel
     from torch.optim import Optimizer
 
     from dtrain.compressors.trials import Guard
     from dtrain.sync.ddp import DdpSynchronizer
     from dtrain.sync.horovod import HorovodSynchronizer
+    from dtrain.sync.models import ProcessGroup
     from dtrain.sync.program import LocalProgram
 
 __all__ = ["__version__", "compress", "compress_horovod", "local"]

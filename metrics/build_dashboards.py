@@ -107,8 +107,7 @@ def number(
     title: str,
     description: str,
     unit: str,
-    query: Query,
-    *,
+    *queries: Query,
     width: int = 4,
     steps: Sequence[tuple[float | None, str]] = ((None, "blue"),),
     decimals: int | None = None,
@@ -134,7 +133,9 @@ def number(
     )
     if decimals is not None:
         panel = panel.decimals(decimals)
-    return panel.with_target(targets([query], instant=True)[0])
+    for target in targets(queries, instant=True):
+        panel = panel.with_target(target)
+    return panel
 
 
 def bars(
@@ -391,7 +392,15 @@ def training() -> dashboard.Dashboard:
                 decimals=1,
             )
         )
-        .with_panel(number("Steps", "So far.", COUNT, (f"max by (run) ({total('dtrain_steps_total')})", "{{run}}")))
+        .with_panel(
+            number(
+                "Steps and rounds",
+                "So far. A round is an exchange: one a step, or of what several steps changed.",
+                COUNT,
+                (f"max by (run) ({total('dtrain_steps_total')})", "{{run}} steps"),
+                (f"max by (run) ({total('dtrain_rounds_total')})", "{{run}} rounds"),
+            )
+        )
         .with_panel(
             number(
                 "Images a second", "Of all ranks.", COUNT, (total("dtrain_images_per_second"), "{{run}}"), decimals=0

@@ -90,9 +90,7 @@ class TorchCommunicator:
         """The same workers on a process group of their own, which waits for a missing rank as long as this one does."""
         ranks, options = dist.get_process_group_ranks(self._group), self._group._get_backend(self._device).options
         alone = self.world_size < dist.get_world_size()  # others of the job are not here to take part
-        group = dist.new_group(
-            ranks, backend=self.backend, timeout=options._timeout, use_local_synchronization=alone
-        )
+        group = dist.new_group(ranks, backend=self.backend, timeout=options._timeout, use_local_synchronization=alone)
         return TorchCommunicator(group)
 
     def close(self) -> None:

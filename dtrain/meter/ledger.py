@@ -152,6 +152,8 @@ class Ledger:
     The activity holds for the whole process, since threads of autograd and of the exchange take part in the same; the
     purpose holds for the thread that opened the scope.
 
+    `rounds` is how many exchanges of gradients or updates dtrain's synchronisers made: one a step, or one in several.
+
     `uncounted` is how many calls of each operation are missing, since counting them failed: a meter must not fail the
     program.
 
@@ -166,6 +168,7 @@ class Ledger:
         self.totals: dict[Key, Total] = {}
         self.groups: dict[str, Group] = {}
         """The groups of torch.distributed that were seen last, by the name that entries have."""
+        self.rounds = 0
         self.uncounted: dict[Op, int] = {}
         self._close_every = close_every
         self._sink_failed = False

@@ -170,6 +170,8 @@ class RunCollector(Collector):
         steps.add_metric(self._own, self._step_seconds.buckets(), self._step_seconds.sum)
         yield steps
         yield self._counter("steps", "Training steps", [((), sum(self._step_seconds.counts))])
+        text = "Exchanges of gradients, or of what several steps changed"
+        yield self._counter("rounds", text, [((), self._ledger.rounds)])
         yield self._counter("codec_seconds", "Time in the compressor", [((), self._codec_seconds)])
         text = "Time that steps really waited for their exchange, after backward"
         yield self._counter("exposed_comm_seconds", text, [((), self._exposed_seconds)])

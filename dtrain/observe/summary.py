@@ -144,6 +144,7 @@ class Summary:
             "schema": SCHEMA,
             **self._facts,
             "num_steps": num_steps,
+            "num_rounds": self._ledger.rounds,
             "payload_bytes_per_step": None if payload is None else _exact(payload / num_steps),
             "wire_bytes_per_step": None if wire is None else _exact(wire / num_steps),
             "nic_bytes_per_step": self._nic_bytes_per_step(num_steps),

@@ -91,6 +91,7 @@ GROUPS: tuple[Group, ...] = (
             Row("compressor", lambda run: run.compressor, is_number=False),
             Row("batch per rank", lambda run: units.count(run.batch_size_per_rank)),
             Row("steps", lambda run: units.count(run.num_steps)),
+            Row("rounds", lambda run: units.count(run.num_rounds)),
             Row("complete", lambda run: "yes" if run.complete else "NO", is_number=False),
         ),
     ),

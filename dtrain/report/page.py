@@ -125,6 +125,7 @@ def _settings(run: Run) -> Mapping[str, str]:
         "compressor": run.compressor,
         "batch size per rank": units.count(run.batch_size_per_rank),
         "steps": units.count(run.num_steps),
+        "rounds": units.count(run.num_rounds),
         "seed": str(run.seed),
         "complete": "yes" if run.complete else "no: interrupted, the figures cover the steps that were done",
         **({"packed model": units.exact_bytes(run.packed_bytes)} if run.packed_bytes else {}),

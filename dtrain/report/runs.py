@@ -50,6 +50,7 @@ class Run:
     backend: str
     compressor: str
     num_steps: int
+    num_rounds: int
     batch_size_per_rank: int
     grad_bytes: float
     payload_bytes_per_step: float | None
@@ -135,6 +136,7 @@ def _read_run(directory: Path) -> Run:
         backend=summary.text("backend"),
         compressor=summary.text("compressor"),
         num_steps=summary.count("num_steps"),
+        num_rounds=summary.optional_count("num_rounds") or summary.count("num_steps"),
         batch_size_per_rank=summary.count("batch_size_per_rank"),
         grad_bytes=float(summary.count("grad_bytes")),
         payload_bytes_per_step=summary.measured("payload_bytes_per_step"),

@@ -54,6 +54,7 @@ class DdpSynchronizer:
         parameters = [NamedParameter(name, p) for name, p in model.module.named_parameters()]
         self._scaler, self._scale = scaler, scaler.get_scale() if scaler is not None else 1.0
         self._states = States(compressor, parameters, rank=rank, world_size=self._world_size, seed=seed)
+        self._ledger = ledger
         self._names: dict[Tensor, str] = {p: name for name, p in parameters}
         self._device = next(model.parameters()).device
         self._engine = Engine(self._communicator, ledger, self._device, overlap=True)
@@ -151,6 +152,7 @@ class DdpSynchronizer:
     def _end_step(self) -> None:
         self._states.not_finite()  # before DDP writes over the means
         self._is_whole = True
+        self._ledger.rounds += 1
 
     def _follow_scale(self) -> None:
         if self._scaler is not None and (scale := self._scaler.get_scale()) != self._scale:

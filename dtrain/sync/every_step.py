@@ -90,7 +90,7 @@ class EveryStep:
         self._states = States(
             compressor, parameters, rank=rank, world_size=world_size, seed=seed, check_finite=check_finite
         )
-        self._check_finite = check_finite
+        self._ledger, self._check_finite = ledger, check_finite
         self._slots = [_Slot(bucket, world_size) for bucket in buckets]
         device = self._slots[0].bucket.value.device
         self._clock = clock_for(device)
@@ -127,6 +127,7 @@ class EveryStep:
         for slot in self._slots:
             slot.start_anew()
         self._engine.finish()
+        self._ledger.rounds += 1
         end = self._clock.mark()
         for slot in self._slots:
             slot.hand_back()

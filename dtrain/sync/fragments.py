@@ -36,7 +36,9 @@ class Fragments:
         if self.delay < 0:
             raise ValueError(f"delay={self.delay} must be 0 or more steps")
         if not 0 <= self.kept < 1:
-            raise ValueError(f"kept={self.kept} must be from 0 to below 1: it is the fraction of a worker's own weights")
+            raise ValueError(
+                f"kept={self.kept} must be from 0 to below 1: it is the fraction of a worker's own weights"
+            )
         if self.kept and not self.delay:
             raise ValueError("kept is for delay > 0: without a delay there is nothing that a worker learned meanwhile")
 

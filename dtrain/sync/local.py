@@ -103,7 +103,7 @@ class Local:
         self._method = method = method or Method()
         rank, world_size = communicator.rank, communicator.world_size
         self._parameters, self._rank, self._world_size = parameters, rank, world_size
-        self._optimizer, self._check_finite = optimizer, check_finite
+        self._optimizer, self._ledger, self._check_finite = optimizer, ledger, check_finite
         self._states = States(
             compressor, parameters, rank=rank, world_size=world_size, seed=seed, check_finite=check_finite
         )
@@ -130,11 +130,6 @@ class Local:
     def num_buckets(self) -> int:
         """Buckets in a round."""
         return sum(len(slots) for slots in self._fragments)
-
-    @property
-    def rounds(self) -> int:
-        """Exchanges so far, each of a fragment."""
-        return self._states.step
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Nothing is exchanged in backward passes, whichever they are."""
@@ -251,6 +246,7 @@ class Local:
         """Start the exchange of what these fragments changed."""
         assert self._flight is None, "one at a time"
         self._flight = _Flight(fragments, self._method.fragments.delay_within(self._length))
+        self._ledger.rounds += 1
         for fragment in fragments:
             self._changed[fragment] = 0
         for slot in self._slots(fragments):

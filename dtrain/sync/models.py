@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+
+ProcessGroup: TypeAlias = dist.ProcessGroup
 
 
 class Kind(NamedTuple):
@@ -23,7 +25,10 @@ PLAIN = Kind(
     "optimizer's updates with dtrain.local(model, optimizer, ...)",
 )
 _DDP = Kind("a DistributedDataParallel model", "give that")
-_SHARDED = "where shards have equals elsewhere, give those as group=... (docs/library.md); else its gradients are reduced by shard, which is not compressed; dtrain.meter.install() counts them"
+_SHARDED = (
+    "its gradients are reduced by shard, which is not compressed; dtrain.meter.install() counts them. Where several "
+    "such models train, dtrain.local(..., group=...) exchanges what their equal shards changed (docs/library.md)"
+)
 
 
 def num_workers(group: dist.ProcessGroup | None = None) -> int:

@@ -58,6 +58,4 @@ def outer_named(name: str, rate: float | None = None, momentum: float | None = N
     known = OUTERS[name]
     if name == "average" and not (rate in (None, 1.0) and not momentum):
         raise ValueError("outer=average has neither rate nor momentum: take outer=sgd")
-    return Outer(
-        known.rate if rate is None else rate, known.momentum if momentum is None else momentum, known.nesterov
-    )
+    return Outer(known.rate if rate is None else rate, known.momentum if momentum is None else momentum, known.nesterov)

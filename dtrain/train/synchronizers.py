@@ -21,7 +21,6 @@ from dtrain.sync.local import Local, Method
 from dtrain.sync.outer import outer_named
 from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import Synchronizer
-from dtrain.train.plain_data import require
 
 
 @dataclass(frozen=True)

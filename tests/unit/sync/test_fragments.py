@@ -59,7 +59,9 @@ def test_fragments_without_delay_are_equal_after_their_turn_and_apart_before_it(
         return weights
 
     first, second = run_ranks(2, body)
-    same = [[torch.equal(a, b) for a, b in zip(one, other, strict=True)] for one, other in zip(first, second, strict=True)]
+    same = [
+        [torch.equal(a, b) for a, b in zip(one, other, strict=True)] for one, other in zip(first, second, strict=True)
+    ]
     apart, turn, end = [False] * 4, [True, False, False, False], [False, True, True, True]
     assert same == [apart, turn, apart, end] * 2
 
@@ -67,10 +69,9 @@ def test_fragments_without_delay_are_equal_after_their_turn_and_apart_before_it(
 def test_a_fragment_is_taken_up_after_its_delay() -> None:
     def body(communicator: ThreadCommunicator) -> list[float]:
         own = worker(communicator, every=6, optimizer=sgd, fragments=Fragments(1, delay=2))
-        fragment_rounds, apart = [], []
+        apart = []
         for step in range(9):
             own.step(step)
-            fragment_rounds.append(own.synchronizer.rounds)
             apart.append(float(own.weights.sum()))
         own.synchronizer.align()
         own.synchronizer.close()

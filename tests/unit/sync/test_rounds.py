@@ -37,8 +37,13 @@ def test_the_quadratic_rule(rate: float, length: int) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"every": 0}, "every=0"), ({"start_after": -1}, "start_after=-1"), ({"growth": -0.1}, "growth=-0.1")]
-    + [({"qsr": float("inf")}, "qsr=inf"), ({"growth": float("nan")}, "growth=nan")],
+    [
+        ({"every": 0}, "every=0"),
+        ({"start_after": -1}, "start_after=-1"),
+        ({"growth": -0.1}, "growth=-0.1"),
+        ({"growth": float("nan")}, "growth=nan"),
+        ({"qsr": float("inf")}, "qsr=inf"),
+    ],
 )
 def test_what_no_round_can_be_is_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
