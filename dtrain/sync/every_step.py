@@ -141,6 +141,11 @@ class EveryStep:
         self._states.commit()
         return Spent(0.0, 0.0)
 
+    @property
+    def ends_with_step(self) -> bool:
+        """See `Synchronizer`."""
+        return True
+
     def align(self) -> Spent:
         """Replicas are equal after every step."""
         return NOTHING_SPENT

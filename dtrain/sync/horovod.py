@@ -55,6 +55,11 @@ class HorovodSynchronizer:
         self._step += 1
         return spent
 
+    @property
+    def ends_with_step(self) -> bool:
+        """See `Synchronizer`."""
+        return True
+
     def align(self) -> Spent:
         """Replicas are equal after every step."""
         return NOTHING_SPENT

@@ -131,6 +131,11 @@ class Local:
         """Buckets in a round."""
         return sum(len(slots) for slots in self._fragments)
 
+    @property
+    def ends_with_step(self) -> bool:
+        """Not where a fragment is under way beside the steps that follow."""
+        return self._method.fragments.delay == 0
+
     def no_sync(self) -> AbstractContextManager[None]:
         """Nothing is exchanged in backward passes, whichever they are."""
         return nullcontext()

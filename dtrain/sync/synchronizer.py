@@ -36,6 +36,11 @@ class Synchronizer(Protocol):
     is committed with the step: one that is discarded, or never ends, leaves it as it was.
     """
 
+    @property
+    def ends_with_step(self) -> bool:
+        """Whether all that a step sends has been sent when it ends, on every rank alike."""
+        ...
+
     def no_sync(self) -> AbstractContextManager[None]:
         """Backward passes inside only accumulate; the last one of a step stands outside."""
         ...

@@ -18,9 +18,13 @@ _STOP, _SECONDS = 0, 5
 
 
 class Interval:
-    """What happened on this rank since the last logging point. Every step's record goes into `records`."""
+    """What happened on this rank since the last logging point. Every step's record goes into `records`.
 
-    def __init__(self) -> None:
+    `times_collectives`: where all ranks have the same ones in it, so that their times can be compared.
+    """
+
+    def __init__(self, *, times_collectives: bool = True) -> None:
+        self._times_collectives = times_collectives
         self.loss_sum: Tensor | float = 0.0
         self.correct: Tensor | int = 0
         self.images = 0
@@ -34,7 +38,9 @@ class Interval:
         self.images += len(labels)
 
     def gradient_seconds(self) -> list[float]:
-        """How long this rank was in each gradient collective, in order; NaN where that is not known."""
+        """How long this rank was in each gradient collective, in order; NaN where not known, none if not compared."""
+        if not self._times_collectives:
+            return []
         entries = [e for r in self.records for e in r.entries if e.purpose is Purpose.GRADIENT]
         return [nan if e.seconds is None else e.seconds for e in entries]
 

@@ -129,7 +129,7 @@ class Loop:
     def run(self) -> bool:
         """Train to the end. Returns whether it was reached, False after a request to stop."""
         plan, progress = self.plan, self.progress
-        interval, stopped = Interval(), False
+        interval, stopped = self._new_interval(), False
         last_epoch = progress.epoch if progress.position else max(0, progress.epoch - 1)
         with self.ledger.scope(activity=Activity.TRAIN):
             for last_epoch, batch in self._batches():
@@ -137,7 +137,7 @@ class Loop:
                 goes_on = progress.is_before(self.end)
                 if progress.step % plan.log_every == 0 or not goes_on:
                     stopped = self._log(last_epoch, interval)
-                    interval = Interval()
+                    interval = self._new_interval()
                 if stopped:
                     break
                 if plan.save_every and progress.step % plan.save_every == 0:
@@ -156,6 +156,9 @@ class Loop:
         self._check_replicas()
         with self.ledger.scope(activity=Activity.EVAL):
             return self._evaluate(epoch)
+
+    def _new_interval(self) -> Interval:
+        return Interval(times_collectives=self.learner.synchronizer.ends_with_step)
 
     def _check_replicas(self) -> None:
         try:
