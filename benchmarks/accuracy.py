@@ -42,18 +42,21 @@ HOPELESS = "points, or %% of the loss: what costs more on the first seed is run 
 
 
 class Method(NamedTuple):
-    """What is exchanged how often, and through which compressor."""
+    """What is exchanged how often, and through which compressor. `rounds`: what else is said of local rounds."""
 
     exchanged: str
     compressor: str
     options: Mapping[str, Any] = MappingProxyType({})
     every: int = 1
+    rounds: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def label(self) -> str:
         """For people, and for a folder."""
         options = "".join(f" {name}={value}" for name, value in self.options.items())
-        return f"{self.exchanged} {self.compressor}{options}" + (f" every={self.every}" if self.every > 1 else "")
+        every = f" every={self.every}" if self.every > 1 else ""
+        rounds = "".join(f" {name}={value}" for name, value in self.rounds.items())
+        return f"{self.exchanged} {self.compressor}{options}{every}{rounds}"
 
 
 NEAREST, STOCHASTIC = {"rounding": "nearest"}, {"rounding": "stochastic"}
@@ -105,6 +108,11 @@ UPDATES = (
     Method("update", "ternary", STOCHASTIC, 4),
     Method("update", "ternary", STOCHASTIC, 5),
     Method("update", "ternary", STOCHASTIC, 51),
+    Method("update", "int4", every=16),
+    Method("update", "chunked_top_k", every=30),
+    Method("update", "chunked_top_k", every=30, rounds={"start_after": 40}),
+    Method("update", "rotated_signs", every=16, rounds={"growth": 0.1}),
+    Method("update", "rotated_signs", every=16, rounds={"outer": "nesterov"}),
 )
 METHODS = {"sgd": (*GRADIENTS, *KEEPS_MOMENTUM, *UPDATES), "adamw": (*GRADIENTS, *UPDATES)}
 OPTIMIZERS = {"sgd": "SGD, momentum 0.9", "adamw": "AdamW"}
@@ -127,8 +135,10 @@ class Task:
             command = [sys.executable, "examples/gpt.py", f"--optimizer={optimizer}", f"--seed={seed}"]
             command += [f"{how}={method.compressor}"] if method != NONE else []
             command += [f"--every={method.every}"] if method.exchanged == "update" else []
+            command += [f"--round={name}={json.dumps(value)}" for name, value in method.rounds.items()]
             return [*command, *(f"--option={name}={json.dumps(value)}" for name, value in options), "--guard=off"]
         sync = ["sync=local", f"sync.every={method.every}"] if method.exchanged == "update" else []
+        sync += [f"sync.{name}={value}" for name, value in method.rounds.items()]
         command = [sys.executable, "-m", "dtrain.train", *self.settings, f"optimizer={optimizer}", *sync]
         command += [f"compressor={method.compressor}", *(f"compressor.{name}={value}" for name, value in options)]
         return [*command, "guard=off", f"seed={seed}", f"run_dir={run_dir}", "overwrite=true", "log_every=45"]
@@ -159,6 +169,8 @@ CIFAR10 = Task(
             Method("update", "rotated_signs"),
             Method("update", "rotated_signs", every=32),
             Method("update", "top_k", {"density": 0.01}, 8),
+            Method("update", "int4", every=16),
+            Method("update", "chunked_top_k", every=30),
         )
     },
 )
@@ -374,9 +386,10 @@ def main() -> None:
     )
     print(body)
     if arguments.write:
-        mine = {(one.task, TASKS[one.task].world_size) for one in trials}
+        plain = [one for one in trials if not one.method.rounds]
+        mine = {(one.task, TASKS[one.task].world_size) for one in plain}
         others = [t for t in json.loads(TRIALS.read_text()) if (t["task"], t["world_size"]) not in mine]
-        TRIALS.write_text(json.dumps([one.as_json() for one in trials] + others, indent=1) + "\n")
+        TRIALS.write_text(json.dumps([one.as_json() for one in plain] + others, indent=1) + "\n")
         DOCS.write_text(TABLES.sub(lambda _: tables_for_docs(trials), DOCS.read_text()))
         print(write_result("accuracy", arguments.hardware, "Accuracy under compression", body))
 

@@ -114,6 +114,9 @@ def main() -> None:
     method.add_argument("--local", metavar="NAME", help="exchange the optimizer's updates through this compressor")
     parser.add_argument("--every", type=int, default=1, help="with --local: steps from one exchange to the next")
     parser.add_argument(
+        "--round", type=option, action="append", default=[], metavar="NAME=VALUE", help="of local rounds, with --local"
+    )
+    parser.add_argument(
         "--option", type=option, action="append", default=[], metavar="NAME=VALUE", help="of the method"
     )
     parser.add_argument(
@@ -147,6 +150,7 @@ def main() -> None:
             model,
             optimizer,
             every=arguments.every,
+            **dict(arguments.round),
             compressor=arguments.local,
             guard=arguments.guard,
             seed=arguments.seed,

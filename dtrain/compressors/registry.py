@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dtrain.compressors.chunked_top_k import chunked_top_k
 from dtrain.compressors.dgc import dgc
 from dtrain.compressors.integers import int4, int8
 from dtrain.compressors.none import NoCompression
@@ -43,6 +44,7 @@ COMPRESSORS: Mapping[str, Callable[..., Compressor]] = MappingProxyType(
         "rotated_signs": rotated_signs,
         "one_bit": one_bit,
         "top_k": top_k,
+        "chunked_top_k": chunked_top_k,
         "dgc": dgc,
         "random_k": random_k,
         "power_sgd": power_sgd,
@@ -57,7 +59,7 @@ def keeps_momentum(name: str) -> bool:
 
 def sends_few(name: str) -> bool:
     """Whether that compressor sends few elements whole and nothing of the others, in error feedback."""
-    return name in ("top_k", "dgc")
+    return name in ("top_k", "chunked_top_k", "dgc")
 
 
 def check_for_updates(name: str, options: Mapping[str, Any]) -> None:

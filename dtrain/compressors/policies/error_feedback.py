@@ -35,9 +35,17 @@ class Noted:
 
 @dataclass(frozen=True)
 class ErrorFeedback(Generic[StateT]):
-    """Exchange value + residual, and keep what `inner` did not send, in float32 whatever the value's dtype."""
+    """Exchange value + decay x residual, and keep what `inner` did not send, in float32 whatever the value's dtype.
+
+    A decay below 1 forgets what was not sent for long (beta in Sarfi et al., SparseLoCo, 2025, Algorithm 1).
+    """
 
     inner: Compressor[StateT]
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay={self.decay} must be above 0 and at most 1: the fraction of a residual that stays")
 
     def init(self, bucket: Bucket) -> Residual[StateT]:
         """A residual of zeros, and the inner state."""
@@ -47,7 +55,8 @@ class ErrorFeedback(Generic[StateT]):
     def exchange(self, bucket: Bucket, state: Residual[StateT], context: Context) -> Exchange[Residual[StateT]]:
         """The rounds of `inner`."""
         before = state.residual.value
-        corrected = torch.add(bucket.value, before, out=context.scratch.alternate("corrected", before))
+        corrected = context.scratch.alternate("corrected", before)
+        torch.add(bucket.value, before, alpha=self.decay, out=corrected)
         asking = replace(context, wants_contribution=True, scratch=context.scratch.inner("inner"))
         out = yield from self.inner.exchange(Bucket(corrected, bucket.layout), state.inner, asking)
         contribution = NOT_KEPT

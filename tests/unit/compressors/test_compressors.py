@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, log2, prod
+from math import ceil, comb, log2, prod
 from typing import NamedTuple
 
 import pytest
@@ -79,6 +79,18 @@ def sparse_bytes(density: float, numel: int, value_bits: int = 8) -> int:
 def sparse(density: float) -> Callable[[Layout, int, int], Traffic]:
     """Everybody's largest elements to all."""
     return lambda layout, world_size, step: [(Op.ALL_GATHER, sparse_bytes(density, layout.numel))]
+
+
+def chunked(density: float, chunk: int) -> Callable[[Layout, int, int], Traffic]:
+    """Of each chunk which elements, their mean in two bytes, two bits for each, and two levels."""
+
+    def traffic(layout: Layout, world_size: int, step: int) -> Traffic:
+        size = min(chunk, layout.numel)
+        k, num_chunks = kept(density, size), ceil(layout.numel / size)
+        which = ceil((comb(size, k) - 1).bit_length() / 8)
+        return [(Op.ALL_GATHER, num_chunks * (which + 2) + ceil(num_chunks * k / 4) + 8)]
+
+    return traffic
 
 
 def sparse_split(density: float) -> Callable[[Layout, int, int], Traffic]:
@@ -225,6 +237,9 @@ CASES = {
         lambda: build("one_bit"), two_phase(lambda m: ceil(m / 8) + ceil(m / 256) + 4), largest=3e37, exact=False
     ),
     "top_k": Case(lambda: build("top_k", density=0.3), sparse(0.3), largest=3e37, exact=False),
+    "chunked_top_k": Case(
+        lambda: build("chunked_top_k", density=0.25, chunk=16, decay=1.0), chunked(0.25, 16), largest=3e36, exact=False
+    ),
     "top_k, split": Case(
         lambda: build("top_k", density=0.3, exchange="split"), sparse_split(0.3), largest=3e37, exact=False
     ),
