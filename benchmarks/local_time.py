@@ -2,7 +2,7 @@
 
     python benchmarks/local_time.py [--rounds 3]         # root; makes clusters of 4 nodes
 
-Variants run in turn, every second time backwards. A step's time is the mean over whole rounds, since few steps exchange.
+Variants run in turn, every second time backwards. A step's time is the mean over whole rounds: few steps exchange.
 """
 
 from __future__ import annotations
