@@ -64,6 +64,18 @@ def test_20_steps_send_exactly_gloo_s_bytes_and_reach_its_loss(over_gloo: Path, 
 
 
 @both
+def test_fragments_travel_beside_steps_as_they_do_over_gloo(tmp_path: Path, launcher: Launcher) -> None:
+    settings = [*TWENTY_STEPS, "sync=streaming", "sync.every=8", "sync.fragments=2", "sync.delay=2", "save_every=9"]
+    run(train_command(*settings, "run_dir=gloo", ranks=2), tmp_path).expect(0)
+    run(launcher.training(*settings, "run_dir=here"), tmp_path, env=ENVIRONMENT).expect(0)
+    gloo, here = read_summary(tmp_path / "gloo"), read_summary(tmp_path / "here")
+    assert (gloo["num_steps"], gloo["num_rounds"]) == (here["num_steps"], here["num_rounds"]) == (20, 6)
+    for key in ("payload_bytes_per_step", "total_wire_bytes_all_ranks"):
+        assert here[key] == gloo[key] > 0, key
+    assert losses(tmp_path / "here") == pytest.approx(losses(tmp_path / "gloo"), abs=1e-2)
+
+
+@both
 def test_every_collective_of_a_run_is_in_the_ledger_with_its_seconds(tmp_path: Path, launcher: Launcher) -> None:
     settings = ["num_steps=3", *SHORT, "observe.prometheus.textfile=figures"]
     run(launcher.training(*settings, ranks=3), tmp_path, env=ENVIRONMENT).expect(0)

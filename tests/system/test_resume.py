@@ -66,6 +66,15 @@ def test_a_run_is_resumed_within_a_local_round_and_masks_the_momentum_of_what_it
     assert after - within == pytest.approx(0.01, rel=0.3)  # density
 
 
+def test_a_run_is_resumed_with_a_fragment_under_way(tmp_path: Path) -> None:
+    streaming = ("sync=streaming", "sync.every=6", "sync.fragments=2", "sync.delay=2", "sync.kept=0.25")
+    streaming += ("sync.outer=nesterov", "num_steps=12", "save_every=4")  # exchanged after 3, taken up after 5
+    train(2, tmp_path / "run", *streaming).expect(0)
+    assert any("local.mean" in key for key in load_file(checkpoint(tmp_path / "run") / "rank0.safetensors"))
+    train(2, tmp_path / "rest", *streaming, f"resume={checkpoint(tmp_path / 'run')}").expect(0)
+    assert_same_end(tmp_path / "run", tmp_path / "rest", step=12)
+
+
 SMALL = ("data=synthetic", "data.num_train_images=100", "data.num_test_images=20", "num_epochs=2")
 
 

@@ -237,3 +237,19 @@ def test_a_configuration_cannot_be_changed() -> None:
 def test_the_schedule_is_the_configured_one(overrides: list[str], factors: list[float]) -> None:
     schedule = configured(*overrides).optimizer.factors(10)
     assert [schedule(step) for step in (0, 4, 5, 10)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
+    ("sync", "message"),
+    [
+        ({"name": "local", "every": 0}, "every=0 must be at least 1"),
+        ({"name": "local", "start_after": -1}, "start_after=-1"),
+        ({"name": "local", "outer": "adam"}, "outer='adam' does not exist"),
+        ({"name": "local", "fragments": 2}, "fragments"),
+        ({"name": "streaming", "every": 8, "fragments": 0}, "fragments=0"),
+        ({"name": "streaming", "delay": 0, "kept": 0.5}, "kept is for delay > 0"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(sync: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_data({**composed(), "sync": sync})
