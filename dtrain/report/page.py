@@ -129,7 +129,7 @@ def _settings(run: Run) -> Mapping[str, str]:
         "seed": str(run.seed),
         "complete": "yes" if run.complete else "no: interrupted, the figures cover the steps that were done",
         **({"packed model": units.exact_bytes(run.packed_bytes)} if run.packed_bytes else {}),
-        "initial broadcast": units.exact_bytes(run.init_wire_bytes),
+        "sent by rank 0 at start-up": units.exact_bytes(run.init_wire_bytes),
         "sent in all, all ranks": units.exact_bytes(run.total_wire_bytes_all_ranks),
         **{f"{name} version": version for name, version in run.versions.items()},
     }

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from dtrain.comm import Communicator, all_gather
 from dtrain.meter.ledger import Ledger, Purpose
+from dtrain.sync.parameters import DIGEST_BYTES, digest
 from dtrain.train.settings import Settings, difference_of, name_ranks
-
-DIGEST_BYTES = 8
 
 
 class DivergedError(RuntimeError):
@@ -27,9 +26,9 @@ def check_settings(settings: Settings, communicator: Communicator, ledger: Ledge
     Every rank calls this before anything else is exchanged. Where all is well, 8 bytes are.
     """
     text = json.dumps(settings, sort_keys=True).encode()
-    digest = hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
+    own = hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest()
     with ledger.scope(purpose=Purpose.CONTROL):
-        if len(all_gather(communicator, _bytes(digest, device)).unique(dim=0)) == 1:
+        if len(all_gather(communicator, _bytes(own, device)).unique(dim=0)) == 1:
             return
         lengths = all_gather(communicator, torch.tensor([len(text)], device=device)).view(-1).tolist()
         texts = all_gather(communicator, _bytes(text.ljust(max(lengths)), device)).cpu()
@@ -47,7 +46,7 @@ def check_replicas(
     A rank hands over 8 bytes for each parameter.
     """
     parameters = dict(model.named_parameters())
-    digests = b"".join(map(_digest, parameters.values()))
+    digests = b"".join(digest([parameter]) for parameter in parameters.values())
     with ledger.scope(purpose=Purpose.CONTROL):
         ranks = all_gather(communicator, _bytes(digests, device)).cpu()
     rows = [bytes(row.tolist()) for row in ranks]
@@ -60,11 +59,6 @@ def check_replicas(
             f"replicas have diverged by step {step}: {name_ranks(differing)} {'have' if differing[1:] else 'has'} "
             f"parameters that rank {rows.index(usual)} has not, {list(parameters)[first]} first"
         )
-
-
-def _digest(parameter: Tensor) -> bytes:
-    data: Any = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def _at(digests: bytes, index: int) -> bytes:

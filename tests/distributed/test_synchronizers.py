@@ -456,8 +456,10 @@ def test_training_with_the_meter_on_and_off_ends_in_bitwise_equal_weights(here: 
 
 @on_ranks(3)
 def test_what_the_trainer_sends_is_told_apart_by_phase_and_purpose(here: Here) -> None:
-    """SqueezeNet's parameters once from rank 0; gradients in every step; one line of metrics every second step."""
+    """SqueezeNet's parameters once from rank 0, since another's differ; gradients every step, metrics every second."""
     model = squeezenet()
+    if here.rank == 2:
+        nn.init.ones_(next(model.parameters()))
     num_bytes = 4 * sum(p.numel() for p in model.parameters())
     with installed(Ledger()) as ledger:
         share_parameters(model, world(), ledger)
@@ -473,7 +475,20 @@ def test_what_the_trainer_sends_is_told_apart_by_phase_and_purpose(here: Here) -
     assert gradients.payload_bytes == 4 * num_bytes
     assert gradients.wire_bytes == pytest.approx(4 * num_bytes * 4 / 3)
     assert by[Activity.TRAIN, Purpose.METRICS].count == 2
-    assert ledger.total().count == parameters.count + gradients.count + 2
+    assert (by[Activity.INIT, Purpose.CONTROL].count, by[Activity.INIT, Purpose.CONTROL].payload_bytes) == (1, 8)
+    assert ledger.total().count == parameters.count + gradients.count + 3
+
+
+@on_ranks(3)
+def test_what_is_the_same_on_all_ranks_is_not_sent(here: Here) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 3), nn.BatchNorm1d(3))
+    model[1].running_mean.fill_(float(here.rank))
+    with installed(Ledger()) as ledger:
+        share_parameters(model, world(), ledger)
+    assert model[1].running_mean.tolist() == [0.0, 0.0, 0.0]
+    assert ledger.total(purpose=Purpose.PARAMETERS).count == 0
+    assert ledger.total(purpose=Purpose.BUFFERS).payload_bytes == (2 * 3 * 4 if here.rank == 0 else 0)
 
 
 @on_ranks(3)
