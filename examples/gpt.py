@@ -6,7 +6,8 @@
     torchrun --standalone --nproc-per-node=2 examples/gpt.py --local ternary --every 4
 
 The text is the source of Python's own library. At the end rank 0 prints one line of JSON: the validation loss, and what
-all ranks sent while they trained. --save FOLDER stores the run after its last step, and --resume FOLDER goes on.
+all ranks sent while they trained. --save FOLDER stores the run after its last step, with --save-every 50 also after every
+50, and --resume FOLDER/step50 goes on.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, metavar="FOLDER")
+    parser.add_argument("--save-every", type=int, default=0, metavar="STEPS")
     parser.add_argument("--resume", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
 
@@ -179,6 +181,15 @@ def main() -> None:
         if synchronizer is not None:
             synchronizer.load_state_dict(saved["synchronizer"])
 
+    def save(step: int) -> None:
+        """Each rank its own file, whole or not at all."""
+        folder = arguments.save / f"step{step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+        saved |= {"step": step, "synchronizer": synchronizer.state_dict() if synchronizer is not None else None}
+        torch.save(saved, folder / f"rank{rank}.part")
+        (folder / f"rank{rank}.part").replace(folder / f"rank{rank}.pt")
+
     sent_before = ledger.total().wire_bytes
     for step in range(first_step, arguments.steps):
         inputs, targets = text.batch(text.training, BATCH_SIZE, generator)
@@ -189,13 +200,10 @@ def main() -> None:
         optimizer.step()
         if not math.isfinite(loss.item()):
             raise SystemExit(f"step {step}: the loss is {loss.item()}")
+        if arguments.save and arguments.save_every and (step + 1) % arguments.save_every == 0:
+            save(step + 1)
     if arguments.save:
-        arguments.save.mkdir(parents=True, exist_ok=True)
-        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
-        saved |= {"step": arguments.steps}
-        if synchronizer is not None:
-            saved["synchronizer"] = synchronizer.state_dict()
-        torch.save(saved, arguments.save / f"rank{rank}.pt")
+        save(arguments.steps)
     if arguments.local:
         synchronizer.align()
 
