@@ -6,7 +6,7 @@
     torchrun --standalone --nproc-per-node=2 examples/gpt.py --local ternary --every 4
 
 The text is the source of Python's own library. At the end rank 0 prints one line of JSON: the validation loss, and what
-all ranks sent while they trained. --save FOLDER stores the run after its last step, with --save-every 50 also after every
+all ranks sent while they trained. --save FOLDER stores the run after its last step, --save-every 50 also after each
 50, and --resume FOLDER/step50 goes on.
 """
 
