@@ -2,7 +2,8 @@
 
 Paths: `optimizer.<key>` for each tensor of the optimizer's state of a parameter, `outer.<key>` for each of the outer
 optimizer's, which is the same on every worker; of what was changed since the last exchange `local.common`, the weights
-that all workers had in common then, and `local.value`, this worker's own; of what is yet to be taken up `local.mean`.
+that all workers had in common then, and `local.value`, this worker's own; of what is yet to be taken up `local.mean`,
+and `local.sent` where the momentum of what was sent is to be masked.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ class OwnParts:
             parts[name][ROUND + "value"] = value.detach().clone()
 
     def add_mean(self, parts: Parts, slot: Slot) -> None:
-        """Add the mean change of a bucket that is to be taken up later, copied."""
+        """Add the mean change of a bucket that is to be taken up later, copied, and what this rank sent to it."""
         assert slot.mean is not None
         _add_pieces(parts, slot, ROUND + "mean", slot.mean)
+        if slot.sent is not None:
+            _add_pieces(parts, slot, ROUND + "sent", slot.sent)
 
     def split_off(
         self, saved: Sequence[Mapping[str, Any]], rank: int, world_size: int
@@ -135,7 +138,7 @@ def _take_slot(slot: Slot, own: Mapping[str, Mapping[str, Tensor]]) -> None:
         if ROUND + "common" in own.get(name, {}):
             common.copy_(own[name][ROUND + "common"])
             value.copy_(own[name][ROUND + "value"])
-    slot.mean = _together(slot, own, ROUND + "mean")
+    slot.mean, slot.sent = (_together(slot, own, ROUND + what) for what in ("mean", "sent"))
     slot.outer.state.clear()
     for key in dict.fromkeys(path for name in slot.names for path in own.get(name, {}) if path.startswith(OUTER)):
         slot.outer.state[slot.common][key[len(OUTER) :]] = _together(slot, own, key)

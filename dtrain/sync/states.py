@@ -115,14 +115,19 @@ class States:
                 piece.mul_(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The committed state, copied: {"step", "rank", "world_size", "parameters": {name: {path: tensor}}}."""
+        """The committed state, copied: {"step", "rank", "world_size", "parameters": {name: {path: tensor}}}.
+
+        Of parameters that have not been exchanged, where others have, it has what they begin with.
+        """
+        kept = dict(self._parts())
+        if kept:
+            others = [named for named in self._parameters if named.name not in kept]
+            kept |= {named.name: take_apart(self._fresh(named)).get(named.name, {}) for named in others}
         return {
             "step": self.step,
             "rank": self._rank,
             "world_size": self._world_size,
-            "parameters": {
-                name: {path: part.clone() for path, part in parts.items()} for name, parts in self._parts().items()
-            },
+            "parameters": {name: {path: part.clone() for path, part in parts.items()} for name, parts in kept.items()},
         }
 
     def load_state_dict(self, *saved: Mapping[str, Any]) -> None:
@@ -164,14 +169,19 @@ class States:
 
     def _taken_up(self, name: str, parameter: nn.Parameter, ranks: Sequence[Parts]) -> Mapping[str, Tensor]:
         """What this rank has of one parameter, by path in the state."""
-        layout = layout_of([NamedParameter(name, parameter)])
-        value = torch.empty(layout.numel, dtype=parameter.dtype.to_real(), device=parameter.device)
-        template = self._compressor.init(Bucket(value, layout))
+        template = self._fresh(NamedParameter(name, parameter))
         for parts in ranks:
             if parts:  # else it was saved before the first step
                 check_parts([template], {name: parts.get(name, {})})
         put_together(template, share_out(template, ranks, self._rank, self._world_size))
         return take_apart(template).get(name, {})
+
+    def _fresh(self, named: NamedParameter) -> State:
+        """What a parameter in a bucket of its own begins with."""
+        layout, (_, parameter) = layout_of([named]), named
+        value = torch.empty(layout.numel, dtype=parameter.dtype.to_real(), device=parameter.device)
+        state: State = self._compressor.init(Bucket(value, layout))
+        return state
 
     def _of(self, bucket: Bucket) -> State:
         state = self._committed.get(bucket.layout)

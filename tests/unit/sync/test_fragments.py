@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from test_local import MODEL, adamw, sgd, worker
 from threads import ThreadCommunicator, run_ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtrain.sync.buckets import trainable
 from dtrain.sync.fragments import Fragments
@@ -21,6 +22,10 @@ STREAMS = {
     "mixed in": Fragments(3, delay=1, kept=0.5),
     "one, late": Fragments(1, delay=4, kept=0.3),
 }
+
+
+def heavy(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
 
 def test_parameters_are_shared_out_in_order_and_none_is_left_out() -> None:
@@ -106,15 +111,16 @@ def test_what_is_kept_of_a_worker_is_a_fraction_of_what_it_has_beside_the_common
 @pytest.mark.parametrize("stream", STREAMS)
 def test_resumed_at_any_step_it_goes_on_bit_for_bit(stream: str, stop: int) -> None:
     def body(communicator: ThreadCommunicator) -> tuple[Tensor, Tensor]:
-        rounds = Rounds(6, start_after=2)
-        whole = worker(communicator, "top_k", rounds=rounds, fragments=STREAMS[stream])
+        rounds = Rounds(6)
+        how: dict[str, Any] = {"optimizer": heavy, "masks_momentum": True, "fragments": STREAMS[stream]}
+        whole = worker(communicator, "top_k", rounds=rounds, **how)
         for step in range(stop):
             whole.step(step)
         saved, model = whole.synchronizer.state_dict(), copy.deepcopy(whole.model.state_dict())
         for step in range(stop, 14):
             whole.step(step)
         whole.synchronizer.align()
-        resumed = worker(communicator.duplicate(), "top_k", rounds=rounds, fragments=STREAMS[stream])
+        resumed = worker(communicator.duplicate(), "top_k", rounds=rounds, **how)
         resumed.model.load_state_dict(model)
         resumed.synchronizer.load_state_dict(saved)
         for step in range(stop, 14):
