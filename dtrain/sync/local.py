@@ -260,6 +260,7 @@ class Local:
                 slot.spoil(bad)
             self._bad.difference_update(slot.names)
             self._submit(slot)
+        self._engine.flush()  # else later rounds of the exchange would wait for it to be asked for
 
     def _arrive(self, flight: _Flight) -> None:
         """Wait for a fragment's exchange; what compressors keep of it is committed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -170,3 +171,21 @@ def test_a_gradient_that_is_not_finite_spoils_the_round_of_its_own_fragment_alon
 
     first, second = run_ranks(2, body)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_all_rounds_of_an_exchange_are_done_while_steps_go_on() -> None:
+    """int4 has two, the second of which nobody asks for until it is needed."""
+
+    def body(communicator: ThreadCommunicator) -> list[float | int]:
+        own = worker(communicator, "int4", every=6, optimizer=sgd, fragments=Fragments(1, delay=4))
+        for step in range(6):
+            own.step(step)
+        deadline = time.monotonic() + 10
+        while len(own.synchronizer._states._staged) < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        staged = len(own.synchronizer._states._staged)
+        own.synchronizer.align()
+        own.synchronizer.close()
+        return [staged, float(torch.isfinite(own.weights).all())]
+
+    assert run_ranks(2, body) == [[1, 1.0], [1, 1.0]]
