@@ -64,6 +64,7 @@ NONE = Method("gradient", "none")
 GRADIENTS = (
     NONE,
     Method("gradient", "fp16"),
+    Method("gradient", "bf16"),
     Method("gradient", "int8"),
     Method("gradient", "int4"),
     Method("gradient", "ternary", NEAREST),
@@ -72,6 +73,7 @@ GRADIENTS = (
     Method("gradient", "one_bit"),
     Method("gradient", "top_k", {"density": 0.01}),
     Method("gradient", "top_k", {"density": 0.001}),
+    Method("gradient", "chunked_top_k"),
     Method("gradient", "random_k", {"density": 0.1}),
     Method("gradient", "power_sgd", {"power_sgd_rank": 4}),
     Method("gradient", "power_sgd", {"power_sgd_rank": 1}),
