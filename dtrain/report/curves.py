@@ -16,10 +16,14 @@ from dtrain.report.fields import Fields
 
 @dataclass(frozen=True)
 class Point:
-    """One line: the step, the wire bytes rank 0 had sent by then (train, gradient), and what was measured there."""
+    """One line: the step, the wire bytes rank 0 had sent by then (train, gradient), and what was measured there.
+
+    `total_wire_bytes`: of all ranks and everything; None at evaluations, which do not ask the others.
+    """
 
     step: int
     wire_bytes: float
+    total_wire_bytes: float | None
     loss: float | None
     accuracy: float | None
 
@@ -63,6 +67,7 @@ def _point(where: Path, record: Mapping[str, object]) -> Point:
     return Point(
         step=fields.count("step"),
         wire_bytes=fields.measured("wire_bytes") or 0.0,
+        total_wire_bytes=fields.measured("total_wire_bytes_all_ranks", required=False),
         loss=fields.measured("loss", may_diverge=True),
         accuracy=fields.measured("accuracy", may_diverge=True),
     )

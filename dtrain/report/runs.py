@@ -84,6 +84,17 @@ class Run:
         return self.label if self.complete else f"{self.label} (incomplete)"
 
     @property
+    def has_local_rounds(self) -> bool:
+        """Whether workers exchanged what several steps changed; the last round of a run may be a step more."""
+        return self.num_rounds + 1 < self.num_steps
+
+    @property
+    def exchange(self) -> str:
+        """The compressor, and how often it was used where that is not in every step."""
+        steps = f", a round in {self.num_steps / max(1, self.num_rounds):.3g} steps" if self.has_local_rounds else ""
+        return self.compressor + steps
+
+    @property
     def compute_and_other_seconds_median(self) -> float | None:
         """The median step less what it waited for its exchange, in seconds; at least 0.
 

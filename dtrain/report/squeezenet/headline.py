@@ -69,16 +69,16 @@ def _of_saving(run: Run, runs: Sequence[Run]) -> Headline:
     fp32, ratio = _fp32_of(run, runs), units.ratio(run.saving_vs_fp32)
     if run.accuracy is None:
         return Headline(
-            f"{run.compressor} sent {ratio} fewer bytes than dense fp32, at an accuracy not measured", "", detail
+            f"{run.exchange} sent {ratio} fewer bytes than dense fp32, at an accuracy not measured", "", detail
         )
-    at = f"{run.compressor} ends at {units.percent(run.accuracy)} with {ratio} fewer bytes than dense fp32"
+    at = f"{run.exchange} ends at {units.percent(run.accuracy)} with {ratio} fewer bytes than dense fp32"
     if fp32 is None or fp32.accuracy is None:
         return Headline(f"{at}, whose accuracy is not here", ratio, f"{detail} Train with compressor=none to compare.")
     points = 100 * (run.accuracy - fp32.accuracy)
     if _holds(run, runs):
         return Headline(f"{at}, which ends at {units.percent(fp32.accuracy)}", ratio, detail)
     cost = f"{-points:.1f} points"
-    return Headline(f"{run.compressor} cost {cost} of accuracy, for {ratio} fewer bytes than dense fp32", cost, detail)
+    return Headline(f"{run.exchange} cost {cost} of accuracy, for {ratio} fewer bytes than dense fp32", cost, detail)
 
 
 def _fp32_of(run: Run, runs: Sequence[Run]) -> Run | None:

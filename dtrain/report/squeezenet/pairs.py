@@ -30,8 +30,12 @@ def network_name(run: Run) -> str:
 
 
 def dense(runs: Iterable[Run]) -> list[Run]:
-    """The runs that exchanged plain fp32 gradients between 2 ranks or more, and finished a step."""
-    return [run for run in runs if run.compressor == "none" and run.world_size > 1 and run.wire_bytes_per_step]
+    """The runs that exchanged plain fp32 gradients between 2 ranks or more in every step, and finished one."""
+    return [
+        run
+        for run in runs
+        if run.compressor == "none" and run.world_size > 1 and run.wire_bytes_per_step and not run.has_local_rounds
+    ]
 
 
 def dense_pairs(runs: Iterable[Run]) -> list[Pair]:

@@ -30,6 +30,7 @@ def test_the_demo_gives_each_claim_its_verdict(tmp_path: Path) -> None:
         "model_size": "not measured",
         "deep_compression": "not measured",
         "alexnet_level_accuracy": "not measured",
+        "bytes_to_accuracy": "not measured",
         "table_2": "not measured",
         "table_3": "does not hold",
         "design_space": "holds",
@@ -185,8 +186,38 @@ def test_the_table_wraps_at_any_width_and_takes_names_as_text(tmp_path: Path, wi
     text = file.getvalue()
     assert all(len(line) <= width for line in text.splitlines())
     assert text.count("HOLDS") == 6
-    assert text.count("NOT MEASURED") == 5
+    assert text.count("NOT MEASURED") == 6
     assert "[red]name" in text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "every", "verdict", "says"),
+    [
+        (0.99, 300, Verdict.HOLDS, "reaches the 95.9%"),
+        (0.99, 1, Verdict.DOES_NOT_HOLD, "59.2x fewer"),  # 49.3x a step, in 150 steps for 180
+        (0.90, 300, Verdict.DOES_NOT_HOLD, "does not reach the 95.9% of run0: its best is 89.0%"),
+    ],
+)
+def test_bytes_count_until_alexnet_s_best_accuracy_is_first_reached(
+    tmp_path: Path, accuracy: float, every: int, verdict: Verdict, says: str
+) -> None:
+    sent = {"wire_bytes_per_step": 4 * 1_235_496 / every, "compressor": "top_k", "accuracy": accuracy}
+    found = finding("bytes_to_accuracy", tmp_path, ALEXNET | {"accuracy": 0.97}, SQUEEZENET | sent)
+    assert found.verdict is verdict
+    assert says in found.measured
+
+
+def test_an_uncompressed_squeezenet_does_not_bear_on_bytes_to_an_accuracy(tmp_path: Path) -> None:
+    found = finding("bytes_to_accuracy", tmp_path, ALEXNET, SQUEEZENET)
+    assert found.verdict is Verdict.NOT_MEASURED
+    assert "Missing: a SqueezeNet run on 2 ranks" in found.measured
+
+
+def test_local_rounds_are_not_dense_whatever_the_compressor(tmp_path: Path) -> None:
+    """Their bytes a step are not the gradient's, and say nothing of bytes in proportion to parameters."""
+    local = SQUEEZENET | {"num_rounds": 18, "wire_bytes_per_step": 494_198}
+    found = finding("communication_goes_with_parameters", tmp_path, ALEXNET, local)
+    assert found.verdict is Verdict.NOT_MEASURED
 
 
 def test_claims_have_keys_of_their_own() -> None:

@@ -67,12 +67,14 @@ def metrics_of(summary: dict[str, Any], every: int = 5) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for step in range(every, summary["num_steps"] + 1, every):
         progress = 1 - math.exp(-step / 40)
-        shared = {"step": step, "wire_bytes": (summary["wire_bytes_per_step"] or 0) * step}
+        sent = (summary["wire_bytes_per_step"] or 0) * step
+        shared = {"step": step, "wire_bytes": sent}
         wobble = 0.25 * math.sin(step * 12.9898) * math.exp(-step / 60)
         records.append(
             {
                 "kind": "train",
                 **shared,
+                "total_wire_bytes_all_ranks": sent * summary["world_size"],
                 "epoch": step // 45,
                 "loss": 6.9 * (1 - progress) + 0.05 + abs(wobble),
                 "accuracy": min(1.0, max(0.0, progress * 0.99 + wobble / 4)),

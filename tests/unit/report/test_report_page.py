@@ -105,7 +105,7 @@ def test_the_demo_has_all_six_charts_and_every_claim_and_the_settings(tmp_path: 
     html = html_of(tmp_path, *write_demo(tmp_path))
     page = Page(html)
     assert len(page.charts()) == 6
-    assert html.count('<p class="verdict ') == len(CLAIMS) == 12
+    assert html.count('<p class="verdict ') == len(CLAIMS) == 13
     assert html.count("<figcaption>") == 7
     for word in ("grad", "payload", "wire", "nic"):
         assert f"<dt>{word}</dt>" in html

@@ -1,0 +1,65 @@
+"""Bytes until an accuracy is first reached: SqueezeNet by any exchange against AlexNet in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dtrain.report import units
+from dtrain.report.runs import Run
+from dtrain.report.squeezenet.pairs import Pair, dense, is_alexnet, is_squeezenet, missing_pair, runs_of
+from dtrain.report.squeezenet.verdicts import Finding, Verdict
+
+TIMES_FEWER = 10_000
+
+
+def bytes_to_accuracy(runs: Sequence[Run]) -> Finding:
+    """Of every pair that trained on the same images: the best accuracy of AlexNet, and what both had sent by then."""
+    tested = [run for run in runs if run.evaluation and run.world_size > 1]
+    alexnets = [run for run in dense(tested) if is_alexnet(run)]
+    squeezenets = [run for run in tested if is_squeezenet(run) and run not in dense(tested)]
+    pairs = [(a, s) for a in alexnets for s in squeezenets if _task(a) == _task(s)]
+    if not pairs:
+        return Finding(
+            Verdict.NOT_MEASURED,
+            missing_pair(
+                [*alexnets, *squeezenets],
+                "on 2 ranks or more, tested as it trains: AlexNet in fp32, SqueezeNet compressed",
+            ),
+        )
+    numbers, sentences = {}, []
+    for pair in pairs:
+        ratio, sentence = _compare(pair)
+        sentences.append(sentence)
+        if ratio is not None:
+            numbers[f"{pair[0].label} / {pair[1].label}"] = ratio
+    holds = any(ratio >= TIMES_FEWER for ratio in numbers.values())
+    return Finding(Verdict.HOLDS if holds else Verdict.DOES_NOT_HOLD, " ".join(sentences), runs_of(pairs), numbers)
+
+
+def _compare(pair: Pair) -> tuple[float | None, str]:
+    """How many times fewer bytes, None where the accuracy is not reached; and both in words."""
+    alexnet, squeezenet = pair
+    target = max(point.accuracy or 0.0 for point in alexnet.evaluation)
+    dense_bytes, own = _bytes_to(alexnet, target), _bytes_to(squeezenet, target)
+    what = f"{squeezenet.label} ({squeezenet.exchange})"
+    if dense_bytes is None or own is None:
+        best = max(point.accuracy or 0.0 for point in squeezenet.evaluation)
+        return None, (
+            f"{what} does not reach the {units.percent(target)} of {alexnet.label}: its best is {units.percent(best)}."
+        )
+    return dense_bytes / own, (
+        f"{what} reaches the {units.percent(target)} of {alexnet.label} after {units.short_bytes(own)}, which takes "
+        f"{units.short_bytes(dense_bytes)}: {units.ratio(dense_bytes / own)} fewer."
+    )
+
+
+def _bytes_to(run: Run, target: float) -> float | None:
+    """What all ranks had sent at the logging point before the first test that reached it."""
+    step = next((point.step for point in run.evaluation if (point.accuracy or 0.0) >= target), None)
+    if step is None:
+        return None
+    return max((p.total_wire_bytes or 0.0 for p in run.training if p.step <= step), default=0.0) or None
+
+
+def _task(run: Run) -> tuple[object, ...]:
+    return run.data, run.image_size, run.num_classes, run.world_size, run.backend
