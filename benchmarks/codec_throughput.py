@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "one_bit": ("one_bit", {}),
     "top_k 0.001": ("top_k", {"density": 0.001}),
     "top_k 0.01": ("top_k", {"density": 0.01}),
+    "chunked_top_k": ("chunked_top_k", {}),
     "dgc 0.001": ("dgc", {"density": 0.001}),
     "random_k 0.01": ("random_k", {"density": 0.01}),
     "power_sgd r=1": ("power_sgd", {"power_sgd_rank": 1}),

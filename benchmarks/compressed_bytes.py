@@ -42,6 +42,7 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("random_k", {"density": 0.001}),
     ("top_k", {"density": 0.001, "value_bits": 8}),
     ("top_k", {"density": 0.001, "value_bits": 8, "exchange": "split"}),
+    ("chunked_top_k", {}),
     ("dgc", {"density": 0.001, "value_bits": 8}),
     ("dgc", {"density": 0.001, "value_bits": 8, "exchange": "split"}),
 )

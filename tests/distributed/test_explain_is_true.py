@@ -25,6 +25,7 @@ COMPRESSORS: dict[str, dict[str, Any]] = {
     "power_sgd": {"power_sgd_rank": 1},
     "one_bit": {},
     "rotated_signs": {},
+    "chunked_top_k": {},
 }
 """Messages of one and of two rounds, above and below what is fused, with and without parts that are left dense."""
 
