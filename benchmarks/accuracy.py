@@ -262,6 +262,7 @@ class Trial:
             "seeds": self.seeds,
             "cost": None if self.cost is None else round(self.cost, 2),
             "saving": round(self.saving, 2),
+            **method.rounds,
         }
 
     def cell(self) -> str:
@@ -388,7 +389,7 @@ def main() -> None:
     )
     print(body)
     if arguments.write:
-        plain = [one for one in trials if not one.method.rounds]
+        plain = [one for one in trials if one.method.rounds.keys() <= {"outer"}]
         mine = {(one.task, TASKS[one.task].world_size) for one in plain}
         others = [t for t in json.loads(TRIALS.read_text()) if (t["task"], t["world_size"]) not in mine]
         TRIALS.write_text(json.dumps([one.as_json() for one in plain] + others, indent=1) + "\n")

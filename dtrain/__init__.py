@@ -145,7 +145,7 @@ def local(
     from dtrain.sync import models, momentum, program
     from dtrain.sync.fragments import Fragments
     from dtrain.sync.local import Method
-    from dtrain.sync.outer import outer_named
+    from dtrain.sync.outer import outer_named, tried_as
     from dtrain.sync.rounds import Rounds
 
     optimizer = models.unwrapped(optimizer)
@@ -158,7 +158,16 @@ def local(
     built, ledger = compressors.build(compressor, **options), c10d.installed_ledger() or Ledger()
     compressors.check_for_updates(compressor, options)
     kind, n = momentum.kind_of(optimizer), models.num_workers(group)
-    trials.check(compressor, options, optimizer=kind, exchanged="update", world_size=n, every=every, guard=guard)
+    trials.check(
+        compressor,
+        options,
+        optimizer=kind,
+        exchanged="update",
+        world_size=n,
+        every=every,
+        outer=tried_as(outer, outer_rate, outer_momentum),
+        guard=guard,
+    )
     return program.attach(model, optimizer, built, ledger, method=method, group=group, seed=seed, scaler=scaler)
 
 

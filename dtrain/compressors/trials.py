@@ -34,6 +34,8 @@ TRIED_MOMENTUM = 0.9
 _SHOWN = 3
 _FEWEST = 2
 """Workers that trials have."""
+AVERAGE = "average"
+"""The outer optimizer of most trials: the mean change is applied as it is."""
 IMAGES = ("digits", "cifar10")
 """Tasks of convolutional networks."""
 
@@ -56,6 +58,7 @@ class Trial:
     seeds: int
     cost: float | None
     saving: float | None
+    outer: str = AVERAGE
 
     @property
     def unit(self) -> str:
@@ -101,7 +104,9 @@ def trials_with(compressor: str, options: Mapping[str, Any]) -> tuple[Trial, ...
     return tuple(
         trial
         for trial in load_trials()
-        if trial.compressor == compressor and _settings(trial.compressor, trial.options) == asked
+        if trial.compressor == compressor
+        and trial.outer == AVERAGE
+        and _settings(trial.compressor, trial.options) == asked
     )
 
 
@@ -130,7 +135,8 @@ def trials_of(
     tried = [
         trial
         for trial in load_trials()
-        if (trial.compressor, trial.optimizer, trial.exchanged) == (compressor, optimizer, exchanged)
+        if (trial.compressor, trial.optimizer, trial.exchanged, trial.outer)
+        == (compressor, optimizer, exchanged, AVERAGE)
         and trial.every <= every
         and trial.world_size <= max(world_size, _FEWEST)
         and is_milder(trial)
@@ -148,7 +154,9 @@ def that_hold(optimizer: str, world_size: int = _FEWEST) -> list[tuple[Trial, ..
     Those that were tried in most tasks come first, and of them those that save most.
     """
     fitting = [
-        t for t in load_trials() if t.optimizer == optimizer and (t.world_size <= _FEWEST or world_size > _FEWEST)
+        t
+        for t in load_trials()
+        if t.optimizer == optimizer and t.outer == AVERAGE and (t.world_size <= _FEWEST or world_size > _FEWEST)
     ]
     methods: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in fitting:
@@ -170,21 +178,24 @@ def check(
     exchanged: Exchanged,
     world_size: int,
     every: int = 1,
+    outer: str = AVERAGE,
     guard: Guard = "refuse",
     tasks: Collection[str] = (),
 ) -> None:
     """Raise ValueError, or warn, where this method was measured to fail under this optimizer.
 
     `optimizer` is "sgd" with a momentum of TRIED_MOMENTUM or more, or "adamw"; None, anything else, was not tried. Nor
-    was a start without compression. Where a trial is of one of `tasks`, only those speak; else all do. Raises
-    ValueError for a guard that does not exist.
+    was a start without compression. Where a trial is of one of `tasks`, only those speak; else all do. An outer
+    optimizer fails through whichever compressor it was tried. Raises ValueError for a guard that does not exist.
     """
     if guard not in get_args(Guard):
         raise ValueError(f"guard={guard!r} does not exist: choose one of {', '.join(get_args(Guard))}")
     if optimizer is None or guard == "off" or options.get("start_after"):
         return
     tried = trials_of(compressor, options, optimizer=optimizer, exchanged=exchanged, every=every, world_size=world_size)
-    fitting = [trial for trial in tried if trial.task in tasks] or tried
+    fitting = [trial for trial in tried if trial.task in tasks] or list(tried)
+    if outer != AVERAGE:
+        fitting += [trial for trial in load_trials() if (trial.optimizer, trial.outer) == (optimizer, outer)]
     failed = [trial for trial in fitting if trial.fails]
     if not failed:
         return
@@ -219,7 +230,8 @@ def _settings(compressor: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(trial: Trial) -> str:
-    every = {"every": trial.every} if trial.every > 1 else {}
+    every: dict[str, Any] = {"every": trial.every} if trial.every > 1 else {}
+    every |= {"outer": trial.outer} if trial.outer != AVERAGE else {}
     return " ".join([trial.compressor, *(f"{name}={value}" for name, value in {**trial.options, **every}.items())])
 
 

@@ -44,8 +44,13 @@ class Outer:
 
 
 OUTERS: Mapping[str, Outer] = MappingProxyType(
-    {"average": Outer(), "sgd": Outer(1.0, 0.5), "nesterov": Outer(0.7, 0.9, nesterov=True)}
+    {"average": Outer(), "sgd": Outer(), "nesterov": Outer(0.7, 0.9, nesterov=True)}
 )
+
+
+def tried_as(name: str, rate: float | None, momentum: float | None) -> str:
+    """As trials know it: by its name where it has its own values; others were not tried."""
+    return name if rate is None and momentum is None and OUTERS.get(name) != Outer() else "average"
 
 
 def outer_named(name: str, rate: float | None = None, momentum: float | None = None) -> Outer:

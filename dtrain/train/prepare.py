@@ -158,6 +158,7 @@ def _momentum_in_one_place(config: TrainConfig, world_size: int) -> tuple[Compre
         exchanged=config.sync.exchanged,
         world_size=world_size,
         every=config.sync.steps_per_exchange,
+        outer=config.sync.tried_outer,
         guard=config.guard,
         tasks=IMAGES,
     )

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from dtrain.comm import Communicator
-from dtrain.compressors.trials import Exchanged
+from dtrain.compressors.trials import AVERAGE, Exchanged
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.every_step import EveryStep
 from dtrain.sync.fragments import Fragments
 from dtrain.sync.local import Local, Method
-from dtrain.sync.outer import outer_named
+from dtrain.sync.outer import outer_named, tried_as
 from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import Synchronizer
 
@@ -53,6 +53,11 @@ class Sync(ABC):
     def steps_per_exchange(self) -> int:
         """From one exchange to the next."""
         return 1
+
+    @property
+    def tried_outer(self) -> str:
+        """The outer optimizer as trials know it."""
+        return AVERAGE
 
     @abstractmethod
     def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
@@ -102,6 +107,11 @@ class LocalSync(Sync):
     def steps_per_exchange(self) -> int:
         """See `Sync`."""
         return self.every
+
+    @property
+    def tried_outer(self) -> str:
+        """See `Sync`."""
+        return tried_as(self.outer, self.outer_rate, self.outer_momentum)
 
     def __post_init__(self) -> None:
         self._method(masks_momentum=False)

@@ -163,3 +163,18 @@ def test_the_trials_that_come_with_dtrain_have_methods_that_hold_under_both_opti
     assert all(one.compressor in COMPRESSORS for one in shipped)
     assert {one.optimizer for one in shipped if one.holds and one.saving and one.saving > 7} == {"sgd", "adamw"}
     assert any(one.fails for one in shipped)
+
+
+def test_an_outer_optimizer_that_failed_is_refused_through_every_compressor(monkeypatch: pytest.MonkeyPatch) -> None:
+    outer: dict[str, Any] = {"task": "gpt", "exchanged": "update", "every": 16, "outer": "nesterov"}
+    failed = [trial("rotated_signs", cost, optimizer=optimizer, **outer) for optimizer, cost in OUTER_COSTS]
+    monkeypatch.setattr(trials, "load_trials", lambda: (*TRIED, *failed))
+    updates: dict[str, Any] = {"exchanged": "update", "every": 16}
+    asked("int4", optimizer="adamw", **updates)
+    asked("int4", optimizer="sgd", outer="nesterov", **updates)
+    with pytest.raises(ValueError, match=r"rotated_signs every=16 outer=nesterov of updates .* cost 13\.4% of loss"):
+        asked("int4", optimizer="adamw", outer="nesterov", **updates)
+    assert not any(one.outer == "nesterov" for held in that_hold("sgd") for one in held)
+
+
+OUTER_COSTS = (("sgd", 1.7), ("adamw", 13.4))

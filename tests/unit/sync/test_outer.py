@@ -66,7 +66,7 @@ def test_resumed_the_outer_momentum_goes_on_bit_for_bit(stop: int) -> None:
 
 
 def test_names_have_values_of_their_own_that_can_be_replaced() -> None:
-    assert outer_named("average") == Outer(1.0, 0.0)
+    assert outer_named("average") == outer_named("sgd") == Outer(1.0, 0.0)
     assert outer_named("nesterov") == Outer(0.7, 0.9, nesterov=True)
     assert outer_named("nesterov", 0.5, 0.4) == Outer(0.5, 0.4, nesterov=True)
 
@@ -76,7 +76,7 @@ def test_names_have_values_of_their_own_that_can_be_replaced() -> None:
     [
         (("adam",), "outer='adam' does not exist: choose one of average, sgd, nesterov"),
         (("average", 0.5), "outer=average has neither rate nor momentum"),
-        (("sgd", 0.0), "outer_rate=0.0 must be above 0"),
+        (("sgd", 0.0, 0.5), "outer_rate=0.0 must be above 0"),
         (("sgd", 1.0, 1.0), "outer_momentum=1.0"),
         (("nesterov", 1.0, 0.0), "needs outer_momentum above 0"),
     ],
