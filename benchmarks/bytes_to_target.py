@@ -170,7 +170,7 @@ def main() -> None:
     body = (
         f"experiment=digits (images of 40 px, 1000-class head), 2 ranks over gloo; {ALEXNET_EPOCHS} epochs of AlexNet, "
         f"24 of SqueezeNet 1.1, tested after each. The first target, {best:.2f}%, is the best that AlexNet reached. x: "
-        "fewer bytes than AlexNet in fp32 until the same accuracy.\n\n"
+        "fewer bytes than AlexNet in fp32 until the same accuracy, without what the test itself sends.\n\n"
         f"| network and method | best accuracy, % | bytes to {best:.2f}% | to 97% | to 95% |\n|---|---|---|---|---|\n"
         + "\n".join(lines)
     )

@@ -70,7 +70,8 @@ class Local:
 
     A gradient that is not finite on one rank makes the whole local round of its fragment one that does not count, on
     every rank alike: its weights go back to what they were before it. That rank's optimizer is as it was before its bad
-    step, those of the others have made theirs.
+    step, those of the others have made theirs. Where ranks hold shards, that is of the shard that holds the parameter:
+    other shards of the same model are not told.
 
     Args:
         model: the same on every worker; a plain one.
@@ -174,6 +175,7 @@ class Local:
                 bad = self._land() or bad
         if self._position == self._length:
             self._position = 0
+            self._ledger.rounds += 1
         return self._spent_since(start, bad)
 
     def align(self) -> Spent:
@@ -186,6 +188,7 @@ class Local:
         if changed:
             self._launch(changed)
             bad = self._land(whole=True) or bad
+            self._ledger.rounds += 1
         self._position = 0
         return self._spent_since(start, bad)
 
@@ -212,7 +215,7 @@ class Local:
                 if changed:
                     self._own.add_round(parts, slot)
         saved |= {"steps": self._steps, "position": self._position, "length": self._length}
-        saved["changed"] = list(self._changed)
+        saved |= {"changed": list(self._changed), "not_finite": sorted(self._bad)}
         if flight is not None:
             for slot in self._slots(flight.fragments):
                 self._own.add_round(parts, slot)
@@ -226,6 +229,8 @@ class Local:
         With another number of ranks each optimizer state becomes the mean of those that were saved, and no local round
         may be under way: call `align` before such a state is saved.
         """
+        if "made" in saved[0]:
+            raise ValueError("saved by a dtrain that had no rounds of several kinds: start from its weights")
         states, take = self._own.split_off(saved, self._rank, self._world_size)
         first = saved[self._rank if len(saved) == self._world_size else 0]
         changed = [int(steps) for steps in first.get("changed", [])]
@@ -235,7 +240,7 @@ class Local:
         take(self._slots(range(len(self._fragments))))
         self._steps, self._position = int(first.get("steps", 0)), int(first.get("position", 0))
         self._length, self._changed = int(first.get("length", 0)), changed or [0] * len(self._changed)
-        self._bad, self._pending, self._flight = set(), False, None
+        self._bad, self._pending, self._flight = set(first.get("not_finite", ())), False, None
         if "flight" in first:
             flight = first["flight"]
             self._flight = _Flight(list(flight["fragments"]), int(flight["steps_left"]), True, flight["bad"])
@@ -251,7 +256,6 @@ class Local:
         """Start the exchange of what these fragments changed."""
         assert self._flight is None, "one at a time"
         self._flight = _Flight(fragments, self._method.fragments.delay_within(self._length))
-        self._ledger.rounds += 1
         for fragment in fragments:
             self._changed[fragment] = 0
         for slot in self._slots(fragments):
@@ -287,8 +291,9 @@ class Local:
                 slot.put_back(kept)
                 if counts and self._method.masks_momentum:
                     slot.mask_momentum(self._optimizer)
-            if not kept:
+            if not kept:  # of what was learned meanwhile nothing is left, nor of what was wrong in it
                 self._changed[fragment] = 0
+                self._bad.difference_update(name for slot in self._fragments[fragment] for name in slot.names)
         return None if counts else flight.bad
 
     def _spent_since(self, start: Any, bad: str | None) -> Spent:

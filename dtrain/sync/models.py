@@ -82,6 +82,12 @@ def check_apart(model: nn.Module, group: dist.ProcessGroup) -> None:
                 f"{name} is replicated over a dimension of its mesh, whose gradients are averaged every step: give "
                 'fully_shard the dimension of shards alone, mesh["shard"]'
             )
+        shared = ranks.intersection(parameter.device_mesh.mesh.flatten().tolist())
+        if len(shared) > 1:
+            raise ValueError(
+                f"ranks {', '.join(map(str, sorted(shared)))} are in group and hold shards of the same {name}: give "
+                'the group of those who hold equal shards, mesh.get_group("replicate")'
+            )
     kind = kind_of(model)
     if not sharded and kind is not PLAIN:
         raise ValueError(f"dtrain.local takes a plain module, a DDP model or FSDP2's, and this is {kind.name}")

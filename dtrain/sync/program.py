@@ -53,7 +53,7 @@ class LocalProgram(Local):
         super().__init__(model, optimizer, compressor, communicator, ledger, method=method, seed=seed)
         self._model, self._communicator, self._ddp = model, communicator, ddp
         self._scaler: GradScaler | None = None
-        self._steps = 0
+        self._stepped = 0
         self._hooks = [
             optimizer.register_step_pre_hook(self._on_step),
             optimizer.register_step_post_hook(self._on_stepped),
@@ -65,9 +65,9 @@ class LocalProgram(Local):
         step, self._scaler = scaler.step, scaler
 
         def step_or_discard(optimizer: Optimizer, *arguments: Any, **keywords: Any) -> Any:
-            before = self._steps
+            before = self._stepped
             result = step(optimizer, *arguments, **keywords)
-            if unwrapped(optimizer) is self._optimizer and self._steps == before:
+            if unwrapped(optimizer) is self._optimizer and self._stepped == before:
                 self.discard()
             return result
 
@@ -119,7 +119,7 @@ class LocalProgram(Local):
         return (arguments[0], closure_and_check, *arguments[2:]), keywords
 
     def _on_stepped(self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._steps += 1
+        self._stepped += 1
         self.after_step()
 
 

@@ -149,8 +149,9 @@ class StreamingSync(LocalSync):
     """See `Fragments`."""
 
     name: Literal["streaming"] = "streaming"  # type: ignore[assignment]
+    every: int = 32
     fragments: int = 4
-    delay: int = 1
+    delay: int = 4
     kept: float = 0.0
 
     def _fragments(self) -> Fragments:

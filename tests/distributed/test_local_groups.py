@@ -71,6 +71,7 @@ def test_equal_shards_exchange_what_they_changed_and_go_on_bit_for_bit(here: Her
     optimizer, synchronizer = begin(model)
     train(model, optimizer, range(3), here.rank)
     saved, weights = synchronizer.state_dict(), own_weights(model)
+    assert (saved["steps"], saved["position"]) == (3, 1)
     assert not torch.equal(of_everybody(weights)[here.rank], of_everybody(weights)[(here.rank + 2) % 4])
     train(model, optimizer, range(3, 6), here.rank)
     everybody = of_everybody(own_weights(model))
@@ -115,6 +116,9 @@ def test_a_group_whose_workers_keep_the_model_together_already_is_refused(here: 
     fully_shard(hybrid, mesh=mesh)
     with pytest.raises(ValueError, match=r'0\.weight is replicated over a dimension of its mesh.*mesh\["shard"\]'):
         dtrain.local(hybrid, adamw(hybrid), group=mesh.get_group("replicate"))
+    whole = sharded(mesh)
+    with pytest.raises(ValueError, match=r"ranks (0, 1|2, 3) are in group and hold shards of the same 0\.weight"):
+        dtrain.local(whole, adamw(whole), group=mesh.get_group("shard"))
     alone = sharded(mesh)
     with pytest.raises(ValueError, match=r"sharded.*group=\.\.\."):
         dtrain.local(alone, adamw(alone))

@@ -54,11 +54,12 @@ def _compare(pair: Pair) -> tuple[float | None, str]:
 
 
 def _bytes_to(run: Run, target: float) -> float | None:
-    """What all ranks had sent at the logging point before the first test that reached it."""
+    """What all ranks had sent at the first logging point after the test that reached it first, else at the last."""
     step = next((point.step for point in run.evaluation if (point.accuracy or 0.0) >= target), None)
     if step is None:
         return None
-    return max((p.total_wire_bytes or 0.0 for p in run.training if p.step <= step), default=0.0) or None
+    sent = [(p.step, p.total_wire_bytes) for p in run.training if p.total_wire_bytes]
+    return next((total for at, total in sent if at > step), sent[-1][1] if sent else None)
 
 
 def _task(run: Run) -> tuple[object, ...]:
