@@ -1,7 +1,7 @@
 """The GPT of gpt.py, trained with Hugging Face's accelerate, its exchange compressed by one line.
 
     torchrun --standalone --nproc-per-node=2 examples/accelerate_gpt.py --compress int4
-    torchrun --standalone --nproc-per-node=2 examples/accelerate_gpt.py --local int4
+    torchrun --standalone --nproc-per-node=2 -- examples/accelerate_gpt.py --local int4
 
 At its end rank 0 prints one line of JSON: the validation loss, and the bytes it sent, of which to exchange gradients or
 updates. --save FOLDER stores the run after each epoch, and --resume FOLDER/epoch1 goes on from there.

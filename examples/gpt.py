@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node=2 examples/gpt.py
     torchrun --standalone --nproc-per-node=2 examples/gpt.py --compress int4
-    torchrun --standalone --nproc-per-node=2 examples/gpt.py --local ternary
-    torchrun --standalone --nproc-per-node=2 examples/gpt.py --local ternary --every 4
+    torchrun --standalone --nproc-per-node=2 -- examples/gpt.py --local ternary
+    torchrun --standalone --nproc-per-node=2 -- examples/gpt.py --local ternary --every 4
 
 The text is the source of Python's own library. At the end rank 0 prints one line of JSON: the validation loss, and what
 all ranks sent while they trained. --save FOLDER stores the run after its last step, --save-every 50 also after each

@@ -1,7 +1,7 @@
 """A small GPT-2 of random weights, trained with transformers' Trainer, its exchange compressed by a callback.
 
     torchrun --standalone --nproc-per-node=2 examples/transformers_gpt.py --compress int4
-    torchrun --standalone --nproc-per-node=2 examples/transformers_gpt.py --local int4
+    torchrun --standalone --nproc-per-node=2 -- examples/transformers_gpt.py --local int4
 
 At its end rank 0 prints one line of JSON: the validation loss, and the bytes it sent, of which to exchange gradients or
 updates. --save FOLDER stores the run after each epoch, and --resume FOLDER/checkpoint-40 goes on from there.

@@ -70,8 +70,8 @@ def test_fragments_travel_beside_steps_as_they_do_over_gloo(tmp_path: Path, laun
     run(launcher.training(*settings, "run_dir=here"), tmp_path, env=ENVIRONMENT).expect(0)
     gloo, here = read_summary(tmp_path / "gloo"), read_summary(tmp_path / "here")
     assert (gloo["num_steps"], gloo["num_rounds"]) == (here["num_steps"], here["num_rounds"]) == (20, 3)
-    for key in ("payload_bytes_per_step", "total_wire_bytes_all_ranks"):
-        assert here[key] == gloo[key] > 0, key
+    # the sum: a fragment under way may send while a checkpoint is written, and is then counted there
+    assert here["total_wire_bytes_all_ranks"] == gloo["total_wire_bytes_all_ranks"] > 0
     assert losses(tmp_path / "here") == pytest.approx(losses(tmp_path / "gloo"), abs=1e-2)
 
 
