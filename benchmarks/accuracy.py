@@ -172,6 +172,9 @@ CIFAR10 = Task(
             Method("update", "rotated_signs", every=32),
             Method("update", "top_k", {"density": 0.01}, 8),
             Method("update", "int4", every=16),
+            Method("update", "ternary", STOCHASTIC, 6),
+            Method("update", "rotated_signs", every=4),
+            Method("update", "chunked_top_k", every=10),
             Method("update", "chunked_top_k", every=30),
         )
     },

@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from dtrain.exchange import Exchange, Exchanged
 from dtrain.meter.clock import clock_for
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.sync.drive import OnDone, Pipeline
+from dtrain.sync.lanes import Lane, lane_for
 
 StartExchange = Callable[[], Exchange]
 OnError = Callable[[BaseException], None]
@@ -27,12 +27,8 @@ OnError = Callable[[BaseException], None]
 class _Job:
     """An exchange to start, and the point in the submitting stream that it must wait for."""
 
-    def __init__(self, start: StartExchange, on_done: OnDone, on_error: OnError, device: torch.device) -> None:
-        self.start, self.on_done, self.on_error = start, on_done, on_error
-        self.ready: torch.cuda.Event | None = None
-        if device.type == "cuda":
-            self.ready = torch.cuda.Event()
-            self.ready.record()
+    def __init__(self, start: StartExchange, on_done: OnDone, on_error: OnError, ready: Any) -> None:
+        self.start, self.on_done, self.on_error, self.ready = start, on_done, on_error, ready
 
 
 class _Flush:
@@ -45,25 +41,32 @@ class _Flush:
 class Engine:
     """Takes exchanges with `submit` during backward and completes them all in `finish`.
 
-    With `overlap` a thread works on them at once; without, they wait for `finish`. On CUDA they run on a side stream,
-    which waits for the stream that submitted them.
+    With `overlap` a thread works on them at once; without, they wait for `finish`. They run in a lane, that of the
+    device unless another is given, each after what had been queued when it was submitted.
     """
 
-    def __init__(self, communicator: Communicator, ledger: Ledger, device: torch.device, *, overlap: bool) -> None:
-        self._ledger, self._device = ledger, device
+    def __init__(
+        self,
+        communicator: Communicator,
+        ledger: Ledger,
+        device: torch.device,
+        *,
+        overlap: bool,
+        lane: Lane | None = None,
+    ) -> None:
+        self._ledger, self._lane = ledger, lane or lane_for(device)
         self._pipeline = Pipeline(communicator, clock_for(device))
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._error: BaseException | None = None
         self._waiting: list[OnError] = []
         self._jobs: queue.SimpleQueue[_Job | _Flush | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        if overlap:
+        if overlap and self._lane.takes_thread:
             self._thread = threading.Thread(target=self._work, name="dtrain-exchange", daemon=True)
             self._thread.start()
 
     def submit(self, start: StartExchange, on_done: OnDone, on_error: OnError = lambda error: None) -> None:
         """Queue an exchange. All three functions run in the thread that works on it; one of the last two is called."""
-        self._jobs.put(_Job(start, on_done, on_error, self._device))
+        self._jobs.put(_Job(start, on_done, on_error, self._lane.point()))
 
     def flush(self, then: Callable[[], None] = lambda: None) -> _Flush:
         """Queue the completion of everything submitted so far; if it succeeds, `then` is called in the thread."""
@@ -72,7 +75,7 @@ class Engine:
         return flush
 
     def finish(self) -> None:
-        """Complete everything submitted so far; on CUDA, the current stream then waits for it.
+        """Complete everything submitted so far; what follows in the training thread comes after it.
 
         Raises the first error that an exchange met, as it was.
         """
@@ -81,8 +84,7 @@ class Engine:
             self._run_until(flush)
         else:
             flush.done.wait()
-        if self._stream is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._lane.join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -104,14 +106,11 @@ class Engine:
             self._thread = None
 
     def _work(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
         self._run_until(None)
 
     def _run_until(self, last: _Flush | None) -> None:
         """Work until told to end or, where a flush is given, until that one is done."""
-        side: Any = torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
-        with side, self._ledger.scope(purpose=Purpose.GRADIENT):
+        with self._lane.work(), self._ledger.scope(purpose=Purpose.GRADIENT):
             while (job := self._jobs.get()) is not None:
                 try:
                     self._do(job)
@@ -133,9 +132,7 @@ class Engine:
             self._pipeline.finish()
             job.then()
             return
-        if job.ready is not None:
-            assert self._stream is not None
-            self._stream.wait_event(job.ready)
+        self._lane.wait_for(job.ready)
         self._waiting.append(job.on_error)
         self._pipeline.submit(job.start(), self._settle(job))
 

@@ -15,6 +15,7 @@ from dtrain.meter.clock import clock_for
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, NamedParameter, assign, layout_of, trainable
 from dtrain.sync.engine import Engine
+from dtrain.sync.lanes import Lane
 from dtrain.sync.states import States
 from dtrain.sync.synchronizer import NOTHING_SPENT, NonFiniteGradientError, Spent
 
@@ -67,6 +68,7 @@ class EveryStep:
         ledger: where the scopes of the exchange are opened.
         seed: the same on every worker; for compressors that draw random numbers.
         check_finite: look for NaN and Inf in the means, at the price of reading them once more.
+        lane: where exchanges run: that of the model's device unless another is given.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class EveryStep:
         bucket_bytes: int = BUCKET_BYTES,
         overlap: bool = True,
         check_finite: bool = True,
+        lane: Lane | None = None,
     ) -> None:
         parameters = trainable(model)
         buckets = assign(parameters, first_bytes=first_bucket_bytes, cap_bytes=bucket_bytes)
@@ -94,7 +97,7 @@ class EveryStep:
         self._slots = [_Slot(bucket, world_size) for bucket in buckets]
         device = self._slots[0].bucket.value.device
         self._clock = clock_for(device)
-        self._engine = Engine(communicator, ledger, device, overlap=overlap)
+        self._engine = Engine(communicator, ledger, device, overlap=overlap, lane=lane)
         self._next, self._accumulating = 0, False
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._hook(slot, i))

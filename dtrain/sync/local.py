@@ -25,6 +25,7 @@ from dtrain.meter.ledger import Ledger
 from dtrain.sync.buckets import BUCKET_BYTES, FIRST_BUCKET_BYTES, assign, held, trainable
 from dtrain.sync.engine import Engine
 from dtrain.sync.fragments import Fragments
+from dtrain.sync.lanes import Lane
 from dtrain.sync.outer import Outer
 from dtrain.sync.own_parts import OwnParts
 from dtrain.sync.rounds import Rounds
@@ -82,6 +83,7 @@ class Local:
         method: when what is exchanged, and what becomes of it.
         seed: the same on every worker; for compressors that draw random numbers.
         check_finite: look for NaN and Inf in gradients and in mean changes, at the price of reading them once more.
+        lane: where exchanges run: that of the model's device unless another is given.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Local:
         first_bucket_bytes: int = FIRST_BUCKET_BYTES,
         bucket_bytes: int = BUCKET_BYTES,
         check_finite: bool = True,
+        lane: Lane | None = None,
     ) -> None:
         parameters = trainable(model)
         if not parameters:
@@ -118,7 +121,7 @@ class Local:
         self._own = OwnParts(parameters, optimizer)
         device = self._fragments[0][0].common.device
         self._clock = clock_for(device)
-        self._engine = Engine(communicator, ledger, device, overlap=method.fragments.delay > 0)
+        self._engine = Engine(communicator, ledger, device, overlap=method.fragments.delay > 0, lane=lane)
         self._steps = 0  # of this run
         self._position = 0  # in the local round
         self._length = 0  # of the local round, from its first step

@@ -1,0 +1,96 @@
+"""A link between hosts, and what a collective takes of it: by the algorithms that gloo runs, and the nominal ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from dtrain.exchange import Op
+from dtrain.meter.wire import wire_bytes
+
+_UNITS = MappingProxyType({"kbit": 1e3, "mbit": 1e6, "gbit": 1e9})
+_TIMES = MappingProxyType({"us": 1e-6, "ms": 1e-3, "s": 1.0})
+
+TCP_SHARE = 1448 / 1514 * (1 - 66 / (2 * 1514))
+"""Of an Ethernet link's bits, those that are data: frames of 1,514 bytes hold 1,448, and every two are acknowledged."""
+
+_HOPS: Mapping[Op, int] = MappingProxyType({Op.ALL_REDUCE: 2, Op.ALL_GATHER: 1})
+"""Of a ring, for each other rank: messages that wait for one another. Others are sent all at once."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What each rank sends over, and receives over at the same time.
+
+    Args:
+        bits_per_second: of the wire, headers included.
+        latency_seconds: from one rank's start of a message to the other's having it, beside the time of its bytes.
+        busy_latency_seconds: the same where all cores are busy; None for no difference.
+        share: of the bits that are data.
+        core_seconds_per_byte: what a byte takes of a core on its way, at its sender and at its receiver together.
+        core_seconds_per_message: likewise what a message takes.
+        concurrent: collectives under way at once; those that follow wait.
+    """
+
+    bits_per_second: float
+    latency_seconds: float = 100e-6
+    busy_latency_seconds: float | None = None
+    share: float = TCP_SHARE
+    core_seconds_per_byte: float = 0.0
+    core_seconds_per_message: float = 0.0
+    concurrent: int = 2
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Of data."""
+        return self.bits_per_second * self.share / 8
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A collective on its way: messages that follow one another, bytes that each rank sends."""
+
+    messages: int
+    sent_bytes: float
+
+
+def passage(backend: str, op: Op, payload_bytes: int, world_size: int) -> Passage:
+    """What a collective takes. No messages for a single rank."""
+    if world_size == 1:
+        return Passage(0, 0.0)
+    return Passage(_HOPS.get(op, 0) * (world_size - 1) or 1, wire_bytes(backend, op, payload_bytes, world_size))
+
+
+def read_link(text: str, latency: str | None) -> Link:
+    """A link of a rate such as `100mbit`, or as the probe wrote it to a file. Raises ValueError for anything else."""
+    link = _of_probe(Path(text)) if text.endswith(".json") else Link(parse_rate(text))
+    return link if latency is None else replace(link, latency_seconds=parse_seconds(latency))
+
+
+def _of_probe(path: Path) -> Link:
+    try:
+        return Link(**json.loads(path.read_text(encoding="utf-8"))["link"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not from `python -m dtrain.plan.probe --write` ({error}): measure again") from error
+
+
+def parse_rate(text: str) -> float:
+    """Bits per second of `100mbit` or `2.5gbit`. Raises ValueError for anything else."""
+    return _parse(text, _UNITS, "a rate", "100mbit or 2.5gbit")
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of `0.3ms` or `20us`. Raises ValueError for anything else."""
+    return _parse(text, _TIMES, "a time", "0.3ms or 1.5s")
+
+
+def _parse(text: str, units: Mapping[str, float], what: str, example: str) -> float:
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?)({'|'.join(units)})", text.strip().lower())
+    value = float(match[1]) * units[match[2]] if match else 0.0
+    if not value:
+        raise ValueError(f"{text!r} is not {what}: write a number and its unit, such as {example}")
+    return value

@@ -1,0 +1,114 @@
+"""Measure the links between hosts: `torchrun ... -m dtrain.plan.probe --write link.json`, as the job is to be started.
+
+It takes a few seconds on each link. `dtrain plan --link link.json` then plans for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dtrain.comm import Communicator, all_gather, detect_launch, perform
+from dtrain.comm.torch_dist import open_default
+from dtrain.exchange import Op, Request
+from dtrain.files import write_whole
+from dtrain.plan.link import TCP_SHARE, Link, passage
+
+SMALL_BYTES, FIRST_BYTES, LARGE_BYTES = 4, 250_000, 25_000_000
+REPETITIONS = 5
+LONG_SECONDS = 1.0
+"""What a large message should take about."""
+
+
+def probe(communicator: Communicator) -> Link:
+    """The link of these ranks, the same on every rank. Raises ValueError for a rank alone."""
+    if communicator.world_size == 1:
+        raise ValueError("a rank alone has no link: start the probe on all hosts, as the job is to be started")
+    waits = _seconds(communicator, SMALL_BYTES, 40)
+    with _busy():
+        busy = _seconds(communicator, SMALL_BYTES, 40)
+    first = float(all_gather(communicator, torch.tensor([_seconds(communicator, FIRST_BYTES, 5)])).max())
+    size = int(min(LARGE_BYTES, max(FIRST_BYTES, FIRST_BYTES * LONG_SECONDS / first))) // 4 * 4
+    cpu = time.process_time()
+    times = [_seconds(communicator, size, 1) for _ in range(REPETITIONS)]
+    cpu = time.process_time() - cpu
+    way = passage(communicator.backend, Op.ALL_REDUCE, size, communicator.world_size)
+    small = passage(communicator.backend, Op.ALL_REDUCE, SMALL_BYTES, communicator.world_size)
+    rate = way.sent_bytes / max(statistics.median(times) - waits, 1e-6)
+    mine = torch.tensor([waits / small.messages, busy / small.messages, rate, cpu / (2 * REPETITIONS * way.sent_bytes)], dtype=torch.float64)
+    slowest = all_gather(communicator, mine)
+    return Link(
+        bits_per_second=8 * float(slowest[:, 2].median()) / TCP_SHARE,
+        latency_seconds=float(slowest[:, 0].median()),
+        busy_latency_seconds=float(slowest[:, 1].median()),
+        core_seconds_per_byte=float(slowest[:, 3].median()),
+    )
+
+
+def _seconds(communicator: Communicator, size_bytes: int, repetitions: int) -> float:
+    """The median time of an all_reduce, after a first."""
+    payload, times = torch.zeros(size_bytes // 4), []
+    for _ in range(repetitions + 1):
+        begun = time.perf_counter()
+        perform(communicator, Request(Op.ALL_REDUCE, payload))
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
+
+
+@contextmanager
+def _busy() -> Iterator[None]:
+    """This rank computes meanwhile."""
+    ended = threading.Event()
+
+    def work() -> None:
+        matrix = torch.ones(256, 256)
+        while not ended.is_set():
+            torch.mm(matrix, matrix)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; every rank measures, rank 0 tells."""
+    parser = argparse.ArgumentParser(prog="python -m dtrain.plan.probe", description=__doc__)
+    parser.add_argument("--backend", default="gloo", choices=("gloo", "nccl"))
+    parser.add_argument("--write", type=Path, metavar="FILE", help="as JSON, for dtrain plan --link FILE")
+    parsed = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    communicator = open_default(parsed.backend, detect_launch(os.environ))
+    try:
+        link = probe(communicator)
+        if communicator.rank == 0:
+            told = {"host": socket.gethostname(), "ranks": communicator.world_size, "link": asdict(link)}
+            if parsed.write is not None:
+                write_whole(parsed.write, json.dumps(told, indent=1).encode())
+            print(
+                f"{link.bits_per_second / 1e6:,.0f} Mbit/s, {link.latency_seconds * 1e3:.3f} ms a message, "
+                f"{link.busy_latency_seconds * 1e3:.3f} ms where cores are busy, "
+                f"{link.core_seconds_per_byte * 1e9:.2f} ns of a core for a byte"
+            )
+    finally:
+        communicator.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What a plan is made for: a model that is here, one in a file of the user's, or one of which only the size is known."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dtrain.plan.measure import measure_step, spread_evenly
+from dtrain.plan.program import Lane
+from dtrain.sync.buckets import assign, trainable
+
+FORWARD_SHARE = 1 / 3
+"""Of a step's computing, where only the whole is known: backward is about two forwards (Kaplan et al., 2020)."""
+WIDTH, TENSOR_ELEMENTS = 1024, 2**20
+"""Of a model of which only the size is known: square matrices, as many as make it up."""
+
+Loss = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and how long its step takes: `loss` gives one batch's, to be measured; or `step` says it.
+
+    `tried_as` is how trials of methods know the optimizer ("sgd" with momentum, "adamw"); None for others.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    tried_as: str | None
+    loss: Loss | None = None
+    step: tuple[Lane, ...] = ()
+
+    def measured_step(self) -> tuple[Lane, ...]:
+        """Known, or measured now."""
+        return self.step if self.loss is None else measure_step(self.model, self.loss, self.optimizer).lanes
+
+
+def of_module(place: str, optimizer: str | None) -> Subject:
+    """`file.py:function`: a function without arguments that gives (model, loss); loss() computes one batch's.
+
+    Raises ValueError or FileNotFoundError, naming the cure.
+    """
+    name, found, function = place.rpartition(":")
+    path = Path(name)
+    if not found:
+        raise ValueError(f"--module {place}: write file.py:function")
+    if not path.is_file():
+        raise FileNotFoundError(f"--module {place}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ValueError(f"--module {place}: {path} has no {function}")
+    made = getattr(module, function)()
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module) and callable(made[1])):
+        raise ValueError(f"--module {place}: {function}() must return (model, loss), loss() giving one batch's loss")
+    model, loss = made
+    return Subject(place, model, _optimizer(model, optimizer), optimizer, loss)
+
+
+def of_size(num_parameters: int, seconds: float, optimizer: str | None) -> Subject:
+    """A model of so many parameters whose step computes so long: in square matrices, ready in proportion to size."""
+    model = _matrices(num_parameters)
+    step = (_known_step(model, seconds),)
+    return Subject(f"{num_parameters:,} parameters", model, _optimizer(model, optimizer), optimizer, step=step)
+
+
+def _matrices(num_parameters: int) -> nn.Module:
+    model = nn.Module()
+    whole, rest = divmod(num_parameters, TENSOR_ELEMENTS)
+    for i, size in enumerate([TENSOR_ELEMENTS] * whole + [rest] * bool(rest)):
+        shape = (size // WIDTH, WIDTH) if size % WIDTH == 0 else (size,)
+        model.register_parameter(f"weight{i}", nn.Parameter(torch.zeros(shape)))
+    return model
+
+
+def _known_step(model: nn.Module, seconds: float) -> Lane:
+    sizes = [sum(p.numel() for _, p in bucket) for bucket in assign(trainable(model))]
+    forward = FORWARD_SHARE * seconds
+    return spread_evenly(sizes, forward=forward, backward=seconds - forward, after=0.0)
+
+
+def _optimizer(model: nn.Module, name: str | None) -> torch.optim.Optimizer:
+    if name == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=1e-4)
+    return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9 if name == "sgd" else 0.0)
+
+
+def parse_count(text: str) -> int:
+    """25600000, `25.6M` or `1.3B`. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace(",", ""))
+    count = round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2]]) if match else 0
+    if count < 1:
+        raise ValueError(f"--params {text} must be a number of parameters, such as 25.6M")
+    return count
+
+
+def buckets_of(subject: Subject) -> Sequence[int]:
+    """Elements of each bucket, in the order of exchange."""
+    return [sum(p.numel() for _, p in bucket) for bucket in assign(trainable(subject.model))]

@@ -1,0 +1,63 @@
+"""A plan for people: the verdict first, then a row for each way to exchange."""
+
+from __future__ import annotations
+
+from math import inf
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from dtrain.plan.planner import Plan, Row, verdict
+
+_KNOWN = {"holds": "held", "costs": "costs", "fails": "fails", "untried": "?"}
+
+
+def plan_table(planned: Plan, name: str) -> Group:
+    """Within 80 columns."""
+    job = planned.job
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("exchange", max_width=24)
+    for column in ("step, ms", "of fp32", "of fp16", "MB sent", "bound by", "pays below"):
+        table.add_column(column, justify="right", max_width=9)
+    table.add_column("trains", max_width=6)
+    for row in planned.rows:
+        table.add_row(
+            row.candidate.label,
+            f"{_ms(row.seconds)} ±{max(row.high - row.seconds, row.seconds - row.low) / row.seconds:.0%}",
+            f"{row.to_none:.2f}",
+            f"{row.to_fp16:.2f}",
+            f"{row.sent_bytes / 1e6:.3g}",
+            row.bound,
+            _pays(row),
+            _KNOWN[row.known],
+        )
+    rate = job.link.bits_per_second
+    where = f"{name}: {job.world_size} ranks, {job.host.ranks} a node, {rate_in_words(rate)}, {job.backend}"
+    return Group(Text(verdict(planned), style="bold"), Text(where), table, *_evidence(planned))
+
+
+def _evidence(planned: Plan) -> list[Text]:
+    best = planned.best()
+    if best.known != "holds" or not best.evidence:
+        return []
+    return [Text(f"{best.candidate.label}, where it was tried: {'; '.join(best.evidence)}.")]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.01 else f"{1000 * seconds:.2f}"
+
+
+def _pays(row: Row) -> str:
+    if row.candidate.compressor in ("none", "fp16") and row.candidate.exchanged == "gradient":
+        return ""
+    if row.pays_below_bits_per_second == inf:
+        return "any link"
+    return rate_in_words(row.pays_below_bits_per_second) if row.pays_below_bits_per_second else "never"
+
+
+def rate_in_words(bits_per_second: float) -> str:
+    """In Mbit/s or Gbit/s."""
+    if bits_per_second >= 1e9:
+        return f"{bits_per_second / 1e9:.3g} Gbit/s"
+    return f"{bits_per_second / 1e6:.3g} Mbit/s"
