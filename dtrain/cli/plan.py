@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def _job(parsed: argparse.Namespace, subject: Subject) -> Job:
     return Job(
         world_size=parsed.nodes * parsed.ranks_per_node,
         host=Host(parsed.cores or os.cpu_count() or 1, parsed.ranks_per_node),
-        link=read_link(parsed.link, parsed.latency),
+        link=replace(read_link(parsed.link, parsed.latency), ranks=parsed.ranks_per_node),
         backend=parsed.backend,
         optimizer=subject.tried_as,
     )

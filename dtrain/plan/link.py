@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil, log2
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,10 +18,6 @@ _TIMES = MappingProxyType({"us": 1e-6, "ms": 1e-3, "s": 1.0})
 
 TCP_SHARE = 1448 / 1514 * (1 - 66 / (2 * 1514))
 """Of an Ethernet link's bits, those that are data: frames of 1,514 bytes hold 1,448, and every two are acknowledged."""
-
-_HOPS: Mapping[Op, int] = MappingProxyType({Op.ALL_REDUCE: 2, Op.ALL_GATHER: 1})
-"""Of a ring, for each other rank: messages that wait for one another. Others are sent all at once."""
-
 
 @dataclass(frozen=True)
 class Link:
@@ -34,6 +31,7 @@ class Link:
         core_seconds_per_byte: what a byte takes of a core on its way, at its sender and at its receiver together.
         core_seconds_per_message: likewise what a message takes.
         concurrent: collectives under way at once; those that follow wait.
+        ranks: of a node, that share it; what they send each other does not pass it.
     """
 
     bits_per_second: float
@@ -43,6 +41,7 @@ class Link:
     core_seconds_per_byte: float = 0.0
     core_seconds_per_message: float = 0.0
     concurrent: int = 2
+    ranks: int = 1
 
     @property
     def bytes_per_second(self) -> float:
@@ -58,11 +57,25 @@ class Passage:
     sent_bytes: float
 
 
-def passage(backend: str, op: Op, payload_bytes: int, world_size: int) -> Passage:
-    """What a collective takes. No messages for a single rank."""
+def passage(backend: str, op: Op, payload_bytes: int, world_size: int, *, ranks: int = 1) -> Passage:
+    """What a collective takes of the link of a node with so many ranks. Nothing for a single rank.
+
+    Rings go through each node once, in and out, however many ranks it has. What is sent all to all is sent by each.
+    """
     if world_size == 1:
         return Passage(0, 0.0)
-    return Passage(_HOPS.get(op, 0) * (world_size - 1) or 1, wire_bytes(backend, op, payload_bytes, world_size))
+    sent = wire_bytes(backend, op, payload_bytes, world_size)
+    if op is Op.ALL_TO_ALL:
+        sent *= ranks * max(0, world_size - ranks) / (world_size - 1)
+    return Passage(_messages(backend, op, world_size), sent if world_size > ranks else 0.0)
+
+
+def _messages(backend: str, op: Op, world_size: int) -> int:
+    """One after another: around a ring once for each phase; by NCCL's trees where they are shorter."""
+    around = world_size - 1
+    if op is Op.ALL_REDUCE:
+        return min(2 * around, 2 * ceil(log2(world_size))) if backend == "nccl" else 2 * around
+    return around if op is Op.ALL_GATHER else 1
 
 
 def read_link(text: str, latency: str | None) -> Link:

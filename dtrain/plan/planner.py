@@ -140,8 +140,8 @@ def predict(program: Program, job: Job) -> Timeline:
 
 
 def sent_bytes(program: Program, job: Job) -> float:
-    """What a rank sends a step, without headers."""
-    ways = [passage(job.backend, one.op, one.payload_bytes, job.world_size) for one in program.collectives]
+    """What a node sends over its link a step, without headers."""
+    ways = [passage(job.backend, one.op, one.payload_bytes, job.world_size, ranks=job.link.ranks) for one in program.collectives]
     return sum(way.sent_bytes for way in ways) / program.steps
 
 

@@ -87,7 +87,7 @@ def run(program: Program, link: Link, host: Host, *, backend: str, world_size: i
     active: list[_Transfer] = []
 
     def start(one: Start) -> None:
-        way = passage(backend, one.op, one.payload_bytes, world_size)
+        way = passage(backend, one.op, one.payload_bytes, world_size, ranks=link.ranks)
         if not way.messages:
             happened.add(one.event)
             return
