@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import atexit
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -116,7 +118,13 @@ def _record(ledger: Ledger, name: str, call: _Call, args: tuple[Any, ...]) -> Pe
         group=group_name,
         purpose=ledger.purpose or purpose_of(call.op, tensor),
         clock=clock_for(tensor.device),
+        dtype=_name(tensor.dtype),
     )
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class _OnCompletion:
@@ -147,11 +155,11 @@ def is_idle() -> bool | None:
 
 
 @atexit.register
-def _await_completions(timeout_seconds: float = 5.0) -> None:
+def await_completions(timeout_seconds: float = 5.0) -> None:
     """Until no thread of a backend has a call into Python before it: one made as the interpreter exits is an abort.
 
-    A program may end without waiting for all that it started. Work that never completes is not waited for beyond the
-    time-out: its thread sleeps.
+    Then, too, every collective that has ended has its time. A program may end without waiting for all that it started.
+    Work that never completes is not waited for beyond the time-out: its thread sleeps.
     """
     deadline = time.monotonic() + timeout_seconds
     while len(_under_way) and time.monotonic() < deadline:
@@ -229,6 +237,25 @@ def install(ledger: Ledger) -> Callable[[], None]:
             library._destroy()
 
     return remove
+
+
+def stop() -> None:
+    """Record nothing more, for good and at no cost to the program, which may be in a collective on another thread.
+
+    So the kernels are not removed, since one of them may be running; others are put over them by which the dispatcher
+    passes as if there were none.
+    """
+    for library in list(_installed):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*may also be overridden")
+            for name in _CALLS:
+                library.impl(name, torch.library.fallthrough_kernel, "BackendSelect", allow_override=True)
+        del _installed[library]
+        _stopped.append(library)
+
+
+_stopped: list[torch.library.Library] = []
+"""Kept, since a library that is collected takes its kernels with it."""
 
 
 def installed_ledger() -> Ledger | None:

@@ -39,12 +39,14 @@ K = TypeVar("K", bound=Hashable)
 class RankFigures:
     """What one rank has to say. `seconds` is how long its program ran; `nic` what its host's interface carried.
 
-    `uncounted` is how many calls of each operation are in no sum, since counting them failed.
+    `uncounted` is how many calls of each operation are in no sum, since counting them failed. `steps` is how many it
+    took until then, None where nobody followed them.
     """
 
     rank: int
     host: str
     seconds: float
+    steps: int | None
     under_way_seconds: float
     sums: Mapping[Kind, Sum]
     nic: Counters | None
@@ -56,13 +58,16 @@ class RankFigures:
         return _added(self.sums.values())
 
 
-def own_figures(rank: int, host: str, seconds: float, tally: Tally, nic: Counters | None) -> str:
+def own_figures(
+    rank: int, host: str, seconds: float, tally: Tally, nic: Counters | None, steps: int | None = None
+) -> str:
     """What this rank has to say, as text for the store."""
     return json.dumps(
         {
             "rank": rank,
             "host": host,
             "seconds": seconds,
+            "steps": steps,
             "under_way_seconds": tally.under_way_seconds,
             "sums": tally.as_json(),
             "nic": nic,
@@ -99,6 +104,11 @@ class JobTraffic:
     def missing_ranks(self) -> list[int]:
         """The ranks whose figures are not in here."""
         return sorted(set(range(self.world_size)) - {figures.rank for figures in self.ranks})
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps the first rank here took, None where nobody followed them."""
+        return self.ranks[0].steps if self.ranks else None
 
     @property
     def num_unmetered_ranks(self) -> int:
@@ -142,6 +152,7 @@ class JobTraffic:
             "unmetered_ranks": self.num_unmetered_ranks,
             "uncounted_calls_all_ranks": sum(self.uncounted.values()),
             "uncounted": [{"op": op, "calls": calls} for op, calls in self.uncounted.items()],
+            "steps": self.steps,
             "total_wire_bytes_all_ranks": total.wire_bytes,
             "total_payload_bytes_all_ranks": total.payload_bytes,
             "total_collectives_all_ranks": total.collectives,
@@ -175,15 +186,15 @@ class JobTraffic:
     def tables(self) -> Renderables:
         """What a person reads."""
         total = _added(figures.total for figures in self.ranks)
-        parts: list[Table | str] = [
-            f"{_count(self.world_size, 'rank')} sent {_size(total.wire_bytes)} in {total.collectives:,} collectives"
-        ]
+        during = "" if self.steps is None else f", in {count_of(self.steps, 'step')} and what came before"
+        sent = f"{count_of(self.world_size, 'rank')} sent {with_unit(total.wire_bytes)}"
+        parts: list[Table | str] = [f"{sent} in {total.collectives:,} collectives{during}"]
         if self.missing_ranks:
             parts.append(f"without rank {', '.join(map(str, self.missing_ranks))}: no figures came")
         if self.num_unmetered_ranks:
-            parts.append(f"without {_count(self.num_unmetered_ranks, 'rank')} of its groups. {STARTED_BY_ITSELF}")
+            parts.append(f"without {count_of(self.num_unmetered_ranks, 'rank')} of its groups. {STARTED_BY_ITSELF}")
         if self.uncounted:
-            listed = ", ".join(f"{_count(calls, 'call')} of {op}" for op, calls in self.uncounted.items())
+            listed = ", ".join(f"{count_of(calls, 'call')} of {op}" for op, calls in self.uncounted.items())
             parts.append(f"INCOMPLETE: without {listed} that could not be counted; a warning above says why")
         if not total.collectives:
             return Renderables(*parts, f"{STARTED_BY_ITSELF} {SEEN_NOTE}")
@@ -206,7 +217,7 @@ class JobTraffic:
         for key, s in list(sums.items())[:MAX_ROWS]:
             share = f"{s.wire_bytes / whole:.1%}" if whole else "-"
             table.add_row(
-                label(key), f"{s.collectives:,}", _size(s.payload_bytes), _size(s.wire_bytes), share, _speed(s)
+                label(key), f"{s.collectives:,}", with_unit(s.payload_bytes), with_unit(s.wire_bytes), share, _speed(s)
             )
         if len(sums) > MAX_ROWS:
             table.add_row(f"{len(sums) - MAX_ROWS} more: --json", *[""] * 5)
@@ -220,8 +231,8 @@ class JobTraffic:
             share = f"{figures.under_way_seconds / figures.seconds:.1%}"
             if total.timed < total.collectives:
                 share = f"at least {share}" if total.timed else "-"
-            row = [str(figures.rank), figures.host, f"{total.collectives:,}", _size(total.payload_bytes)]
-            table.add_row(*row, _size(total.wire_bytes), f"{figures.seconds:.1f} s", share)
+            row = [str(figures.rank), figures.host, f"{total.collectives:,}", with_unit(total.payload_bytes)]
+            table.add_row(*row, with_unit(total.wire_bytes), f"{figures.seconds:.1f} s", share)
         if len(talkers) > MAX_ROWS:
             table.add_row(f"{len(talkers) - MAX_ROWS} more: --json", *[""] * 6)
         return table
@@ -229,7 +240,9 @@ class JobTraffic:
     def _nic_table(self) -> Table:
         table = _columns("host", "interface", "transmitted", "received")
         for host, counters in self.hosts.items():
-            table.add_row(host, self.interface, _size(counters.transmitted_bytes), _size(counters.received_bytes))
+            table.add_row(
+                host, self.interface, with_unit(counters.transmitted_bytes), with_unit(counters.received_bytes)
+            )
         return table
 
 
@@ -251,7 +264,8 @@ def _json(s: Sum) -> dict[str, Any]:
     }
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
@@ -263,7 +277,8 @@ def _columns(first: str, *others: str) -> Table:
     return table
 
 
-def _size(num_bytes: float) -> str:
+def with_unit(num_bytes: float) -> str:
+    """Bytes in decimal units: `4.94 MB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:,.2f} {unit}"
@@ -281,7 +296,7 @@ def _size_class(key: tuple[Op, int]) -> str:
 
 
 def _speed(s: Sum) -> str:
-    return "-" if s.bus_bytes_per_second is None else f"{_size(s.bus_bytes_per_second)}/s"
+    return "-" if s.bus_bytes_per_second is None else f"{with_unit(s.bus_bytes_per_second)}/s"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

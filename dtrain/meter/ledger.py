@@ -44,7 +44,8 @@ class Entry:
     """One collective, as this rank saw it.
 
     `seconds` runs from its start on this rank to its completion, waiting for slower ranks included; None where the
-    backend does not say when it completed.
+    backend does not say when it completed. `start` is time.perf_counter() where it was issued. `dtype` is that of what
+    is handed over, as torch names it ("float32"); None where that is not known.
     """
 
     op: Op
@@ -56,6 +57,7 @@ class Entry:
     group: str
     start: float
     seconds: float | None
+    dtype: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The entry as plain JSON data, in which the activity is called phase."""
@@ -114,10 +116,12 @@ class Total:
 class Pending:
     """A collective under way. `complete()` may be called from any thread."""
 
-    __slots__ = ("_clock", "_end", "_mark", "_start", "fields")
+    __slots__ = ("_clock", "_dtype", "_end", "_mark", "_start", "fields")
 
-    def __init__(self, fields: tuple[Op, Activity, Purpose, int, float, int, str], clock: Clock) -> None:
-        self.fields, self._clock = fields, clock
+    def __init__(
+        self, fields: tuple[Op, Activity, Purpose, int, float, int, str], clock: Clock, dtype: str | None = None
+    ) -> None:
+        self.fields, self._clock, self._dtype = fields, clock, dtype
         self._start = time.perf_counter()
         self._mark: Any = clock.mark()
         self._end: Any = None
@@ -129,7 +133,7 @@ class Pending:
     def entry(self) -> Entry:
         """The immutable entry, as far as it is known now; on CUDA this waits for the collective."""
         seconds = None if self._end is None else self._clock.seconds(self._mark, self._end)
-        return Entry(*self.fields, self._start, seconds)
+        return Entry(*self.fields, self._start, seconds, self._dtype)
 
 
 Sink = Callable[[StepRecord], None]
@@ -217,10 +221,11 @@ class Ledger:
         group: str,
         purpose: Purpose = Purpose.UNKNOWN,
         clock: Clock = HOST_CLOCK,
+        dtype: str | None = None,
     ) -> Pending:
         """Record a collective that is about to start. `purpose` applies where no scope states one."""
         activity, purpose = self.activity, self.purpose or purpose
-        pending = Pending((op, activity, purpose, payload_bytes, wire_bytes, world_size, group), clock)
+        pending = Pending((op, activity, purpose, payload_bytes, wire_bytes, world_size, group), clock, dtype)
         with self._lock:
             self._pending.append(pending)
             key = Key(op, activity, purpose)

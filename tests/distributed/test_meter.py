@@ -667,5 +667,5 @@ def test_the_interpreter_waits_for_a_backend_s_call_into_python_before_it_exits(
     with installed(Ledger()), mock.patch.object(Pending, "complete", lambda pending: release.wait(5.0)):
         dist.all_reduce(floats(), async_op=True)
         threading.Timer(1.0, release.set).start()
-        c10d._await_completions()
+        c10d.await_completions()
         assert release.is_set()

@@ -217,10 +217,10 @@ def test_a_store_that_does_not_answer_ends_no_program(tmp_path: Path, rank: int)
     """A node may start later than the meter waits for it, and the program's own meeting waits longer."""
     (tmp_path / "program.py").write_text("print('ran')")
     (tmp_path / "hurried.py").write_text(
-        "import sys, dtrain.meter.__main__ as meter\n"
+        "import sys, dtrain.meter.__main__, dtrain.meter.program_meter as meter\n"
         "from dtrain.meter.roll_call import job_store\n"
         "meter.job_store = lambda environ: job_store(environ, timeout_seconds=0.5)\n"
-        "sys.exit(meter.main())\n"
+        "sys.exit(dtrain.meter.__main__.main())\n"
     )
     nobody = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
     command = [sys.executable, "hurried.py", "--json", "report.json", "program.py"]
