@@ -17,7 +17,7 @@ import torch
 from dtrain.comm import Communicator
 from dtrain.exchange import Exchange, Exchanged
 from dtrain.meter.clock import clock_for
-from dtrain.meter.ledger import Ledger, Purpose
+from dtrain.meter.ledger import Ledger
 from dtrain.sync.drive import OnDone, Pipeline
 
 StartExchange = Callable[[], Exchange]
@@ -111,7 +111,7 @@ class Engine:
     def _run_until(self, last: _Flush | None) -> None:
         """Work until told to end or, where a flush is given, until that one is done."""
         side: Any = torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()
-        with side, self._ledger.scope(purpose=Purpose.GRADIENT):
+        with side, self._ledger.exchange():
             while (job := self._jobs.get()) is not None:
                 try:
                     self._do(job)
