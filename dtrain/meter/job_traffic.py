@@ -202,7 +202,7 @@ class JobTraffic:
         parts.append(self._table("payload", self.by(lambda kind: (kind.op, kind.size)), _size_class))
         parts.append(self._table("group", self.by(lambda kind: kind.group), lambda g: f"{g.name} {_ranks(g.ranks)}"))
         phases = self.by(lambda kind: kind.activity)
-        if set(phases) != {Activity.INIT}:  # nobody stated one
+        if set(phases) != {Activity.INIT}:  # nobody stated one, and dtrain exchanges nothing
             parts.append(self._table("phase", phases))
         parts.append(self._table("purpose", self.by(lambda kind: kind.purpose)))
         parts.append(self._rank_table())

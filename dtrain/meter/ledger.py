@@ -147,14 +147,15 @@ MAX_GROUPS = 1000
 class _OfThread(threading.local):
     """What each thread has for itself; a default of the class is found faster than an attribute that is missing."""
 
+    activity: Activity | None = None
     purpose: Purpose | None = None
 
 
 class Ledger:
     """Counts every collective of one rank. Recording is thread-safe; closing belongs to the training thread.
 
-    The activity holds for the whole process, since threads of autograd and of the exchange take part in the same; the
-    purpose holds for the thread that opened the scope.
+    The activity holds for the whole process, since its threads take part in the same; the purpose holds for the thread
+    that opened the scope. What synchronisers send is told apart by `exchange`.
 
     `rounds` is how many exchanges of gradients or updates dtrain's synchronisers made: one a step, or one in several.
 
@@ -202,6 +203,19 @@ class Ledger:
                 self.activity = before_activity
             self._thread.purpose = before_purpose
 
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """What this thread sends inside keeps replicas together: training's bytes, for gradients unless it is said.
+
+        Whatever the process does meanwhile: an exchange may go on beside it, or be made up for after training.
+        """
+        before, self._thread.activity = self._thread.activity, Activity.TRAIN
+        try:
+            with self.scope(purpose=Purpose.GRADIENT):
+                yield
+        finally:
+            self._thread.activity = before
+
     @property
     def purpose(self) -> Purpose | None:
         """The purpose that this thread's scope states, or None outside any."""
@@ -224,7 +238,7 @@ class Ledger:
         dtype: str | None = None,
     ) -> Pending:
         """Record a collective that is about to start. `purpose` applies where no scope states one."""
-        activity, purpose = self.activity, self.purpose or purpose
+        activity, purpose = self._thread.activity or self.activity, self.purpose or purpose
         pending = Pending((op, activity, purpose, payload_bytes, wire_bytes, world_size, group), clock, dtype)
         with self._lock:
             self._pending.append(pending)

@@ -16,7 +16,7 @@ import torch
 from dtrain.comm import Communicator
 from dtrain.exchange import Exchange, Exchanged
 from dtrain.meter.clock import clock_for
-from dtrain.meter.ledger import Ledger, Purpose
+from dtrain.meter.ledger import Ledger
 from dtrain.sync.drive import OnDone, Pipeline
 from dtrain.sync.lanes import Lane, lane_for
 
@@ -110,7 +110,7 @@ class Engine:
 
     def _run_until(self, last: _Flush | None) -> None:
         """Work until told to end or, where a flush is given, until that one is done."""
-        with self._lane.work(), self._ledger.scope(purpose=Purpose.GRADIENT):
+        with self._lane.work(), self._ledger.exchange():
             while (job := self._jobs.get()) is not None:
                 try:
                     self._do(job)

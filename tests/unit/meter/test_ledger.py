@@ -147,6 +147,30 @@ def test_the_phase_is_the_process_s_and_the_purpose_the_thread_s() -> None:
     assert (entry.activity, entry.purpose) == (Activity.TRAIN, Purpose.UNKNOWN)
 
 
+def test_what_keeps_replicas_together_is_training_s_whatever_the_process_does_meanwhile() -> None:
+    ledger = Ledger()
+
+    def exchange() -> None:
+        with ledger.exchange():
+            record(ledger)
+            with ledger.scope(purpose=Purpose.CONTROL):
+                record(ledger)
+        record(ledger)
+
+    with ledger.scope(activity=Activity.CHECKPOINT, purpose=Purpose.CONTROL):
+        in_a_thread(exchange)
+        assert ledger.activity == Activity.CHECKPOINT
+        exchange()
+    assert [(e.activity, e.purpose) for e in ledger.close().entries] == [
+        (Activity.TRAIN, Purpose.GRADIENT),
+        (Activity.TRAIN, Purpose.CONTROL),
+        (Activity.CHECKPOINT, Purpose.UNKNOWN),
+        (Activity.TRAIN, Purpose.GRADIENT),
+        (Activity.TRAIN, Purpose.CONTROL),
+        (Activity.CHECKPOINT, Purpose.CONTROL),
+    ]
+
+
 def test_nothing_is_lost_when_threads_record_while_another_closes() -> None:
     ledger, records = Ledger(), []
     ledger.sinks.append(records.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from typing import Any
 
@@ -12,8 +13,13 @@ from test_local import MODEL, adamw, sgd, worker
 from threads import ThreadCommunicator, run_ranks
 from torch import Tensor, nn
 
+from dtrain.comm.lockstep import lockstep
+from dtrain.compressors import NoCompression
+from dtrain.exchange import Bucket, Context, Exchange, State
+from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.sync.buckets import trainable
 from dtrain.sync.fragments import Fragments
+from dtrain.sync.local import Local, Method
 from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import NonFiniteGradientError
 
@@ -189,3 +195,27 @@ def test_all_rounds_of_an_exchange_are_done_while_steps_go_on() -> None:
         return [staged, float(torch.isfinite(own.weights).all())]
 
     assert run_ranks(2, body) == [[1, 1.0], [1, 1.0]]
+
+
+@pytest.mark.parametrize("activity", [Activity.INIT, Activity.EVAL, Activity.CHECKPOINT])
+def test_what_a_fragment_under_way_sends_is_training_s_whatever_the_process_does(activity: Activity) -> None:
+    starts = threading.Event()
+
+    class Late(NoCompression):
+        def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange:
+            assert starts.wait(10)
+            return (yield from super().exchange(bucket, state, context))
+
+    model, ledger = copy.deepcopy(MODEL), Ledger()
+    method = Method(Rounds(2), fragments=Fragments(1, delay=1))
+    synchronizer = Local(model, sgd(model), Late(), lockstep(1, [ledger])[0], ledger, method=method)
+    with ledger.scope(activity=Activity.TRAIN):
+        for _ in range(2):
+            synchronizer.before_step()
+            synchronizer.after_step()
+    with ledger.scope(activity=activity, purpose=Purpose.CONTROL):
+        assert ledger.total().count == 0
+        starts.set()
+        synchronizer.state_dict()
+    synchronizer.close()
+    assert {(key.activity, key.purpose) for key in ledger.totals} == {(Activity.TRAIN, Purpose.GRADIENT)}

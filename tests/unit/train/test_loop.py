@@ -1,0 +1,86 @@
+"""The loop, in one process: what it sends is told apart by what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dtrain.comm import Communicator
+from dtrain.comm.lockstep import lockstep
+from dtrain.compressors import NoCompression
+from dtrain.meter.ledger import Activity, Ledger, Purpose
+from dtrain.sync.every_step import EveryStep
+from dtrain.sync.fragments import Fragments
+from dtrain.sync.local import Local, Method
+from dtrain.sync.rounds import Rounds
+from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.loop import Learner, Loop, Plan
+from dtrain.train.progress import Course
+
+
+class Images(NamedTuple):
+    images: Tensor
+    labels: Tensor
+    global_size: int
+
+
+class Loader:
+    """Four steps an epoch."""
+
+    num_samples = 8
+
+    def epoch(self, epoch: int, start: int = 0, end: int | None = None) -> Iterator[Images]:
+        for _ in range(start, self.num_samples if end is None else end, 2):
+            yield Images(torch.ones(2, 6), torch.zeros(2, dtype=torch.int64), 2)
+
+
+def every_step(model: nn.Module, optimizer: torch.optim.Optimizer, comm: Communicator, ledger: Ledger) -> Synchronizer:
+    return EveryStep(model, NoCompression(), comm, ledger)
+
+
+def local(*fragments: int) -> Callable[..., Synchronizer]:
+    """In rounds of four steps: the end of a run of seven is amidst one."""
+
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer, comm: Communicator, ledger: Ledger) -> Synchronizer:
+        method = Method(Rounds(4), fragments=Fragments(*fragments))
+        return Local(model, optimizer, NoCompression(), comm, ledger, method=method)
+
+    return make
+
+
+EXCHANGES = {"every step": (every_step, 7), "local": (local(), 2), "in turn": (local(2), 5), "beside": (local(2, 1), 5)}
+"""Of a run of seven steps, with what an evaluation after four asks for."""
+
+
+@pytest.mark.parametrize(("make", "exchanges"), EXCHANGES.values(), ids=EXCHANGES.keys())
+def test_all_that_keeps_replicas_together_is_training_s_gradients_to_the_end(
+    make: Callable[..., Synchronizer], exchanges: int
+) -> None:
+    """The last round is exchanged when the replicas are checked: what a run saved depends on it."""
+    ledger = Ledger()
+    (communicator,) = lockstep(1, [ledger])
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    synchronizer = make(model, optimizer, communicator, ledger)
+    course = Course(Loader.num_samples, 2)
+    loop = Loop(
+        learner=Learner(model, optimizer, synchronizer, lambda step: 0.1),
+        plan=Plan(log_every=2, eval_every_epochs=1, save_every=3),
+        course=course,
+        end=course.place(7),
+        communicator=communicator,
+        ledger=ledger,
+        loader=Loader(),
+        eval_batches=lambda: Loader().epoch(0),
+        save=lambda: None,
+        observers=(),
+        device=torch.device("cpu"),
+    )
+    assert loop.run()
+    synchronizer.close()
+    assert ledger.total(purpose=Purpose.GRADIENT).count == exchanges
+    assert ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).count == exchanges
