@@ -40,7 +40,16 @@ RATES = ("30mbit", "100mbit", "300mbit", "1gbit")
 PROBED = ("60mbit", "600mbit")
 """Rates of no cell, at which links are measured: a cell takes latency and core time of the nearer one."""
 NODES = (2, 3, 4)
-METHODS = ("none", "fp16", "int8", "int4", "one_bit", "top_k density=0.01", "power_sgd power_sgd_rank=4", "local int4 every=8")
+METHODS = (
+    "none",
+    "fp16",
+    "int8",
+    "int4",
+    "one_bit",
+    "top_k density=0.01",
+    "power_sgd power_sgd_rank=4",
+    "local int4 every=8",
+)
 MODELS = {"squeezenet1_1": 16, "alexnet": 8}
 WARMUP = 2
 
@@ -67,13 +76,7 @@ def calibrated(folder: Path, models: Iterable[str]) -> dict[tuple[str, int], Cal
                 subject = subject or subject_of(settings_of(model), 1)
                 begun = time.perf_counter()
                 with neighbours((os.cpu_count() or 1) - 1):
-                    step = subject.measured_step()
-                    save(
-                        calibrate(
-                            subject.name, subject.model, subject.optimizer, step, [*map(parse, METHODS)], world_size=nodes
-                        ),
-                        path,
-                    )
+                    save(calibrate(subject, [*map(parse, METHODS)], world_size=nodes), path)
                 print(f"calibrated {model} for {nodes} nodes in {time.perf_counter() - begun:.0f} s", flush=True)
             torch.set_num_threads(1)
             found[model, nodes] = load(path, f"{model}, {MODELS[model]} a rank", METHODS)
@@ -101,7 +104,9 @@ def on_cluster(arguments: Sequence[str]) -> None:
         raise RuntimeError(f"exit code {done.returncode}:\n{done.stdout}\n{done.stderr}")
 
 
-def predicted(cell: Cell, calibrations: dict[tuple[str, int], Calibration], probed: dict[tuple[str, int], Link]) -> float:
+def predicted(
+    cell: Cell, calibrations: dict[tuple[str, int], Calibration], probed: dict[tuple[str, int], Link]
+) -> float:
     """Seconds of a step: the rate is given, latency and core time are those of the nearer rate probed."""
     rate = parse_rate(cell.rate)
     near = min(PROBED, key=lambda one: abs(torch.tensor(parse_rate(one) / rate).log().item()))
@@ -153,8 +158,14 @@ def report(measured: dict[Cell, dict[str, Any]], expected: dict[Cell, float]) ->
         if len(cells) == len(METHODS):
             chosen, best = (min(cells, key=key) for key in (expected.__getitem__, lambda c: measured[c]["seconds"]))
             regrets.append(measured[chosen]["seconds"] / measured[best]["seconds"] - 1)
-            lines.append(f"- {', '.join(map(str, group))}: chosen {chosen.method}, best {best.method}, regret {regrets[-1]:.1%}")
-    lines += ["", "| model | nodes | link | method | predicted, ms | measured, ms | quartiles | error |", "|---" * 8 + "|"]
+            lines.append(
+                f"- {', '.join(map(str, group))}: chosen {chosen.method}, best {best.method}, regret {regrets[-1]:.1%}"
+            )
+    lines += [
+        "",
+        "| model | nodes | link | method | predicted, ms | measured, ms | quartiles | error |",
+        "|---" * 8 + "|",
+    ]
     for cell, found in sorted(measured.items()):
         low, high = 1000 * found["low"], 1000 * found["high"]
         error = expected[cell] / found["seconds"] - 1

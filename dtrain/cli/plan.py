@@ -1,4 +1,4 @@
-"""What a job would take elsewhere, and what would make it faster: plan."""
+"""What a job would take elsewhere, what would make it faster, and how it scales: plan, simulate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dtrain.cli.output import Verbs, console, json_option, print_json
 
@@ -21,32 +21,49 @@ if TYPE_CHECKING:
 def add_to(verbs: Verbs) -> None:
     """Add what this file has."""
     plan = verbs.add_parser("plan", help="how long a step would take with each way to exchange, and which to choose")
-    plan.add_argument("job", nargs="*", metavar="SETTING", help="of `dtrain train`: model=alexnet batch_size=32")
-    plan.add_argument("--module", metavar="FILE:FUNCTION", help="a model of yours: the function gives (model, loss)")
-    plan.add_argument("--params", metavar="N", help="a model of which only the size is known, such as 25.6M")
-    plan.add_argument("--compute", metavar="TIME", help="of --params: a step's without any exchange, such as 180ms")
     plan.add_argument("--nodes", type=int, required=True, metavar="N")
-    plan.add_argument("--ranks-per-node", type=int, default=1, metavar="N")
-    plan.add_argument("--link", required=True, metavar="RATE", help="of a node, such as 1gbit; or a file of the probe's")
-    plan.add_argument("--latency", metavar="TIME", help="of a message between nodes, such as 0.3ms (default: 0.1ms)")
-    plan.add_argument("--cores", type=float, metavar="N", help="of a node (default: as many as here)")
-    plan.add_argument("--threads", type=int, metavar="N", help="of a rank's computing (default: cores by ranks)")
-    plan.add_argument("--backend", choices=("gloo", "nccl", "mpi", "horovod"), default="gloo")
-    plan.add_argument("--optimizer", choices=("sgd", "adamw", "other"), help="of a model that is not ours")
-    plan.add_argument("--methods", nargs="+", metavar="METHOD", help="'int4', 'local ternary every=4'")
-    plan.add_argument("--calibration", type=Path, metavar="FILE", help="keep what is measured here, and use it again")
+    _job_options(plan)
+    plan.add_argument("--num-steps", type=int, metavar="N", help="of the whole run: tell its hours and gigabytes")
+    plan.add_argument("--price", type=float, metavar="P", help="of a node for an hour: tell the run's cost")
+    plan.add_argument("--html", type=Path, metavar="FILE", help="write a page: step time against the link, a timeline")
     json_option(plan)
     plan.set_defaults(run=_plan)
+
+    simulate = verbs.add_parser("simulate", help="how a job scales, to thousands of ranks, with stragglers and faults")
+    simulate.add_argument("--ranks", nargs="+", type=int, metavar="N", help="(default: 1, 2, 4, ... 4096)")
+    _job_options(simulate)
+    simulate.add_argument("--spread", type=float, default=0.0, metavar="S", help="of a rank's steps: deviation by mean")
+    simulate.add_argument("--hours-between-faults", type=float, default=0.0, metavar="H", help="of one node (0: none)")
+    json_option(simulate)
+    simulate.set_defaults(run=_simulate)
+
+
+def _job_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", nargs="*", metavar="JOB", help="settings of `dtrain train`, or a trace (run.json)")
+    parser.add_argument("--module", metavar="FILE:FUNCTION", help="a model of yours: the function gives (model, loss)")
+    parser.add_argument("--params", metavar="N", help="a model of which only the size is known, such as 25.6M")
+    parser.add_argument("--compute", metavar="TIME", help="of --params: a step's without any exchange, such as 180ms")
+    parser.add_argument("--ranks-per-node", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--link", required=True, metavar="RATE", help="of a node, such as 1gbit; or a file of the probe"
+    )
+    parser.add_argument("--latency", metavar="TIME", help="of a message between nodes, such as 0.3ms (default: 0.1ms)")
+    parser.add_argument("--cores", type=float, metavar="N", help="of a node (default: as many as here)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of a rank's computing (default: cores by ranks)")
+    parser.add_argument("--backend", choices=("gloo", "nccl", "mpi", "horovod"), default="gloo")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw", "other"), help="of a model that is not ours")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="'int4', 'local ternary every=4'")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="keep what is measured here, and use it again")
 
 
 def _plan(parsed: argparse.Namespace) -> int:
     from dtrain.plan.planner import plan
     from dtrain.plan.tables import plan_table
 
-    subject = _subject(parsed)
-    job = _job(parsed, subject)
-    chosen = _chosen(parsed, job)
-    planned = plan(_calibration(parsed, subject, job, chosen), chosen, job)
+    if parsed.nodes < 1:
+        raise ValueError(f"--nodes {parsed.nodes} must be at least 1")
+    subject, job, chosen, calibration = _measured(parsed, parsed.nodes * parsed.ranks_per_node)
+    planned = plan(calibration, chosen, job)
     if parsed.json:
         print_json({"subject": subject.name, **planned.as_json()})
     else:
@@ -54,9 +71,25 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _simulate(parsed: argparse.Namespace) -> int:
+    from dtrain.plan.scaling import Uncertain, scale
+    from dtrain.plan.tables import scaling_table
+
+    sizes = parsed.ranks or [2**i for i in range(13)]
+    if min(sizes) < 1:
+        raise ValueError(f"--ranks {min(sizes)} must be at least 1")
+    subject, job, chosen, calibration = _measured(parsed, max(sizes))
+    points = scale(calibration, chosen, job, sizes, Uncertain(parsed.spread, parsed.hours_between_faults))
+    if parsed.json:
+        print_json({"subject": subject.name, "points": [point.as_json() for point in points]})
+    else:
+        console().print(scaling_table(points, subject.name))
+    return 0
+
+
 def _subject(parsed: argparse.Namespace) -> Subject:
     from dtrain.plan.link import parse_seconds
-    from dtrain.plan.subject import of_module, of_size, parse_count
+    from dtrain.plan.subject import of_module, of_size, of_trace, parse_count
 
     kinds = [bool(parsed.job), parsed.module is not None, parsed.params is not None]
     if sum(kinds) != 1:
@@ -66,6 +99,8 @@ def _subject(parsed: argparse.Namespace) -> Subject:
     optimizer = None if parsed.optimizer == "other" else parsed.optimizer
     if parsed.params is not None:
         return of_size(parse_count(parsed.params), parse_seconds(parsed.compute), optimizer)
+    if [Path(one).suffix for one in parsed.job] == [".json"]:
+        return of_trace(Path(parsed.job[0]))
     _set_threads(parsed)
     if parsed.module is not None:
         return of_module(parsed.module, optimizer)
@@ -87,22 +122,22 @@ def _set_threads(parsed: argparse.Namespace) -> None:
     torch.set_num_threads(_threads(parsed))
 
 
-def _job(parsed: argparse.Namespace, subject: Subject) -> Job:
+def _measured(parsed: argparse.Namespace, world_size: int) -> tuple[Subject, Job, list[Candidate], Calibration]:
+    """What is planned, and what was measured of it, now or before."""
     from dtrain.plan.link import read_link
     from dtrain.plan.planner import Job
     from dtrain.plan.timeline import Host
 
-    if parsed.nodes < 1 or parsed.ranks_per_node < 1:
-        raise ValueError("--nodes and --ranks-per-node must be at least 1")
+    if parsed.ranks_per_node < 1:
+        raise ValueError(f"--ranks-per-node {parsed.ranks_per_node} must be at least 1")
     if parsed.cores is not None and parsed.cores <= 0:
-        raise ValueError("--cores must be more than 0")
-    return Job(
-        world_size=parsed.nodes * parsed.ranks_per_node,
-        host=Host(parsed.cores or os.cpu_count() or 1, parsed.ranks_per_node),
-        link=replace(read_link(parsed.link, parsed.latency), ranks=parsed.ranks_per_node),
-        backend=parsed.backend,
-        optimizer=subject.tried_as,
-    )
+        raise ValueError(f"--cores {parsed.cores:g} must be more than 0")
+    link = replace(read_link(parsed.link, parsed.latency), ranks=parsed.ranks_per_node)
+    subject = _subject(parsed)
+    cores = parsed.cores or os.cpu_count() or 1
+    job = Job(world_size, Host(cores, parsed.ranks_per_node), link, parsed.backend, subject.tried_as)
+    chosen = _chosen(parsed, job)
+    return subject, job, chosen, _calibration(parsed, subject, job, chosen)
 
 
 def _chosen(parsed: argparse.Namespace, job: Job) -> list[Candidate]:
@@ -111,27 +146,22 @@ def _chosen(parsed: argparse.Namespace, job: Job) -> list[Candidate]:
     return parse_all(parsed.methods) if parsed.methods else candidates(job.optimizer, job.world_size)
 
 
-def _calibration(
-    parsed: argparse.Namespace, subject: Subject, job: Job, chosen: list[Candidate]
-) -> Calibration:
+def _calibration(parsed: argparse.Namespace, subject: Subject, job: Job, chosen: list[Candidate]) -> Calibration:
     from dtrain.plan.calibration import calibrate, load, save
     from dtrain.plan.neighbours import neighbours
 
+    _set_threads(parsed)
     if parsed.calibration is not None and parsed.calibration.exists():
         return load(parsed.calibration, subject.name, [one.label for one in chosen])
-    _set_threads(parsed)
-    crowd = job.host.ranks > 1 or job.host.cores < 1
-    shown: Any = nullcontext() if parsed.json else console().status("measuring")
-    with shown as status, neighbours((os.cpu_count() or 1) - 1 if crowd else 0):
+    crowded = job.host.ranks > 1 or job.host.cores < 1
+    with console().status("measuring") if not parsed.json else nullcontext() as status:
+
         def tell(label: str) -> None:
             if status is not None:
                 status.update(f"measuring {label}")
 
-        tell("a step")
-        calibration = calibrate(
-            subject.name, subject.model, subject.optimizer, subject.measured_step(), chosen,
-            world_size=job.world_size, on_progress=tell,
-        )
+        with neighbours((os.cpu_count() or 1) - 1 if crowded else 0):
+            calibration = calibrate(subject, chosen, world_size=job.world_size, on_progress=tell)
     if parsed.calibration is not None:
         save(calibration, parsed.calibration)
     return calibration

@@ -20,6 +20,7 @@ from dtrain.files import write_whole
 from dtrain.plan.candidates import Candidate
 from dtrain.plan.measure import record_gradients, record_updates
 from dtrain.plan.program import Lane, Program, as_json, combined, from_json, with_steps
+from dtrain.plan.subject import Subject
 from dtrain.sync.local import Method
 from dtrain.sync.rounds import Rounds
 
@@ -76,22 +77,21 @@ class Calibration:
 
 
 def calibrate(
-    subject: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: Sequence[Lane],
+    subject: Subject,
     chosen: Sequence[Candidate],
     *,
     world_size: int,
     on_progress: Callable[[str], None] = lambda label: None,
 ) -> Calibration:
-    """Record every candidate on this model. `step` is from `measure_step`, or made."""
+    """Measure a step of this job, and every candidate on it. `on_progress` is told what is measured next."""
     sizes = (world_size,) if world_size <= MEASURED_WITH[-1] else MEASURED_WITH
+    on_progress("a step")
+    step = subject.measured_step()
     recordings: dict[str, dict[int, Recording]] = {}
     for candidate in chosen:
         on_progress(candidate.label)
-        recordings[candidate.label] = {n: _record(model, optimizer, candidate, n) for n in sizes}
-    return Calibration(subject, this_machine(), tuple(step), recordings)
+        recordings[candidate.label] = {n: _record(subject.model, subject.optimizer, candidate, n) for n in sizes}
+    return Calibration(subject.name, this_machine(), step, recordings)
 
 
 def _record(model: nn.Module, optimizer: torch.optim.Optimizer, candidate: Candidate, world_size: int) -> Recording:

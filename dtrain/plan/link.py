@@ -19,6 +19,7 @@ _TIMES = MappingProxyType({"us": 1e-6, "ms": 1e-3, "s": 1.0})
 TCP_SHARE = 1448 / 1514 * (1 - 66 / (2 * 1514))
 """Of an Ethernet link's bits, those that are data: frames of 1,514 bytes hold 1,448, and every two are acknowledged."""
 
+
 @dataclass(frozen=True)
 class Link:
     """What each rank sends over, and receives over at the same time.
@@ -88,7 +89,9 @@ def _of_probe(path: Path) -> Link:
     try:
         return Link(**json.loads(path.read_text(encoding="utf-8"))["link"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not from `python -m dtrain.plan.probe --write` ({error}): measure again") from error
+        raise ValueError(
+            f"{path} is not from `python -m dtrain.plan.probe --write` ({error}): measure again"
+        ) from error
 
 
 def parse_rate(text: str) -> float:

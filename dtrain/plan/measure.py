@@ -90,14 +90,15 @@ def record_updates(
     """Rounds of steps whose updates are exchanged (`sync.local`), the steps themselves left out."""
     recorder = Recorder(world_size, clock=core_clock())
     local = Local(model, optimizer, compressor, recorder, Ledger(), method=method, check_finite=False, lane=recorder)
-    parameters = [parameter for _, parameter in trainable(model)]
+    parameters: list[Tensor] = [parameter for _, parameter in trainable(model)]
     kept = [parameter.detach().clone() for parameter in parameters]
     changes = [change.mul_(0.1) for change in _gradients(model)]
     every, programs = method.rounds.every, []
     for counts in _repetitions():
         for _ in range(every):
             with torch.no_grad():
-                torch._foreach_add_(parameters, changes)
+                for parameter, change in zip(parameters, changes, strict=True):
+                    parameter.add_(change)
             recorder.leave_out()
             recorder.add_step()
             local.before_step()
@@ -107,7 +108,8 @@ def record_updates(
             programs.append(program)
     local.close()
     with torch.no_grad():
-        torch._foreach_copy_(parameters, kept)
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
     return programs
 
 

@@ -105,9 +105,7 @@ def plan(calibration: Calibration, chosen: Sequence[Candidate], job: Job) -> Pla
     for one in chosen:
         program = programs[one.label]
         timeline = predict(program, job)
-        low, high = (
-            predict(calibration.program(one.label, job.world_size, of), job).seconds for of in (lower, upper)
-        )
+        low, high = (predict(calibration.program(one.label, job.world_size, of), job).seconds for of in (lower, upper))
         rows.append(
             Row(
                 candidate=one,
@@ -141,7 +139,10 @@ def predict(program: Program, job: Job) -> Timeline:
 
 def sent_bytes(program: Program, job: Job) -> float:
     """What a node sends over its link a step, without headers."""
-    ways = [passage(job.backend, one.op, one.payload_bytes, job.world_size, ranks=job.link.ranks) for one in program.collectives]
+    ways = [
+        passage(job.backend, one.op, one.payload_bytes, job.world_size, ranks=job.link.ranks)
+        for one in program.collectives
+    ]
     return sum(way.sent_bytes for way in ways) / program.steps
 
 
@@ -166,7 +167,9 @@ def verdict(planned: Plan) -> str:
         said = f"Use {every_step.candidate.label}: a step takes {_ms(every_step.seconds)}, {every_step.to_none:.2f} of {fp32}"
         said += "" if every_step.candidate == FP16 else f" and {every_step.to_fp16:.2f} of fp16's"
     if best.candidate.exchanged == "update" and best.seconds < WORTH * every_step.seconds:
-        said += f". Exchanged less often, {best.candidate.label} takes {_ms(best.seconds)}, {best.to_none:.2f} of fp32's"
+        said += (
+            f". Exchanged less often, {best.candidate.label} takes {_ms(best.seconds)}, {best.to_none:.2f} of fp32's"
+        )
     return f"{said}."
 
 

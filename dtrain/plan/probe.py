@@ -47,7 +47,10 @@ def probe(communicator: Communicator) -> Link:
     way = passage(communicator.backend, Op.ALL_REDUCE, size, communicator.world_size)
     small = passage(communicator.backend, Op.ALL_REDUCE, SMALL_BYTES, communicator.world_size)
     rate = way.sent_bytes / max(statistics.median(times) - waits, 1e-6)
-    mine = torch.tensor([waits / small.messages, busy / small.messages, rate, cpu / (2 * REPETITIONS * way.sent_bytes)], dtype=torch.float64)
+    mine = torch.tensor(
+        [waits / small.messages, busy / small.messages, rate, cpu / (2 * REPETITIONS * way.sent_bytes)],
+        dtype=torch.float64,
+    )
     slowest = all_gather(communicator, mine)
     return Link(
         bits_per_second=8 * float(slowest[:, 2].median()) / TCP_SHARE,
@@ -100,9 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             told = {"host": socket.gethostname(), "ranks": communicator.world_size, "link": asdict(link)}
             if parsed.write is not None:
                 write_whole(parsed.write, json.dumps(told, indent=1).encode())
+            busy = link.busy_latency_seconds or link.latency_seconds
             print(
                 f"{link.bits_per_second / 1e6:,.0f} Mbit/s, {link.latency_seconds * 1e3:.3f} ms a message, "
-                f"{link.busy_latency_seconds * 1e3:.3f} ms where cores are busy, "
+                f"{busy * 1e3:.3f} ms where cores are busy, "
                 f"{link.core_seconds_per_byte * 1e9:.2f} ns of a core for a byte"
             )
     finally:

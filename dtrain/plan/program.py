@@ -89,9 +89,9 @@ def combined(lanes: Sequence[Lane], of: Callable[[Sequence[float]], float]) -> L
             raise ValueError("recordings in another order are not of the same work")
         match alike[0]:
             case Work() as one:
-                made.append(replace(one, seconds=max(0.0, of([each.seconds for each in alike]))))  # type: ignore[union-attr]
+                made.append(replace(one, seconds=max(0.0, of([each.seconds for each in alike]))))
             case Start() as one:
-                made.append(replace(one, payload_bytes=round(of([each.payload_bytes for each in alike]))))  # type: ignore[union-attr]
+                made.append(replace(one, payload_bytes=round(of([each.payload_bytes for each in alike]))))
             case one:
                 made.append(one)
     return tuple(made)

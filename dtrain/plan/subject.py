@@ -6,13 +6,16 @@ import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dtrain.exchange import Op
+from dtrain.meter.trace import TracedStep, read_trace
 from dtrain.plan.measure import measure_step, spread_evenly
-from dtrain.plan.program import Lane
+from dtrain.plan.program import Await, Instruction, Lane, Signal, Work
 from dtrain.sync.buckets import assign, trainable
 
 FORWARD_SHARE = 1 / 3
@@ -73,6 +76,47 @@ def of_size(num_parameters: int, seconds: float, optimizer: str | None) -> Subje
     return Subject(f"{num_parameters:,} parameters", model, _optimizer(model, optimizer), optimizer, step=step)
 
 
+def of_trace(path: Path) -> Subject:
+    """A job as `python -m dtrain.meter --trace` saw it: when its gradients were ready, by their bytes, and the rest.
+
+    Raises ValueError for a file that is none, or whose steps exchanged nothing.
+    """
+    trace = read_trace(path)
+    model = nn.Module()
+    for number, (size, _) in enumerate(trace.parameters):
+        shape = (size // WIDTH, WIDTH) if size % WIDTH == 0 else (size,)
+        model.register_parameter(f"parameter{number}", nn.Parameter(torch.zeros(shape)))
+    sizes = [sum(p.numel() for _, p in bucket) for bucket in assign(trainable(model))]
+    lanes = tuple(lane for step in trace.steps if (lane := _lane_of(step, sizes)) is not None)
+    if not lanes:
+        raise ValueError(f"{path}: no step exchanged gradients: trace a job of several workers")
+    tried = {"AdamW": "adamw", "SGD": "sgd" if trace.momentum else None}.get(trace.optimizer)
+    return Subject(
+        f"{path.name}, {trace.num_parameters:,} parameters", model, _optimizer(model, tried), tried, step=lanes
+    )
+
+
+def _lane_of(step: TracedStep, sizes: Sequence[int]) -> Lane | None:
+    """A step's compute lane: a bucket is ready when the collectives for as many bytes had started.
+
+    What came after the last collective's end is the optimizer; what it waited before that is left out.
+    """
+    exchanges = [one for one in step.collectives if one.op in (Op.ALL_REDUCE, Op.REDUCE_SCATTER) and one.payload_bytes]
+    if not exchanges:
+        return None
+    whole = sum(one.payload_bytes for one in exchanges)
+    ends = list(accumulate(one.payload_bytes / whole for one in exchanges))
+    lane: list[Instruction] = []
+    now = 0.0
+    for number, size in enumerate(accumulate(sizes)):
+        place = next((i for i, end in enumerate(ends) if end >= size / sum(sizes) - 1e-9), len(exchanges) - 1)
+        ready = max(now, exchanges[place].start)
+        lane += [Work(ready - now), Signal(("ready", number))]
+        now = ready
+    last = max((one.end if one.end is not None else one.start) for one in exchanges)
+    return (*lane, Await(("finished", 0)), Work(max(0.0, step.seconds - last)))
+
+
 def _matrices(num_parameters: int) -> nn.Module:
     model = nn.Module()
     whole, rest = divmod(num_parameters, TENSOR_ELEMENTS)
@@ -101,8 +145,3 @@ def parse_count(text: str) -> int:
     if count < 1:
         raise ValueError(f"--params {text} must be a number of parameters, such as 25.6M")
     return count
-
-
-def buckets_of(subject: Subject) -> Sequence[int]:
-    """Elements of each bucket, in the order of exchange."""
-    return [sum(p.numel() for _, p in bucket) for bucket in assign(trainable(subject.model))]

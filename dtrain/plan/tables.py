@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 from rich.console import Group
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dtrain.plan.planner import Plan, Row, verdict
+from dtrain.plan.scaling import Point
 
 _KNOWN = {"holds": "held", "costs": "costs", "fails": "fails", "untried": "?"}
 
@@ -35,6 +37,19 @@ def plan_table(planned: Plan, name: str) -> Group:
     rate = job.link.bits_per_second
     where = f"{name}: {job.world_size} ranks, {job.host.ranks} a node, {rate_in_words(rate)}, {job.backend}"
     return Group(Text(verdict(planned), style="bold"), Text(where), table, *_evidence(planned))
+
+
+def scaling_table(points: Sequence[Point], name: str) -> Group:
+    """A row for each number of ranks, a column for each way to exchange: the share of linear speed-up."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("ranks", justify="right")
+    methods = list(dict.fromkeys(point.method for point in points))
+    for method in methods:
+        table.add_column(method, justify="right", max_width=12)
+    for n in dict.fromkeys(point.world_size for point in points):
+        row = {point.method: point for point in points if point.world_size == n}
+        table.add_row(f"{n:,}", *(f"{row[method].efficiency:.0%}" for method in methods))
+    return Group(Text(f"{name}: share of linear speed-up"), table)
 
 
 def _evidence(planned: Plan) -> list[Text]:

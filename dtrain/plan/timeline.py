@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from dtrain.plan.link import Link, passage
-from dtrain.plan.program import Await, Event, Lane, Program, Signal, Start, Work
+from dtrain.plan.program import Await, Event, Instruction, Program, Signal, Start, Work
 
 _NOTHING = 1e-12
 """Seconds, bytes: what is left by rounding."""
@@ -57,7 +57,7 @@ class _Worker:
     """A lane on its way: what it works on, or waits for."""
 
     what: str
-    left: deque
+    left: deque[Instruction]
     work: float = 0.0
     awaits: Event | None = None
     since: float = 0.0
@@ -159,9 +159,7 @@ def run(program: Program, link: Link, host: Host, *, backend: str, world_size: i
     return Timeline(now / program.steps, exposed / program.steps, tuple(_joined(spans)))
 
 
-def _shares(
-    num_working: int, passing: Sequence[_Transfer], link: Link, host: Host
-) -> tuple[float, list[float], float]:
+def _shares(num_working: int, passing: Sequence[_Transfer], link: Link, host: Host) -> tuple[float, list[float], float]:
     """Cores of each lane that works, bytes per second of each transfer, and seconds of a message.
 
     Cores go in fair shares, to the most that each can use.
