@@ -27,6 +27,8 @@ from dtrain.sync.rounds import Rounds
 VERSION = 1
 MEASURED_WITH = (2, 4, 8)
 """Workers that are pretended where there are more than the last: work grows by a fixed amount with each."""
+GROWS = 1.5
+"""With the most of them against the fewest; what grows less is taken as fixed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Calibration:
             raise ValueError(f"{label} was measured for {sizes[0]} workers, not for {world_size}: measure again")
 
         def at(values: Sequence[float]) -> float:
+            if values[-1] < GROWS * values[0]:
+                return median(values)
             slope, intercept = linear_regression(sizes, values)
             return max(0.0, slope * world_size + intercept)
 

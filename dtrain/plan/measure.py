@@ -24,7 +24,7 @@ MOST, FEWEST, LONG_SECONDS = 9, 2, 1.5
 
 @dataclass(frozen=True)
 class Step:
-    """Several recordings of a model's step without an exchange: a compute lane, which says when each bucket is ready."""
+    """Recordings of a model's step without an exchange: compute lanes, which say when each bucket is ready."""
 
     lanes: tuple[Lane, ...]
 
@@ -132,7 +132,7 @@ def _gradients(model: nn.Module) -> list[Tensor]:
 
 
 def spread_evenly(sizes: Sequence[int], *, forward: float, backward: float, after: float) -> Lane:
-    """A compute lane of which only the times are known: buckets of these sizes are ready in proportion to their size."""
+    """A compute lane of which only the times are known: buckets are ready in proportion to these sizes."""
     lane: list[Instruction] = [Work(forward)]
     for number, size in enumerate(sizes):
         lane += [Work(backward * size / sum(sizes)), Signal(("ready", number))]

@@ -164,7 +164,8 @@ def verdict(planned: Plan) -> str:
     if every_step is dense:
         said = f"Change nothing: a step takes {_ms(dense.seconds)}, bound by {dense.bound}"
     else:
-        said = f"Use {every_step.candidate.label}: a step takes {_ms(every_step.seconds)}, {every_step.to_none:.2f} of {fp32}"
+        said = f"Use {every_step.candidate.label}: a step takes {_ms(every_step.seconds)}, "
+        said += f"{every_step.to_none:.2f} of {fp32}"
         said += "" if every_step.candidate == FP16 else f" and {every_step.to_fp16:.2f} of fp16's"
     if best.candidate.exchanged == "update" and best.seconds < WORTH * every_step.seconds:
         said += (

@@ -43,7 +43,7 @@ class Uncertain:
 
 @dataclass(frozen=True)
 class Point:
-    """A method among so many ranks: seconds of a step, and the share of linear speed-up over one rank that it reaches."""
+    """A method among so many ranks: seconds of a step, and the share of a linear speed-up that it reaches."""
 
     method: str
     world_size: int

@@ -1,4 +1,4 @@
-"""What a plan is made for: a model that is here, one in a file of the user's, or one of which only the size is known."""
+"""What a plan is made for: a model that is here, one of the user's, a traced job, or no more than a size."""
 
 from __future__ import annotations
 
