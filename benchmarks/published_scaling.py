@@ -29,33 +29,35 @@ from dtrain.plan.timeline import Host
 from dtrain.sync.buckets import assign, trainable
 
 SOURCES = {
-    "F": "Iandola et al., FireCaffe, CVPR 2016, arXiv 1511.00175. Its abstract prints the speed-ups (GoogLeNet 47x, "
-    "Network-in-Network 39x on 128 GPUs), reduction trees and Cray interconnects. No time of a step. Its whole text was "
-    "not at hand: the batch of 1024 over all GPUs, so 8 each, is from memory of its tables.",
-    "G": "Caffe's models/bvlc_googlenet/readme.md: 1688.8 ms forward and backward at batch 128 on a K40c, 13.2 ms an "
-    "image. 13.4 M parameters, counted from its layers with both auxiliary heads. Titan's K20X has 8% less of peak fp32.",
-    "N": "Network-in-Network in Caffe's model zoo (gist d802a5849de39225bcc6): 29 MB, 7.6 M parameters counted from its "
-    "layers. No time of a step: GoogLeNet's (G) by multiply-adds an image, 1.1 x 10^9, counted likewise, against "
-    "GoogLeNet's 1.5 x 10^9 (Szegedy et al., CVPR 2015).",
+    "F": "Iandola et al., FireCaffe, CVPR 2016, arXiv 1511.00175. Its abstract prints the speed-ups (GoogLeNet "
+    "47x, Network-in-Network 39x on 128 GPUs), reduction trees and Cray interconnects. No time of a step. Its "
+    "whole text was not at hand: the batch of 1024 over all GPUs, so 8 each, is from memory of its tables.",
+    "G": "Caffe's models/bvlc_googlenet/readme.md: 1688.8 ms forward and backward at batch 128 on a K40c, 13.2 ms "
+    "an image. 13.4 M parameters, counted from its layers with both auxiliary heads. Titan's K20X has 8% less "
+    "of peak fp32.",
+    "N": "Network-in-Network in Caffe's model zoo (gist d802a5849de39225bcc6): 29 MB, 7.6 M parameters counted "
+    "from its layers. No time of a step: GoogLeNet's (G) by multiply-adds an image, 1.1 x 10^9, counted "
+    "likewise, against GoogLeNet's 1.5 x 10^9 (Szegedy et al., CVPR 2015).",
     "T": "Cray Gemini, www.euroben.nl/reports/web13/xe6.php: over 6 GB/s each way measured, 0.7 to 1.4 us.",
-    "H": "Horovod's README until October 2017 (pull request 44 took the table out). 16 GPUs on 4 servers, RoCE at 25 "
-    "Gbit/s, NCCL: 15.0x, 14.6x, 13.7x of one Pascal GPU's 134.4, 119.4 and 130.9 images/s at batch 64. On other "
-    "servers, plain 40 Gbit/s, NCCL over TCP, 64 GPUs on 16 servers: 53.3x, 56.9x, 40.7x of 148.8, 136.0 and 149.6 "
-    "images/s.",
-    "I": "Horovod's README after it: 32 servers with 4 Pascal GPUs each, RoCE at 25 Gbit/s: 90%, 90%, 79%. (The paper, "
-    "Sergeev and Del Balso, arXiv 1802.05799, has up to 128 GPUs.) Images/s of one GPU as in H.",
+    "H": "Horovod's README until October 2017 (pull request 44 took the table out). 16 GPUs on 4 servers, RoCE at "
+    "25 Gbit/s, NCCL: 15.0x, 14.6x, 13.7x of one Pascal GPU's 134.4, 119.4 and 130.9 images/s at batch 64. On "
+    "other servers, plain 40 Gbit/s, NCCL over TCP, 64 GPUs on 16 servers: 53.3x, 56.9x, 40.7x of 148.8, "
+    "136.0 and 149.6 images/s.",
+    "I": "Horovod's README after it: 32 servers with 4 Pascal GPUs each, RoCE at 25 Gbit/s: 90%, 90%, 79%. (The "
+    "paper, Sergeev and Del Balso, arXiv 1802.05799, has up to 128 GPUs.) Images/s of one GPU as in H.",
     "J": "Horovod's docs/benchmarks.rst: 128 servers with 4 Pascal GPUs each, RoCE at 25 Gbit/s: 90%, 90%, 68%. "
     "Images/s of one GPU as in H.",
-    "P": "Parameters: torchvision's networks, Inception V3 without its auxiliary head; BERT-base 110 M (Devlin et al., "
-    "NAACL 2019).",
-    "A": "Agarwal et al., On the Utility of Gradient Compression, MLSys 2022, arXiv 2103.00543. Its abstract: faster "
-    "than plain DDP in 6 of more than 200 setups. Its scripts (uw-mad-dash/GradCompressionUtility) have 4 V100s a node, "
-    "8 for BERT; such nodes of AWS have 10 and 25 Gbit/s. Its whole text was not at hand: by a published summary of it, "
-    "encoding and decoding take about 50 ms, fourfold compression is enough and pays below about 8 Gbit/s, and backward "
-    "takes 1.04 to 1.1 times as long beside collectives. Compute times: V.",
-    "V": "A V100 in fp32: ResNet-50 363.1 images/s (NVIDIA DeepLearningExamples, RN50v1.5, PyTorch 18.09); ResNet-101 "
-    "202.8 images/s at batch 64 (horovod issue 416); an encoder as BERT-base's 35 sequences/s of 384 tokens at batch 8 "
-    "(NVIDIA DeepLearningExamples, ELECTRA-base).",
+    "P": "Parameters: torchvision's networks, Inception V3 without its auxiliary head; BERT-base 110 M (Devlin et "
+    "al., NAACL 2019).",
+    "A": "Agarwal et al., On the Utility of Gradient Compression, MLSys 2022, arXiv 2103.00543. Its abstract: "
+    "faster than plain DDP in 6 of more than 200 setups. Its scripts (uw-mad-dash/GradCompressionUtility) "
+    "have 4 V100s a node, 8 for BERT; such nodes of AWS have 10 and 25 Gbit/s. Its whole text was not at "
+    "hand: by a published summary of it, encoding and decoding take about 50 ms, fourfold compression is "
+    "enough and pays below about 8 Gbit/s, and backward takes 1.04 to 1.1 times as long beside collectives. "
+    "Compute times: V.",
+    "V": "A V100 in fp32: ResNet-50 363.1 images/s (NVIDIA DeepLearningExamples, RN50v1.5, PyTorch 18.09); "
+    "ResNet-101 202.8 images/s at batch 64 (horovod issue 416); an encoder as BERT-base's 35 sequences/s of "
+    "384 tokens at batch 8 (NVIDIA DeepLearningExamples, ELECTRA-base).",
 }
 
 ROCE = Link(25e9, latency_seconds=10e-6, ranks=4)
@@ -237,8 +239,8 @@ FOURFOLD, CODEC_SECONDS = 4.0, 0.05
 
 def worth(cases: Iterable[Case]) -> list[str]:
     return [
-        "| model | GPUs (a node) | link | none | a quarter of the bytes, no codec time | faster by | its codec may take, "
-        f"ms | with {1e3 * CODEC_SECONDS:.0f} ms it pays below |",
+        "| model | GPUs (a node) | link | none | a quarter of the bytes, no codec time | faster by | its codec may "
+        f"take, ms | with {1e3 * CODEC_SECONDS:.0f} ms it pays below |",
         "|---" * 8 + "|",
         *map(worth_of, cases),
     ]
@@ -269,24 +271,25 @@ def highest(low: float, high: float, holds: Callable[[float], bool]) -> float:
 
 
 NOTES = """\
-- **Horovod, Inception V3 and ResNet-101**: predictions are 4 to 8 points high, 16 for Inception over TCP. In the plan
-  collectives cost a GPU nothing; Agarwal et al. saw backward take 1.04 to 1.1 times as long beside them. 1.07 alone
-  leaves 0 to 4 points, and 12 for Inception over TCP.
-- **Horovod, VGG-16**: 6 to 34 points high, most over TCP and at 512 GPUs. With NCCL the plan has messages go by trees,
-  and two collectives under way at once. NCCL had rings only until 2.4 (2019), and a communicator runs one collective at
-  a time: then 1,022 messages follow one another for each bucket at 512 GPUs, and predictions are 90, 68, 81 and 65%
-  against 85, 64, 79 and 68%. How far this goes rests on the latencies, which are assumed.
-- **The link that 4 GPUs share** is not to blame: rings pass it once, as the plan has it. Would each GPU's bytes pass it,
-  VGG-16 could reach 31% on 16 GPUs, and it reached 85%.
-- **FireCaffe**: 57 and 60 points high, for the plan does not know its algorithm. A reduction tree without a pipeline
-  sends all bytes at each of 7 levels, up and down: 7 times what a ring sends. With that and no overlap 46 and 52% are
-  predicted, which leaves 10 and 22 points. Not in the plan either: 8 images a GPU, where the time of an image was
-  measured with 128, and copies between GPU and host.
-- **Agarwal et al.**: their times were not at hand, so only their verdict can be compared. Where nodes have 25 Gbit/s the
-  plan agrees for ResNets: fourfold compression for nothing would win 5 to 6%, and its codec may take 12 to 15 ms of the
-  GPU. At 10 Gbit/s it does not agree: it would win a third and more, with a codec of up to 79 to 110 ms; one of 50 ms
-  pays below 12 to 13 Gbit/s here, below about 8 there. BERT would gain at both. Methods that send all to all ranks,
-  whose bytes grow with the number of ranks, are among their more than 200 setups and not here.
+- **Horovod, Inception V3 and ResNet-101**: predictions are 4 to 8 points high, 16 for Inception over TCP. In the
+  plan collectives cost a GPU nothing; Agarwal et al. saw backward take 1.04 to 1.1 times as long beside them. 1.07
+  alone leaves 0 to 4 points, and 12 for Inception over TCP.
+- **Horovod, VGG-16**: 6 to 34 points high, most over TCP and at 512 GPUs. With NCCL the plan has messages go by
+  trees, and two collectives under way at once. NCCL had rings only until 2.4 (2019), and a communicator runs one
+  collective at a time: then 1,022 messages follow one another for each bucket at 512 GPUs, and predictions are 90,
+  68, 81 and 65% against 85, 64, 79 and 68%. How far this goes rests on the latencies, which are assumed.
+- **The link that 4 GPUs share** is not to blame: rings pass it once, as the plan has it. Would each GPU's bytes
+  pass it, VGG-16 could reach 31% on 16 GPUs, and it reached 85%.
+- **FireCaffe**: 57 and 60 points high, for the plan does not know its algorithm. A reduction tree without a
+  pipeline sends all bytes at each of 7 levels, up and down: 7 times what a ring sends. With that and no overlap 46
+  and 52% are predicted, which leaves 9 and 22 points. Not in the plan either: 8 images a GPU, where the time of an
+  image was measured with 128, and copies between GPU and host.
+- **Agarwal et al.**: their times were not at hand, so only their verdict can be compared. Where nodes have 25
+  Gbit/s the plan agrees for ResNets: fourfold compression for nothing would win 5 to 6%, and its codec may take 12
+  to 15 ms of the GPU. At 10 Gbit/s it does not agree: it would win a third and more, with a codec of up to 79 to
+  110 ms; one of 50 ms pays below 12 to 13 Gbit/s here, below about 8 there. BERT would gain at both. Methods that
+  send all to all ranks, whose bytes grow with the number of ranks, are among their more than 200 setups and not
+  here.
 """
 
 
