@@ -48,7 +48,7 @@ def probe(communicator: Communicator) -> Link:
     small = passage(communicator.backend, Op.ALL_REDUCE, SMALL_BYTES, communicator.world_size)
     rate = way.sent_bytes / max(large - waits, 1e-6)
     mine = torch.tensor(
-        [waits / small.messages, busy / small.messages, rate, cpu / (2 * REPETITIONS * way.sent_bytes)],
+        [waits / small.messages, busy / small.messages, rate, cpu / ((REPETITIONS + 1) * way.sent_bytes)],
         dtype=torch.float64,
     )
     slowest = all_gather(communicator, mine)
