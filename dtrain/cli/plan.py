@@ -7,14 +7,14 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtrain.cli.output import Verbs, console, json_option, print_json
 
 if TYPE_CHECKING:
     from dtrain.plan.calibration import Calibration
     from dtrain.plan.candidates import Candidate
-    from dtrain.plan.planner import Job
+    from dtrain.plan.planner import Job, Plan
     from dtrain.plan.subject import Subject
 
 
@@ -59,16 +59,31 @@ def _job_options(parser: argparse.ArgumentParser) -> None:
 def _plan(parsed: argparse.Namespace) -> int:
     from dtrain.plan.planner import plan
     from dtrain.plan.tables import plan_table
+    from dtrain.plan.whole_run import whole_run
 
     if parsed.nodes < 1:
         raise ValueError(f"--nodes {parsed.nodes} must be at least 1")
+    run = whole_run(parsed.num_steps, parsed.price)
     subject, job, chosen, calibration = _measured(parsed, parsed.nodes * parsed.ranks_per_node)
-    planned = plan(calibration, chosen, job)
+    planned = plan(calibration, chosen, job, run)
+    told = {"subject": subject.name, **planned.as_json()}
+    if parsed.html is not None:
+        _write_page(told, calibration, planned, parsed.html)
     if parsed.json:
-        print_json({"subject": subject.name, **planned.as_json()})
+        print_json(told)
     else:
         console().print(plan_table(planned, subject.name))
+        if parsed.html is not None:
+            print(f"page in {parsed.html}")
     return 0
+
+
+def _write_page(told: dict[str, Any], calibration: Calibration, planned: Plan, path: Path) -> None:
+    from dtrain.plan.curves import curves, timelines
+    from dtrain.report import write_plan
+
+    drawn = {"curves": curves(calibration, planned), "timelines": timelines(calibration, planned)}
+    write_plan({**told, **drawn, "machine": dict(calibration.machine)}, path)
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
@@ -113,7 +128,8 @@ def _subject(parsed: argparse.Namespace) -> Subject:
 
 def _threads(parsed: argparse.Namespace) -> int:
     cores = parsed.cores or os.cpu_count() or 1
-    return parsed.threads or max(1, int(cores) // parsed.ranks_per_node)
+    threads: int = parsed.threads or max(1, int(cores) // parsed.ranks_per_node)
+    return threads
 
 
 def _set_threads(parsed: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from dtrain.plan.candidates import FP16, NONE, Candidate, Known
 from dtrain.plan.link import Link, passage
 from dtrain.plan.program import Program, Work
 from dtrain.plan.timeline import Host, Timeline, run
+from dtrain.plan.whole_run import Total, WholeRun
 
 Bound = Literal["compute", "codec", "bandwidth", "latency"]
 
@@ -31,6 +32,11 @@ class Job:
     link: Link
     backend: str = "gloo"
     optimizer: str | None = None
+
+    @property
+    def num_nodes(self) -> int:
+        """With the host's number of ranks on each."""
+        return -(-self.world_size // self.host.ranks)
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows, the fastest first."""
+    """Rows, the fastest first; and the run whose hours, bytes and cost are told with them."""
 
     job: Job
     rows: tuple[Row, ...]
+    whole_run: WholeRun | None = None
 
     def row(self, candidate: Candidate) -> Row:
         """That of this candidate."""
@@ -87,17 +94,28 @@ class Plan:
             best = row if best.seconds > WORTH * row.seconds else best
         return best
 
+    def total(self, row: Row) -> Total | None:
+        """Of the whole run, where one was named."""
+        if self.whole_run is None:
+            return None
+        return self.whole_run.total(seconds=row.seconds, sent_bytes=row.sent_bytes, num_nodes=self.job.num_nodes)
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON data."""
+        totals = [self.total(row) for row in self.rows]
         return {
             "job": asdict(self.job),
             "verdict": verdict(self),
             "best": self.best().candidate.label,
-            "rows": [row.as_json() for row in self.rows],
+            "whole_run": asdict(self.whole_run) if self.whole_run else None,
+            "rows": [
+                row.as_json() | {"total": asdict(total) if total else None}
+                for row, total in zip(self.rows, totals, strict=True)
+            ],
         }
 
 
-def plan(calibration: Calibration, chosen: Sequence[Candidate], job: Job) -> Plan:
+def plan(calibration: Calibration, chosen: Sequence[Candidate], job: Job, whole_run: WholeRun | None = None) -> Plan:
     """Predict each candidate; none and fp16 must be among them."""
     programs = {one.label: calibration.program(one.label, job.world_size, median) for one in chosen}
     seconds = {label: predict(program, job).seconds for label, program in programs.items()}
@@ -123,7 +141,7 @@ def plan(calibration: Calibration, chosen: Sequence[Candidate], job: Job) -> Pla
                 evidence=_evidence(one, job),
             )
         )
-    return Plan(job, tuple(sorted(rows, key=lambda row: row.seconds)))
+    return Plan(job, tuple(sorted(rows, key=lambda row: row.seconds)), whole_run)
 
 
 def _evidence(candidate: Candidate, job: Job) -> tuple[str, ...]:

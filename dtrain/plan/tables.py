@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from dtrain.plan.candidates import FP16, NONE
 from dtrain.plan.planner import Plan, Row, verdict
 from dtrain.plan.scaling import Point
 
@@ -36,7 +37,7 @@ def plan_table(planned: Plan, name: str) -> Group:
         )
     rate = job.link.bits_per_second
     where = f"{name}: {job.world_size} ranks, {job.host.ranks} a node, {rate_in_words(rate)}, {job.backend}"
-    return Group(Text(verdict(planned), style="bold"), Text(where), table, *_evidence(planned))
+    return Group(Text(verdict(planned), style="bold"), Text(where), table, *_evidence(planned), *_whole_run(planned))
 
 
 def scaling_table(points: Sequence[Point], name: str) -> Group:
@@ -57,6 +58,24 @@ def _evidence(planned: Plan) -> list[Text]:
     if best.known != "holds" or not best.evidence:
         return []
     return [Text(f"{best.candidate.label}, where it was tried: {'; '.join(best.evidence)}.")]
+
+
+def _whole_run(planned: Plan) -> list[Text | Table]:
+    """Of none, fp16 and the best, where a run was named."""
+    if planned.whole_run is None:
+        return []
+    priced = planned.whole_run.price is not None
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("exchange", max_width=36)
+    for column in ("hours", "GB, all nodes", *(["cost"] if priced else [])):
+        table.add_column(column, justify="right")
+    shown = {row.candidate.label: row for row in (planned.row(NONE), planned.row(FP16), planned.best())}
+    for label, row in shown.items():
+        total = planned.total(row)
+        assert total is not None
+        cost = [f"{total.cost:,.2f}"] if total.cost is not None else []
+        table.add_row(label, f"{total.hours:,.1f}", f"{total.gigabytes:,.0f}", *cost)
+    return [Text(f"\nThe whole run, {planned.whole_run.num_steps:,} steps:"), table]
 
 
 def _ms(seconds: float) -> str:

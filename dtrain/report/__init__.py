@@ -7,14 +7,16 @@ directories (`summary.json`, `metrics.jsonl`) and print or write.
     console.print(compare_table(runs))            # dtrain compare; --json: compare_data(runs)
     console.print(claims_table(claims(runs)))     # dtrain claims;  --json: claims_data(claims(runs))
     write_report(runs, "runs/demo/report.html")   # dtrain report
+    write_plan(told, "plan.html")                 # dtrain plan --html, of plain data
 
 `load_runs` raises ValueError, with the file and the cure, for everything that can be wrong with the input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dtrain.report.compare import compare_data, compare_table
 from dtrain.report.runs import Run, load_runs
@@ -33,6 +35,7 @@ __all__ = [
     "compare_data",
     "compare_table",
     "load_runs",
+    "write_plan",
     "write_report",
 ]
 
@@ -45,3 +48,10 @@ def write_report(runs: Sequence[Run], path: str | Path) -> Path:
     from dtrain.report import page  # matplotlib takes a second to import, which the other verbs need not pay
 
     return page.write(runs, path)
+
+
+def write_plan(told: Mapping[str, Any], path: str | Path) -> Path:
+    """Writes one HTML file about a plan, likewise: of what `dtrain plan --json` prints and what is drawn of it."""
+    from dtrain.report import plan_page
+
+    return plan_page.write(told, path)

@@ -7,17 +7,28 @@ no place on a logarithmic axis) is named in the chart's note instead of vanishin
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from dtrain.report import units
 from dtrain.report.curves import Curve, Point
 from dtrain.report.runs import Run
-from dtrain.report.svg import CODEC, COMPUTE, EXPOSED, INK, MUTED, SERIES, VARIABLES, drawing, new_axes, to_svg
+from dtrain.report.svg import (
+    CODEC,
+    COMPUTE,
+    EXPOSED,
+    INK,
+    MUTED,
+    SERIES,
+    VARIABLES,
+    drawing,
+    log_ticks,
+    new_axes,
+    to_svg,
+)
 
 MARKER_PATHS = {
     "o": "M5 1a4 4 0 1 0 0 8a4 4 0 1 0 0-8z",
@@ -75,8 +86,8 @@ def bytes_against_parameters(runs: Sequence[Run]) -> Chart | None:
                 _point_of(axes, index, run, not _crowded(run, shown), run.num_parameters > (left * right) ** 0.5)
         axes.set(xscale="log", yscale="log", xlim=(left, right))
         axes.margins(y=0.12)
-        _log_ticks(axes, "x", units.short_count)
-        _log_ticks(axes, "y", units.short_bytes)
+        log_ticks(axes, "x", units.short_count)
+        log_ticks(axes, "y", units.short_bytes)
         axes.set_xlabel("parameters", color=MUTED)
         axes.set_ylabel("wire bytes per step and rank", color=MUTED)
         svg = to_svg(figure, "bytes", "Wire bytes per step and rank against parameters, both axes logarithmic.")
@@ -197,7 +208,7 @@ def _curves_of(axes: Axes, index: int, run: Run, quantity: str, against: str) ->
 def _curve_axes(axes: Axes, quantity: str, against: str) -> None:
     if against == "wire_bytes":
         axes.set_xscale("log")
-        _log_ticks(axes, "x", units.short_bytes)
+        log_ticks(axes, "x", units.short_bytes)
         axes.set_xlabel("wire bytes sent by rank 0 so far", color=MUTED)
     else:
         axes.set_xlim(left=0)
@@ -227,16 +238,6 @@ def _coordinates(points: Sequence[Point], quantity: str, against: str) -> tuple[
 def _value(point: Point, quantity: str) -> float:
     value: float | None = getattr(point, quantity)
     return math.nan if value is None else value
-
-
-def _log_ticks(axes: Axes, which: str, write: Callable[[float], str]) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    subs = (1.0,) if high / low >= 100 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+(?=\s|$)", "", write(value))))
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_minor_locator(NullLocator())
 
 
 def _shortened(run: Run) -> str:

@@ -1,20 +1,11 @@
-"""The report: one HTML file that explains itself, opens anywhere, loads nothing and runs nothing.
-
-Escaping is Jinja's (autoescape is on); only our own SVG and CSS go in as they are. A content security policy in the
-page forbids scripts and every connection, should an escape ever be missed.
-"""
+"""The report: one HTML file that explains itself, opens anywhere, loads nothing and runs nothing (`template.py`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from dtrain.files import write_whole
 from dtrain.report import charts, units
 from dtrain.report.charts import Chart
 from dtrain.report.compare import GROUPS
@@ -22,6 +13,7 @@ from dtrain.report.runs import Run
 from dtrain.report.squeezenet.headline import headline
 from dtrain.report.squeezenet.paper import claims
 from dtrain.report.squeezenet.verdicts import Verdict
+from dtrain.report.template import fill, write_page
 
 
 @dataclass(frozen=True)
@@ -45,13 +37,10 @@ class Figure:
 
 def render(runs: Sequence[Run]) -> str:
     """The page as HTML. The same runs give the same bytes: nothing in it depends on when or where it was made."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(svg=Markup, count=units.count, exact=units.exact_bytes, short=units.short_bytes)
-    template = environment.from_string(_resource("report.html"))
     judged = claims(runs)
     most = max((run.wire_bytes_per_step or 0 for run in runs), default=0)
-    return template.render(
-        css=Markup(_resource("report.css")),
+    return fill(
+        "report.html",
         headline=headline(runs),
         runs=runs,
         series=_series(runs),
@@ -62,20 +51,12 @@ def render(runs: Sequence[Run]) -> str:
         figures=_figures(runs),
         groups=GROUPS,
         settings=[(run, _settings(run)) for run in runs],
-        missing=units.MISSING,
     )
 
 
 def write(runs: Sequence[Run], path: str | Path) -> Path:
     """Writes the page (UTF-8) and returns its path; directories on the way are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, render(runs))
-    return path
-
-
-def _resource(name: str) -> str:
-    return resources.files("dtrain.report").joinpath(name).read_text(encoding="utf-8")
+    return write_page(path, render(runs))
 
 
 def _series(runs: Sequence[Run]) -> dict[str, Series]:

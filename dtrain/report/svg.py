@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from xml.etree import ElementTree
 
@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 INK, MUTED, GRID = "#1d2430", "#5b6472", "#dfe3e8"
 COMPUTE, CODEC, EXPOSED = "#8fa3b8", "#e0a100", "#e2707f"
@@ -71,6 +72,17 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def log_ticks(axes: Axes, which: str, write: Callable[[float], str]) -> None:
+    """Ticks at powers of 10 on the axis "x" or "y", closer where it is short; zeros after the point are left out."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    subs = (1.0,) if high / low >= 100 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+(?=\s|$)", "", write(value))))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:

@@ -45,6 +45,19 @@ def seconds(value: float | None) -> str:
     return f"{_three_figures(value * 1e6)} µs"
 
 
+def milliseconds(value: float | None, *, unit: bool = True) -> str:
+    """A step's time as plans say it: `1,608 ms`, below 10 ms with two decimals."""
+    if value is None:
+        return MISSING
+    text = f"{1e3 * value:,.0f}" if value >= 0.00995 or value == 0 else f"{1e3 * value:.2f}"
+    return f"{text} ms" if unit else text
+
+
+def rate(bits_per_second: float | None) -> str:
+    """Of a link, to three figures: `1.00 Gbit/s`."""
+    return MISSING if bits_per_second is None else _scaled(bits_per_second, ("bit/s", "kbit/s", "Mbit/s", "Gbit/s"))
+
+
 def ratio(value: float | None) -> str:
     """How many times: `49.3x`."""
     if value is None:
