@@ -100,7 +100,7 @@ class Chooser:
         all_gather(self.communicator, torch.zeros(1))
         cpu, begun = time.process_time(), time.perf_counter()
         with torch.random.fork_rng():
-            calibration = calibrate(subject, chosen, world_size=self.communicator.world_size)
+            calibration = calibrate(subject, chosen, world_sizes=[self.communicator.world_size])
         share = (time.process_time() - cpu) / (time.perf_counter() - begun)
         shares = all_gather(self.communicator, torch.tensor([share], dtype=torch.float64))
         if float(shares.min()) < CROWDED:

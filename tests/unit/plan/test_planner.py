@@ -142,7 +142,7 @@ def test_rates_times_and_counts_are_numbers_with_units() -> None:
 def test_a_calibration_is_kept_and_refused_where_it_does_not_fit(tmp_path: Path) -> None:
     subject = of_size(3_000_000, 0.01, "sgd")
     torch.manual_seed(0)
-    calibration = calibrate(subject, CHOSEN, world_size=2)
+    calibration = calibrate(subject, CHOSEN, world_sizes=[2])
     path = tmp_path / "calibration.json"
     save(calibration, path)
     labels = [one.label for one in CHOSEN]
