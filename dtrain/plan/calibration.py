@@ -12,7 +12,6 @@ from statistics import linear_regression, quantiles
 from typing import Any
 
 import torch
-from torch import nn
 
 from dtrain import compressors
 from dtrain.compressors.registry import sends_few
@@ -104,7 +103,8 @@ def calibrate(
     return Calibration(subject.name, this_machine(), step, recordings)
 
 
-def _record(model: nn.Module, optimizer: torch.optim.Optimizer, candidate: Candidate, world_size: int) -> Recording:
+def _record(subject: Subject, candidate: Candidate, world_size: int) -> Recording:
+    model, optimizer = subject.model, subject.optimizer
     compressor = compressors.build(candidate.compressor, **candidate.options)
     if candidate.exchanged == "gradient":
         return Recording(tuple(record_gradients(model, compressor, world_size=world_size)))
