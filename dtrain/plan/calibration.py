@@ -97,9 +97,7 @@ def calibrate(
     recordings: dict[str, dict[int, Recording]] = {}
     for candidate in chosen:
         on_progress(candidate.label)
-        recordings[candidate.label] = {
-            n: _record(subject.model, subject.optimizer, candidate, n) for n in sorted(sizes)
-        }
+        recordings[candidate.label] = {n: _record(subject, candidate, n) for n in sorted(sizes)}
     return Calibration(subject.name, this_machine(), step, recordings)
 
 
