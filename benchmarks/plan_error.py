@@ -76,7 +76,7 @@ def calibrated(folder: Path, models: Iterable[str]) -> dict[tuple[str, int], Cal
                 subject = subject or subject_of(settings_of(model), 1)
                 begun = time.perf_counter()
                 with neighbours((os.cpu_count() or 1) - 1):
-                    save(calibrate(subject, [*map(parse, METHODS)], world_size=nodes), path)
+                    save(calibrate(subject, [*map(parse, METHODS)], world_sizes=[nodes]), path)
                 print(f"calibrated {model} for {nodes} nodes in {time.perf_counter() - begun:.0f} s", flush=True)
             torch.set_num_threads(1)
             found[model, nodes] = load(path, f"{model}, {MODELS[model]} a rank", METHODS)

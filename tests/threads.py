@@ -15,6 +15,10 @@ from dtrain.exchange import Op, Request
 T = TypeVar("T")
 
 
+class _AbandonedError(Exception):
+    """Another rank has failed, or never came."""
+
+
 class _Meeting:
     """What the ranks of one communicator have put on the table, collective by collective."""
 
@@ -36,7 +40,8 @@ class _Handle:
             full = meeting.changed.wait_for(
                 lambda: meeting.failed or len(meeting.tables[number]) == meeting.world_size, timeout=30
             )
-            assert full and not meeting.failed, f"rank {self._rank} waits for a collective that others have not started"
+            if not full or meeting.failed:
+                raise _AbandonedError(f"rank {self._rank} waits for a collective that others have not started")
             table = meeting.tables[number]
             answer = _answer([table[rank] for rank in range(meeting.world_size)], self._rank)
             meeting.taken[number] = meeting.taken.get(number, 0) + 1
@@ -86,7 +91,7 @@ class ThreadCommunicator:
 
 
 def run_ranks(world_size: int, body: Callable[[ThreadCommunicator], T]) -> list[T]:
-    """What `body` returns on each rank; the first error that any of them met is raised."""
+    """What `body` returns on each rank; the first error that is not another rank's is raised."""
     meetings = [_Meeting(world_size) for _ in range(4)]
 
     def run(rank: int) -> T:
@@ -103,5 +108,5 @@ def run_ranks(world_size: int, body: Callable[[ThreadCommunicator], T]) -> list[
         futures = [pool.submit(run, rank) for rank in range(world_size)]
     errors = [error for future in futures if (error := future.exception()) is not None]
     if errors:
-        raise next((e for e in errors if not isinstance(e, AssertionError)), errors[0])
+        raise next((e for e in errors if not isinstance(e, _AbandonedError)), errors[0])
     return [future.result() for future in futures]

@@ -64,7 +64,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     if parsed.nodes < 1:
         raise ValueError(f"--nodes {parsed.nodes} must be at least 1")
     run = whole_run(parsed.num_steps, parsed.price)
-    subject, job, chosen, calibration = _measured(parsed, parsed.nodes * parsed.ranks_per_node)
+    subject, job, chosen, calibration = _measured(parsed, [parsed.nodes * parsed.ranks_per_node])
     planned = plan(calibration, chosen, job, run)
     told = {"subject": subject.name, **planned.as_json()}
     if parsed.html is not None:
@@ -93,7 +93,7 @@ def _simulate(parsed: argparse.Namespace) -> int:
     sizes = parsed.ranks or [2**i for i in range(13)]
     if min(sizes) < 1:
         raise ValueError(f"--ranks {min(sizes)} must be at least 1")
-    subject, job, chosen, calibration = _measured(parsed, max(sizes))
+    subject, job, chosen, calibration = _measured(parsed, sizes)
     points = scale(calibration, chosen, job, sizes, Uncertain(parsed.spread, parsed.hours_between_faults))
     if parsed.json:
         print_json({"subject": subject.name, "points": [point.as_json() for point in points]})
@@ -138,7 +138,7 @@ def _set_threads(parsed: argparse.Namespace) -> None:
     torch.set_num_threads(_threads(parsed))
 
 
-def _measured(parsed: argparse.Namespace, world_size: int) -> tuple[Subject, Job, list[Candidate], Calibration]:
+def _measured(parsed: argparse.Namespace, sizes: list[int]) -> tuple[Subject, Job, list[Candidate], Calibration]:
     """What is planned, and what was measured of it, now or before."""
     from dtrain.plan.link import read_link
     from dtrain.plan.planner import Job
@@ -151,9 +151,9 @@ def _measured(parsed: argparse.Namespace, world_size: int) -> tuple[Subject, Job
     link = replace(read_link(parsed.link, parsed.latency), ranks=parsed.ranks_per_node)
     subject = _subject(parsed)
     cores = parsed.cores or os.cpu_count() or 1
-    job = Job(world_size, Host(cores, parsed.ranks_per_node), link, parsed.backend, subject.tried_as)
+    job = Job(max(sizes), Host(cores, parsed.ranks_per_node), link, parsed.backend, subject.tried_as)
     chosen = _chosen(parsed, job)
-    return subject, job, chosen, _calibration(parsed, subject, job, chosen)
+    return subject, job, chosen, _calibration(parsed, subject, job, sizes, chosen)
 
 
 def _chosen(parsed: argparse.Namespace, job: Job) -> list[Candidate]:
@@ -162,7 +162,9 @@ def _chosen(parsed: argparse.Namespace, job: Job) -> list[Candidate]:
     return parse_all(parsed.methods) if parsed.methods else candidates(job.optimizer, job.world_size)
 
 
-def _calibration(parsed: argparse.Namespace, subject: Subject, job: Job, chosen: list[Candidate]) -> Calibration:
+def _calibration(
+    parsed: argparse.Namespace, subject: Subject, job: Job, sizes: list[int], chosen: list[Candidate]
+) -> Calibration:
     from dtrain.plan.calibration import calibrate, load, save
     from dtrain.plan.neighbours import neighbours
 
@@ -177,7 +179,7 @@ def _calibration(parsed: argparse.Namespace, subject: Subject, job: Job, chosen:
                 status.update(f"measuring {label}")
 
         with neighbours((os.cpu_count() or 1) - 1 if crowded else 0):
-            calibration = calibrate(subject, chosen, world_size=job.world_size, on_progress=tell)
+            calibration = calibrate(subject, chosen, world_sizes=sizes, on_progress=tell)
     if parsed.calibration is not None:
         save(calibration, parsed.calibration)
     return calibration

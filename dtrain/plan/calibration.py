@@ -12,7 +12,6 @@ from statistics import linear_regression, quantiles
 from typing import Any
 
 import torch
-from torch import nn
 
 from dtrain import compressors
 from dtrain.compressors.registry import sends_few
@@ -84,21 +83,26 @@ def calibrate(
     subject: Subject,
     chosen: Sequence[Candidate],
     *,
-    world_size: int,
+    world_sizes: Sequence[int],
     on_progress: Callable[[str], None] = lambda label: None,
 ) -> Calibration:
-    """Measure a step of this job, and every candidate on it. `on_progress` is told what is measured next."""
-    sizes = (world_size,) if world_size <= MEASURED_WITH[-1] else MEASURED_WITH
+    """Measure a step of this job, and every candidate on it for these numbers of workers.
+
+    `on_progress` is told what is measured next.
+    """
+    sizes = {n for n in world_sizes if n <= MEASURED_WITH[-1]}
+    sizes |= set(MEASURED_WITH) if max(world_sizes) > MEASURED_WITH[-1] else set()
     on_progress("a step")
     step = subject.measured_step()
     recordings: dict[str, dict[int, Recording]] = {}
     for candidate in chosen:
         on_progress(candidate.label)
-        recordings[candidate.label] = {n: _record(subject.model, subject.optimizer, candidate, n) for n in sizes}
+        recordings[candidate.label] = {n: _record(subject, candidate, n) for n in sorted(sizes)}
     return Calibration(subject.name, this_machine(), step, recordings)
 
 
-def _record(model: nn.Module, optimizer: torch.optim.Optimizer, candidate: Candidate, world_size: int) -> Recording:
+def _record(subject: Subject, candidate: Candidate, world_size: int) -> Recording:
+    model, optimizer = subject.model, subject.optimizer
     compressor = compressors.build(candidate.compressor, **candidate.options)
     if candidate.exchanged == "gradient":
         return Recording(tuple(record_gradients(model, compressor, world_size=world_size)))

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import ceil, log2
+from math import ceil, inf, log2
 from pathlib import Path
 from types import MappingProxyType
 
@@ -43,6 +43,13 @@ class Link:
     core_seconds_per_message: float = 0.0
     concurrent: int = 2
     ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bits_per_second < inf or not 0 < self.share <= 1:
+            raise ValueError(f"a link of {self.bits_per_second:g} bits per second: give a rate such as 1gbit")
+        times = (self.latency_seconds, self.busy_latency_seconds or 0.0, self.core_seconds_per_byte)
+        if not all(0 <= seconds < inf for seconds in times):
+            raise ValueError("times of a link must be 0 or more")
 
     @property
     def bytes_per_second(self) -> float:

@@ -27,8 +27,8 @@ from dtrain.files import write_whole
 from dtrain.plan.link import TCP_SHARE, Link, passage
 
 SMALL_BYTES, FIRST_BYTES, LARGE_BYTES = 4, 250_000, 25_000_000
-REPETITIONS = 5
-LONG_SECONDS = 1.0
+REPETITIONS = 3
+LONG_SECONDS = 0.5
 """What a large message should take about."""
 
 
@@ -42,13 +42,13 @@ def probe(communicator: Communicator) -> Link:
     first = float(all_gather(communicator, torch.tensor([_seconds(communicator, FIRST_BYTES, 5)])).max())
     size = int(min(LARGE_BYTES, max(FIRST_BYTES, FIRST_BYTES * LONG_SECONDS / first))) // 4 * 4
     cpu = time.process_time()
-    times = [_seconds(communicator, size, 1) for _ in range(REPETITIONS)]
+    large = _seconds(communicator, size, REPETITIONS)
     cpu = time.process_time() - cpu
     way = passage(communicator.backend, Op.ALL_REDUCE, size, communicator.world_size)
     small = passage(communicator.backend, Op.ALL_REDUCE, SMALL_BYTES, communicator.world_size)
-    rate = way.sent_bytes / max(statistics.median(times) - waits, 1e-6)
+    rate = way.sent_bytes / max(large - waits, 1e-6)
     mine = torch.tensor(
-        [waits / small.messages, busy / small.messages, rate, cpu / (2 * REPETITIONS * way.sent_bytes)],
+        [waits / small.messages, busy / small.messages, rate, cpu / ((REPETITIONS + 1) * way.sent_bytes)],
         dtype=torch.float64,
     )
     slowest = all_gather(communicator, mine)

@@ -15,7 +15,7 @@ from dtrain.comm import BACKENDS
 from dtrain.compressors.trials import Guard
 from dtrain.train.optimizers import OPTIMIZERS, Optimizer
 from dtrain.train.plain_data import Named, build, require
-from dtrain.train.synchronizers import SYNCS, EveryStepSync, Sync
+from dtrain.train.synchronizers import AUTO, SYNCS, EveryStepSync, Sync
 
 DEFAULT_EPOCHS = 10
 """Where neither num_steps nor num_epochs is set, nor phases."""
@@ -172,6 +172,12 @@ class TrainConfig:
         require(
             self.teacher != BEFORE or any(phase.compresses for phase in self.phases.values()),
             f"teacher={BEFORE} is the model before a phase compresses it: give phases (experiment=deep_compression)",
+        )
+        chosen = (self.compressor.name == AUTO, self.sync.name)
+        require(chosen[0] or chosen[1] != AUTO, "sync=auto is chosen with the compressor: add compressor=auto")
+        require(
+            not chosen[0] or chosen[1] in ("every_step", AUTO),
+            f"compressor=auto chooses how often to exchange itself: write sync=auto in place of sync={chosen[1]}",
         )
         for name in ("num_steps", "num_epochs", "threads"):
             value = getattr(self, name)

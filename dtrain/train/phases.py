@@ -6,10 +6,11 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dtrain.compressors import sends_few
 from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.auto import Auto, Chooser, build
 from dtrain.train.checkpoint import CONSTRAINTS, TEACHER, Checkpoint
 from dtrain.train.config import BEFORE, Phase, Span
 from dtrain.train.constraints import Constraints, compress, constraints_of, exchanged_as, num_values
@@ -18,7 +19,7 @@ from dtrain.train.loop import Learner
 from dtrain.train.loss import against, against_labels
 from dtrain.train.model_files import fill_model
 from dtrain.train.resume import resume
-from dtrain.train.synchronizers import Exchanging
+from dtrain.train.synchronizers import AUTO, Exchanging
 from dtrain.vision import models
 
 
@@ -100,9 +101,10 @@ class Phases:
 
     def _synchronizer(self, optimizer: torch.optim.Optimizer) -> Synchronizer:
         job, config = self._job, self._job.config
+        chosen = config.compressor.name == AUTO
         parts = Exchanging(
             exchanged_as(job.prepared.compressor, self._constraints),
-            sends_few(config.compressor.name),
+            not chosen and sends_few(config.compressor.name),
             job.for_gradients,
             job.ledger,
             seed=config.seed,
@@ -111,7 +113,37 @@ class Phases:
             overlap=config.overlap,
             check_finite=config.on_nonfinite != "ignore",
         )
-        return config.sync.build(job.model, optimizer, parts)
+        return self._auto(optimizer, parts) if chosen else config.sync.build(job.model, optimizer, parts)
+
+    def _auto(self, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Auto:
+        job, model = self._job, self._job.model
+        if self._constraints:
+            raise ValueError("compressor=auto does not know models that phases have made sparse: name a compressor")
+        batch = next(iter(job.prepared.loader.epoch(0)))
+        images, labels = batch.images.to(job.device), batch.labels.to(job.device)
+
+        def loss(measured: nn.Module) -> Tensor:
+            with torch.autocast(job.device.type, torch.bfloat16, enabled=job.config.amp):
+                logits = measured(images)
+            return against_labels(images, logits.float(), labels) / len(labels)
+
+        chooser = Chooser(
+            model,
+            optimizer,
+            loss,
+            job.config.optimizer.tried_as,
+            job.for_gradients,
+            job.ledger,
+            job.launch.local_world_size,
+            less_often=job.config.sync.name == AUTO,
+            tell=print if job.launch.rank == 0 else lambda reason: None,
+        )
+        return Auto(
+            lambda candidate: build(candidate, model, optimizer, parts),
+            chooser.choose,
+            job.for_gradients,
+            job.ledger,
+        )
 
     def _factorise(self, ranks: Mapping[str, int], *, fill: bool = True) -> None:
         """And say so where the model is described."""

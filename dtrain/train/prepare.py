@@ -14,6 +14,7 @@ from torch import nn
 from dtrain import __version__, compressors
 from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
+from dtrain.compressors.none import NoCompression
 from dtrain.compressors.trials import IMAGES, check
 from dtrain.exchange import Compressor
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
@@ -21,6 +22,7 @@ from dtrain.train.config import BEFORE, Span, TrainConfig
 from dtrain.train.optimizers import Optimizer
 from dtrain.train.progress import Course, Place
 from dtrain.train.settings import Settings, check_resumable, kept_in_checkpoints
+from dtrain.train.synchronizers import AUTO
 from dtrain.vision import data, models
 
 
@@ -141,6 +143,8 @@ _NOT_ABOUT_THE_IMAGES = ("root", "image_size", "augment", "num_workers", "downlo
 def _momentum_in_one_place(config: TrainConfig, world_size: int) -> tuple[Compressor, Optimizer]:
     """A compressor with a momentum of its own takes the optimizer's over, or replaces it."""
     name, options, optimizer = config.compressor.name, dict(config.compressor.options), config.optimizer
+    if name == AUTO:
+        return NoCompression(), optimizer  # until it is chosen
     if config.sync.exchanged == "update":
         compressors.check_for_updates(name, options)
     if "momentum" in options and options["momentum"] is None:

@@ -22,6 +22,9 @@ from dtrain.sync.outer import outer_named, tried_as
 from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import Synchronizer
 
+AUTO = "auto"
+"""As a compressor, and as a synchroniser: what is chosen by measurement (`train.auto`)."""
+
 
 @dataclass(frozen=True)
 class Exchanging:
@@ -158,6 +161,17 @@ class StreamingSync(LocalSync):
         return Fragments(self.fragments, self.delay, self.kept)
 
 
+@dataclass(frozen=True)
+class AutoSync(Sync):
+    """Of compressor=auto alone, which then chooses also how often to exchange: see `train.auto`."""
+
+    name: Literal["auto"] = "auto"
+
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+        """There is nothing to build before the choice."""
+        raise ValueError("sync=auto is chosen with the compressor: add compressor=auto")
+
+
 SYNCS: Mapping[str, type[Sync]] = MappingProxyType(
-    {"every_step": EveryStepSync, "local": LocalSync, "streaming": StreamingSync}
+    {"every_step": EveryStepSync, "local": LocalSync, "streaming": StreamingSync, "auto": AutoSync}
 )

@@ -46,25 +46,6 @@ def test_nesterov_looks_ahead_from_the_first_round() -> None:
     torch.testing.assert_close(common_after(OUTERS["nesterov"], 1) - START, 0.7 * 1.9 * change, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("stop", [4, 5], ids=["after a round", "in the middle of a round"])
-def test_resumed_the_outer_momentum_goes_on_bit_for_bit(stop: int) -> None:
-    def body(communicator: ThreadCommunicator) -> tuple[Tensor, Tensor]:
-        whole = worker(communicator, "int4", every=2, outer=OUTERS["nesterov"])
-        for step in range(stop):
-            whole.step(step)
-        saved, model = whole.synchronizer.state_dict(), whole.model.state_dict()
-        resumed = worker(communicator.duplicate(), "int4", every=2, outer=OUTERS["nesterov"])
-        resumed.model.load_state_dict(model)
-        resumed.synchronizer.load_state_dict(saved)
-        for step in range(stop, 9):
-            whole.step(step)
-            resumed.step(step)
-        return whole.weights, resumed.weights
-
-    for whole, resumed in run_ranks(2, body):
-        assert torch.equal(whole, resumed)
-
-
 def test_names_have_values_of_their_own_that_can_be_replaced() -> None:
     assert outer_named("average") == outer_named("sgd") == Outer(1.0, 0.0)
     assert outer_named("nesterov") == Outer(0.7, 0.9, nesterov=True)

@@ -13,6 +13,7 @@ from dtrain import compressors
 from dtrain.comm import BACKENDS
 from dtrain.train.config import TrainConfig, from_data
 from dtrain.train.optimizers import OPTIMIZERS
+from dtrain.train.synchronizers import AUTO
 from dtrain.vision import data, models
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
@@ -65,7 +66,7 @@ def test_overrides_that_scripts_rely_on() -> None:
     [
         ("model", models.MODELS),
         ("data", data.DATASETS),
-        ("compressor", compressors.COMPRESSORS),
+        ("compressor", (*compressors.COMPRESSORS, AUTO)),
         ("backend", BACKENDS),
         ("optimizer", OPTIMIZERS),
     ],
