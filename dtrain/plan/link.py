@@ -31,7 +31,7 @@ class Link:
         share: of the bits that are data.
         core_seconds_per_byte: what a byte takes of a core on its way, at its sender and at its receiver together.
         core_seconds_per_message: likewise what a message takes.
-        concurrent: collectives under way at once; those that follow wait.
+        concurrent: collectives under way at once; those that follow wait. NCCL runs one at a time.
         ranks: of a node, that share it; what they send each other does not pass it.
     """
 

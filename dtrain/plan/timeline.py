@@ -126,7 +126,7 @@ def run(program: Program, link: Link, host: Host, *, backend: str, world_size: i
             before = len(happened)
             for worker in workers:
                 proceed(worker)
-        while waiting and len(active) < link.concurrent:
+        while waiting and len(active) < (1 if backend == "nccl" else link.concurrent):
             active.append(waiting.popleft())
             active[-1].since = now
         working = [worker for worker in workers if worker.work > 0.0]
