@@ -79,6 +79,25 @@ def test_after_some_steps_it_reports_and_the_program_goes_on_unmetered(program: 
     assert "overridden" not in ended.stderr
 
 
+def test_what_is_stopped_records_no_more_and_another_ledger_can(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import torch, torch.distributed as dist\n"
+        "from dtrain.meter import c10d, install\n"
+        "ledger = install()\n"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+        "for _ in range(3): dist.all_reduce(torch.ones(1))\n"
+        "c10d.stop()\n"
+        "for _ in range(4): dist.all_reduce(torch.ones(1))\n"
+        "print(ledger.total().count, c10d.installed_ledger())\n"
+        "another = install()\n"
+        "dist.all_reduce(torch.ones(1))\n"
+        "print(ledger.total().count, another.total().count)\n"
+        "dist.destroy_process_group()\n"
+    )
+    ended = run([sys.executable, "program.py"], tmp_path).expect(0)
+    assert ended.stdout == "3 None\n3 1\n"
+
+
 def test_the_report_after_some_steps_is_there_while_the_program_goes_on(program: Path) -> None:
     process = start([sys.executable, *METER, "--steps", "2", "--json", "report.json", "alone.py"], program)
     (program / "alone.py").write_text(
@@ -150,7 +169,8 @@ def test_a_compiled_step_of_the_optimizer_counts_too(tmp_path: Path) -> None:
         "    step()\n"
     )
     command = [sys.executable, *METER, "--trace", "run.json", "--steps", "5", "program.py"]
-    run(command, tmp_path).expect(0)
+    ended = run(command, tmp_path).expect(0)
+    assert "does not know how to trace" not in ended.stderr
     assert len(read_trace(tmp_path / "run.json").steps) == 5
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from programs import dtrain_command, environment, run, start, train_command
 
-SETTINGS = ("experiment=digits", "run_dir=run", "batch_size=8", "log_every=1")
+SETTINGS = ("experiment=digits", "num_epochs=null", "run_dir=run", "batch_size=8", "log_every=1")
 PORT = 9467
 
 
@@ -74,7 +74,8 @@ def test_the_metrics_of_a_run_that_goes_on_show_both_ranks(tmp_path: Path) -> No
             assert time.monotonic() < deadline
             time.sleep(0.5)
     finally:
-        os.killpg(training.pid, signal.SIGKILL)
+        if training.poll() is None:
+            os.killpg(training.pid, signal.SIGKILL)
         training.communicate()
     (found,) = shown["runs"]
     assert found["name"] == "run"
