@@ -128,11 +128,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path, length: int) -> list[dict[str, Any]]:
     with path.open("rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - length)
-        file.seek(start)
-        lines = file.read(length).split(b"\n")
-    whole = lines[1 if start else 0 : -1]  # the first may have begun before, and the last is not done
-    return [data for line in whole if isinstance(data := _parsed(line), dict)]
+        file.seek(max(0, file.seek(0, os.SEEK_END) - length))
+        lines = file.read(length).split(b"\n")  # part of a line, at either end, is no JSON
+    return [data for line in lines if isinstance(data := _parsed(line), dict)]
 
 
 def _parsed(text: bytes) -> Any:

@@ -142,9 +142,7 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _line(text: str, style: str = "") -> Text:
-    line = Text(_printable(text), style=style, no_wrap=True, overflow="ellipsis")
-    line.truncate(WIDTH, overflow="ellipsis")
-    return line
+    return Text(_printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _plain(text: str) -> Text:

@@ -231,7 +231,7 @@ def terminated(command: list[str], folder: Path, ready: str) -> tuple[Ended, flo
 
 WAITING = {
     "in python": "while True: time.sleep(0.01)",
-    "in a collective": "dist.all_reduce(torch.ones(1)) if dist.get_rank() == 0 else time.sleep(600)",
+    "in a collective": "dist.all_reduce(torch.ones(1)) if dist.get_rank() == 0 else dist.recv(torch.ones(1), 0)",
 }
 
 
@@ -264,7 +264,9 @@ def test_a_handler_of_the_program_s_own_is_the_one_that_counts(tmp_path: Path) -
         "from pathlib import Path\n"
         "before = signal.getsignal(signal.SIGTERM)\n"
         "def stop(number, frame):\n"
+        "    came = time.monotonic()\n"
         "    if callable(before): before(number, frame)\n"  # as if it were one that did something
+        "    print('at once' if time.monotonic() - came < 0.5 else 'late')\n"
         "    sys.exit(7)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         "Path('ready').write_text('yes')\n"
@@ -272,7 +274,7 @@ def test_a_handler_of_the_program_s_own_is_the_one_that_counts(tmp_path: Path) -
     )
     command = [sys.executable, *METER, "--json", "report.json", "program.py"]
     ended, _ = terminated(command, tmp_path, "ready")
-    assert ended.code == 7
+    assert (ended.code, ended.stdout) == (7, "at once\n")
     assert json.loads((tmp_path / "report.json").read_text())["world_size"] == 1
     assert ended.stderr.count("1 rank sent") == 1
 

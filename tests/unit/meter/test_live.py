@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+
 import pytest
 
-from dtrain.meter.live import SoFar, line, parse_interval
+from dtrain.meter.live import LiveReport, SoFar, line, parse_interval
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("5m", 300), ("1h", 3600), ("2", 2), ("1.5m", 90)])
@@ -41,3 +44,23 @@ def test_a_rank_that_says_nothing_new_is_silent_and_steps_that_stand_still_are_s
     past = so_far(10.0, 7, 9, gradient=1e3)
     now = [so_far(20.0, 7, 9, gradient=1e3), past]
     assert line([past, past], now).endswith("; 0 B/s of late; 7 steps, none of late; silent: rank 1")
+
+
+def test_each_line_is_about_what_came_since_the_one_before() -> None:
+    moments = itertools.count()
+    said: list[str] = []
+    enough = threading.Event()
+
+    def read() -> SoFar:
+        moment = float(next(moments))  # twice as fast each second
+        return so_far(moment, 0, 1, gradient=1e6 * moment**2)
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            enough.set()
+
+    report = LiveReport(0.001, None, 0, 1, read, say)
+    assert enough.wait(10)
+    report.end()
+    assert [text.partition("; ")[2] for text in said[:3]] == [f"{rate}.00 MB/s of late" for rate in (1, 3, 5)]
