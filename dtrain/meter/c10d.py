@@ -204,11 +204,11 @@ def _kernel(ledger: Ledger, name: str, call: _Call) -> Callable[..., Any]:
             _complete_with(pending, result)
         return result
 
-    _keep_dynamo_out(record_and_hand_on.__code__)
+    keep_dynamo_out(record_and_hand_on.__code__)
     return record_and_hand_on
 
 
-def _keep_dynamo_out(code: CodeType) -> None:
+def keep_dynamo_out(code: CodeType) -> None:
     """Let Dynamo compile neither functions of this code nor what they call: it would take the kernel for the user's.
 
     As `torch.compiler.disable` does, which imports torch._dynamo (a second) and is wrapped around each call.

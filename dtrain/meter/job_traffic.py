@@ -46,11 +46,11 @@ class RankFigures:
     rank: int
     host: str
     seconds: float
-    steps: int | None
     under_way_seconds: float
     sums: Mapping[Kind, Sum]
     nic: Counters | None
     uncounted: Mapping[Op, int]
+    steps: int | None = None
 
     @property
     def total(self) -> Sum:

@@ -13,6 +13,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from dtrain.meter.c10d import keep_dynamo_out
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,5 +56,6 @@ def follow_steps(on_step: Callable[[Optimizer], None], on_begin: Callable[[Optim
             call(on_step, optimizer)
 
     for hook, register in ((before, register_optimizer_step_pre_hook), (after, register_optimizer_step_post_hook)):
-        hook._torchdynamo_disable = True  # type: ignore[attr-defined]  # what torch.compiler.disable sets; that imports Dynamo
+        keep_dynamo_out(hook.__code__)  # where it is a frame of its own; where it would be inlined:
+        hook._torchdynamo_disable = True  # type: ignore[attr-defined]
         register(hook)
