@@ -64,7 +64,7 @@ class ProgramMeter:
         self._tally = Tally(self._ledger)
         self._ledger.sinks.append(self._tally)
         self._tracer: Tracer | None = None
-        if asked.trace is not None and asked.steps is not None and self._rank == 0:
+        if asked.trace is not None and asked.steps is not None and self._writes:
             self._tracer = Tracer(asked.steps)
             self._ledger.sinks.append(self._tracer)
         c10d.install(self._ledger)
