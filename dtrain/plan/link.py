@@ -33,6 +33,7 @@ class Link:
         core_seconds_per_message: likewise what a message takes.
         concurrent: collectives under way at once; those that follow wait. NCCL runs one at a time.
         ranks: of a node, that share it; what they send each other does not pass it.
+        gathered_share, exchanged_share: of the rate, what an all_gather and an all_to_all reach in the mean.
     """
 
     bits_per_second: float
@@ -43,9 +44,12 @@ class Link:
     core_seconds_per_message: float = 0.0
     concurrent: int = 2
     ranks: int = 1
+    gathered_share: float = 1.0
+    exchanged_share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.bits_per_second < inf or not 0 < self.share <= 1:
+        shares = (self.share, self.gathered_share, self.exchanged_share)
+        if not 0 < self.bits_per_second < inf or not all(0 < share <= 1 for share in shares):
             raise ValueError(f"a link of {self.bits_per_second:g} bits per second: give a rate such as 1gbit")
         times = (self.latency_seconds, self.busy_latency_seconds or 0.0, self.core_seconds_per_byte)
         if not all(0 <= seconds < inf for seconds in times):
@@ -55,6 +59,10 @@ class Link:
     def bytes_per_second(self) -> float:
         """Of data."""
         return self.bits_per_second * self.share / 8
+
+    def reached(self, op: Op) -> float:
+        """The share of it that a collective reaches."""
+        return {Op.ALL_GATHER: self.gathered_share, Op.ALL_TO_ALL: self.exchanged_share}.get(op, 1.0)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from dtrain.files import write_whole
 from dtrain.plan.link import TCP_SHARE, Link, passage
 
 SMALL_BYTES, FIRST_BYTES, LARGE_BYTES = 4, 250_000, 25_000_000
-REPETITIONS = 3
+REPETITIONS, MOVED = 3, 8
 LONG_SECONDS = 0.5
 """What a large message should take about."""
 
@@ -44,11 +44,20 @@ def probe(communicator: Communicator) -> Link:
     cpu = time.process_time()
     large = _seconds(communicator, size, REPETITIONS)
     cpu = time.process_time() - cpu
+    gathered = _reached(communicator, Op.ALL_GATHER, size, large)
+    exchanged = _reached(communicator, Op.ALL_TO_ALL, size, large)
     way = passage(communicator.backend, Op.ALL_REDUCE, size, communicator.world_size)
     small = passage(communicator.backend, Op.ALL_REDUCE, SMALL_BYTES, communicator.world_size)
     rate = way.sent_bytes / max(large - waits, 1e-6)
     mine = torch.tensor(
-        [waits / small.messages, busy / small.messages, rate, cpu / ((REPETITIONS + 1) * way.sent_bytes)],
+        [
+            waits / small.messages,
+            busy / small.messages,
+            rate,
+            cpu / ((REPETITIONS + 1) * way.sent_bytes),
+            gathered,
+            exchanged,
+        ],
         dtype=torch.float64,
     )
     slowest = all_gather(communicator, mine)
@@ -57,6 +66,8 @@ def probe(communicator: Communicator) -> Link:
         latency_seconds=float(slowest[:, 0].median()),
         busy_latency_seconds=float(slowest[:, 1].median()),
         core_seconds_per_byte=float(slowest[:, 3].median()),
+        gathered_share=float(slowest[:, 4].mean()),
+        exchanged_share=float(slowest[:, 5].mean()),
     )
 
 
@@ -68,6 +79,24 @@ def _seconds(communicator: Communicator, size_bytes: int, repetitions: int) -> f
         perform(communicator, Request(Op.ALL_REDUCE, payload))
         times.append(time.perf_counter() - begun)
     return statistics.median(times[1:])
+
+
+def _reached(communicator: Communicator, op: Op, size_bytes: int, dense_seconds: float) -> float:
+    """The share of an all_reduce's rate that another collective of about the same bytes reaches in the mean.
+
+    Both directions of a link may meet in it otherwise: over shaped links some of these take half as long again.
+    """
+    n, backend = communicator.world_size, communicator.backend
+    wanted = passage(backend, Op.ALL_REDUCE, size_bytes, n).sent_bytes
+    payload_bytes = int(size_bytes * wanted / passage(backend, op, size_bytes, n).sent_bytes) // n
+    shape = (n, payload_bytes // n) if op is Op.ALL_TO_ALL else (payload_bytes,)
+    payload, times = torch.zeros(shape, dtype=torch.uint8), []
+    for _ in range(MOVED):
+        begun = time.perf_counter()
+        perform(communicator, Request(op, payload))
+        times.append(time.perf_counter() - begun)
+    sent = passage(backend, op, payload.numel(), n).sent_bytes
+    return min(1.0, (sent / statistics.mean(times)) / (wanted / dense_seconds))
 
 
 @contextmanager

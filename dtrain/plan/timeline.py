@@ -75,6 +75,7 @@ class _Transfer:
     messages: float
     bytes: float
     core_seconds_per_byte: float
+    reached: float
     since: float = field(default=-1.0)
 
 
@@ -95,7 +96,7 @@ def run(program: Program, link: Link, host: Host, *, backend: str, world_size: i
         if way.sent_bytes:
             per_byte += way.messages * link.core_seconds_per_message / way.sent_bytes
         messages = way.messages if link.latency_seconds or link.busy_latency_seconds else 0
-        waiting.append(_Transfer(one.event, messages, way.sent_bytes, per_byte))
+        waiting.append(_Transfer(one.event, messages, way.sent_bytes, per_byte, link.reached(one.op)))
 
     def proceed(worker: _Worker) -> None:
         """To the next work, or wait."""
@@ -164,12 +165,12 @@ def _shares(num_working: int, passing: Sequence[_Transfer], link: Link, host: Ho
 
     Cores go in fair shares, to the most that each can use.
     """
-    most = link.bytes_per_second / max(1, len(passing))
-    wanted = [min(1.0, most * one.core_seconds_per_byte) for one in passing]
+    fair = link.bytes_per_second / max(1, len(passing))
+    wanted = [min(1.0, fair * one.reached * one.core_seconds_per_byte) for one in passing]
     level = _level([1.0] * num_working + wanted, host.cores_per_rank)
     rates = []
     for one in passing:
-        cores = min(1.0, level)
+        cores, most = min(1.0, level), fair * one.reached
         rates.append(min(most, cores / one.core_seconds_per_byte) if one.core_seconds_per_byte else most)
     idle = link.latency_seconds
     busy = idle if link.busy_latency_seconds is None else link.busy_latency_seconds
