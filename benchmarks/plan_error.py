@@ -147,20 +147,25 @@ def draw(seed: int, models: Sequence[str]) -> list[Cell]:
     return [Cell(*group, method) for group in groups for method in METHODS]
 
 
+def _choice(cells: Sequence[Cell], measured: dict[Cell, dict[str, Any]], expected: dict[Cell, float]) -> str:
+    """What a plan would choose, and how much longer it takes than the fastest."""
+    chosen = min(cells, key=expected.__getitem__)
+    best = min(cells, key=lambda cell: measured[cell]["seconds"])
+    regret = measured[chosen]["seconds"] / measured[best]["seconds"] - 1
+    return f"chosen {chosen.method}, best {best.method}, regret {regret:.1%}"
+
+
 def report(measured: dict[Cell, dict[str, Any]], expected: dict[Cell, float]) -> str:
     errors = {cell: abs(expected[cell] / found["seconds"] - 1) for cell, found in measured.items()}
     ordered = sorted(errors.values())
     tenth = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
     lines = [f"{len(errors)} cells: median error {statistics.median(ordered):.1%}, 90th percentile {tenth:.1%}.", ""]
-    regrets = []
     for group in dict.fromkeys(cell[:3] for cell in measured):
         cells = [cell for cell in measured if cell[:3] == group]
         if len(cells) == len(METHODS):
-            chosen, best = (min(cells, key=key) for key in (expected.__getitem__, lambda c: measured[c]["seconds"]))
-            regrets.append(measured[chosen]["seconds"] / measured[best]["seconds"] - 1)
-            lines.append(
-                f"- {', '.join(map(str, group))}: chosen {chosen.method}, best {best.method}, regret {regrets[-1]:.1%}"
-            )
+            every_step = [cell for cell in cells if not cell.method.startswith("local")]
+            of_all, of_those = (_choice(some, measured, expected) for some in (cells, every_step))
+            lines.append(f"- {', '.join(map(str, group))}: {of_all}; of each step: {of_those}")
     lines += [
         "",
         "| model | nodes | link | method | predicted, ms | measured, ms | quartiles | error |",
