@@ -77,6 +77,13 @@ def test_what_is_not_known_to_train_is_shown_and_not_advised() -> None:
     assert parse("one_bit").known("adamw", 2) == "fails"
 
 
+def test_rounds_that_held_with_two_workers_are_not_advised_to_more() -> None:
+    rounds = parse("local rotated_signs every=4")
+    assert (rounds.known("sgd", 2), rounds.known("sgd", 4)) == ("holds", "untried")
+    assert parse("local int4 every=16").known("sgd", 4) == "fails"
+    assert parse("int4").known("sgd", 4) == "holds"
+
+
 def test_a_plan_among_a_number_of_workers_that_was_not_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="measured for 2 workers, not for 4"):
         plan(given(), CHOSEN, Job(4, Host(8), Link(1e9)))
