@@ -49,7 +49,7 @@ class Chooser:
         communicator: of the gradients.
         ranks_on_host: of this job.
         less_often: choose also among ways that exchange every few steps (`sync=auto`).
-        tell: called on every rank with the reason for a choice.
+        tell: called on every rank with what is done, and with the reason for a choice.
     """
 
     model: nn.Module
@@ -69,6 +69,7 @@ class Chooser:
         n = self.communicator.world_size
         if n == 1:
             return NONE
+        self.tell("compressor=auto: measuring this job's step and its link")
         with self.ledger.scope(purpose=Purpose.CONTROL):
             chosen = self._known()
             if self._calibration is None:

@@ -152,7 +152,7 @@ def test_measuring_leaves_model_and_random_numbers_as_they_were() -> None:
     candidate = one.choose()
     assert candidate.known("sgd", 2) == "holds"
     assert told
-    assert told[0].startswith(f"auto: {candidate.label}. ")
+    assert told[-1].startswith(f"auto: {candidate.label}. ")
     assert all(map(torch.equal, before, one.model.parameters()))
     assert torch.equal(random, torch.get_rng_state())
     assert not one.optimizer.state
