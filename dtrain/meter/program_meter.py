@@ -207,6 +207,7 @@ class ProgramMeter:
             trace = self._tracer.trace(self._world_size, on_host)
             write_whole(self._asked.trace, json.dumps(trace.as_json()) + "\n")
             say(f"trace of {len(trace.steps)} steps in {self._asked.trace}")
+            say(f"whether sending less would help: dtrain plan {self._asked.trace} --nodes N --link 1gbit")
         console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
         console.print(traffic.tables())
 

@@ -76,6 +76,10 @@ class Summary:
         self._started = time.monotonic()
         ledger.sinks.append(self._on_record)
 
+    def note(self, **facts: Any) -> None:
+        """What became known of the run on the way."""
+        self._facts |= facts
+
     def start(self) -> None:
         """Training begins: what the interface sent so far was not training."""
         self._started = time.monotonic()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.compressors import sends_few
+from dtrain.plan.candidates import Candidate
 from dtrain.sync.synchronizer import Synchronizer
 from dtrain.train.auto import Auto, Chooser, build
 from dtrain.train.checkpoint import CONSTRAINTS, TEACHER, Checkpoint
@@ -138,8 +139,14 @@ class Phases:
             less_often=job.config.sync.name == AUTO,
             tell=print if job.launch.rank == 0 else lambda reason: None,
         )
+
+        def make(candidate: Candidate) -> Synchronizer:
+            if job.summary is not None:
+                job.summary.note(chosen=candidate.label)
+            return build(candidate, model, optimizer, parts)
+
         return Auto(
-            lambda candidate: build(candidate, model, optimizer, parts),
+            make,
             chooser.choose,
             job.for_gradients,
             job.ledger,

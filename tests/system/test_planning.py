@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from programs import dtrain_command, on_ranks, run, train_command
+from programs import dtrain_command, on_ranks, read_summary, run, train_command
 
 PROGRAM = """
 import torch, torch.distributed as dist
@@ -47,8 +47,11 @@ def test_a_training_chooses_says_why_and_goes_on_with_its_choice(tmp_path: Path)
     first = run(train_command(*settings, "save_every=2", "run_dir=first", ranks=2), tmp_path).expect(0)
     chosen = [line for line in first.stdout.splitlines() if line.startswith("auto: ")]
     assert len(chosen) == 1
+    label = read_summary(tmp_path / "first")["chosen"]
+    assert chosen[0].startswith(f"auto: {label}. ")
     resume = ["resume=first/checkpoints/step-000002", "run_dir=rest"]
     rest = run(train_command(*settings, *resume, ranks=2), tmp_path).expect(0)
     assert "auto: " not in rest.stdout
+    assert read_summary(tmp_path / "rest")["chosen"] == label
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "rest")]
     assert weights[0][weights[0].index(b"}") :] == weights[1][weights[1].index(b"}") :]
