@@ -28,7 +28,7 @@ import torch
 from harness import quartiles, write_result
 from shaped_step_time import SETTINGS
 
-from dtrain.plan.calibration import Calibration, calibrate, load, median, save
+from dtrain.plan.calibration import Calibration, calibrate, load, save
 from dtrain.plan.candidates import Candidate, parse
 from dtrain.plan.link import Link, parse_rate
 from dtrain.plan.neighbours import neighbours
@@ -111,7 +111,7 @@ def predicted(
     rate = parse_rate(cell.rate)
     near = min(PROBED, key=lambda one: abs(torch.tensor(parse_rate(one) / rate).log().item()))
     link = replace(probed[near, cell.nodes], bits_per_second=rate)
-    program = calibrations[cell.model, cell.nodes].program(cell.method, cell.nodes, median)
+    program = calibrations[cell.model, cell.nodes].program(cell.method, cell.nodes, statistics.median)
     job = Job(cell.nodes, Host(os.cpu_count() or 1, cell.nodes), link)
     return predict(program, job).seconds
 

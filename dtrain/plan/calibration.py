@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import linear_regression, quantiles
+from statistics import linear_regression, median, quantiles
 from typing import Any
 
 import torch
@@ -110,11 +110,6 @@ def _record(subject: Subject, candidate: Candidate, world_size: int) -> Recordin
     programs = record_updates(model, optimizer, compressor, method, world_size=world_size)
     exchange, compute = ([getattr(p, lane) for p in programs] for lane in ("exchange", "compute"))
     return Recording(tuple(exchange), tuple(compute), candidate.every)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle one."""
-    return quantiles(values, n=4, method="inclusive")[1] if len(values) > 1 else values[0]
 
 
 def lower(values: Sequence[float]) -> float:

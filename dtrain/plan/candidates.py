@@ -12,7 +12,7 @@ from dtrain.compressors.trials import Exchanged, Trial, that_hold, trials_of
 Known = Literal["holds", "costs", "fails", "untried"]
 
 MANY = 3
-"""Workers from which on rounds count only where they were tried with more than two."""
+"""Workers from which on updates count only where they were tried with more than two."""
 MOST = 6
 """Of gradients, and of updates, that a plan has of those that hold."""
 
@@ -50,13 +50,13 @@ class Candidate:
     def known(self, optimizer: str | None, world_size: int) -> Known:
         """Whether it trains under this optimizer ("sgd" with momentum, "adamw"), as far as was measured.
 
-        What holds with two workers says nothing of rounds of several steps with more: on CIFAR-10 they cost points.
+        What holds with two workers says nothing of updates with more: under AdamW, and over rounds, they cost more.
         """
         if self.exchanged == "gradient" and self.compressor in ("none", "fp16", "bf16"):
             return "holds"
         tried = self.trials(optimizer, world_size) if optimizer is not None else ()
-        of_rounds = self.exchanged == "update" and self.every > 1
-        if not tried or (of_rounds and max(trial.world_size for trial in tried) < min(world_size, MANY)):
+        too_few = self.exchanged == "update" and world_size >= MANY
+        if not tried or (too_few and max(trial.world_size for trial in tried) < MANY):
             return "untried"
         if any(trial.fails for trial in tried):
             return "fails"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import log10
+from statistics import median
 from typing import Any
 
-from dtrain.plan.calibration import Calibration, median
+from dtrain.plan.calibration import Calibration
 from dtrain.plan.candidates import FP16, NONE, Candidate
 from dtrain.plan.planner import Job, Plan, Row, predict
 from dtrain.plan.program import Program, Work

@@ -30,7 +30,6 @@ class Link:
         busy_latency_seconds: the same where all cores are busy; None for no difference.
         share: of the bits that are data.
         core_seconds_per_byte: what a byte takes of a core on its way, at its sender and at its receiver together.
-        core_seconds_per_message: likewise what a message takes.
         concurrent: collectives under way at once; those that follow wait. NCCL runs one at a time.
         ranks: of a node, that share it; what they send each other does not pass it.
         gathered_share, exchanged_share: of the rate, what an all_gather and an all_to_all reach in the mean.
@@ -41,7 +40,6 @@ class Link:
     busy_latency_seconds: float | None = None
     share: float = TCP_SHARE
     core_seconds_per_byte: float = 0.0
-    core_seconds_per_message: float = 0.0
     concurrent: int = 2
     ranks: int = 1
     gathered_share: float = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +21,13 @@ MOST, FEWEST, LONG_SECONDS = 9, 2, 1.5
 """Repetitions that count, after a first that does not; once they have taken so long, no more than the fewest."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """Recordings of a model's step without an exchange: compute lanes, which say when each bucket is ready."""
-
-    lanes: tuple[Lane, ...]
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of one core, of each recording."""
-        return [sum(one.seconds for one in lane if isinstance(one, Work)) for lane in self.lanes]
-
-
 def core_clock() -> Callable[[], float]:
     """Seconds of this thread on a core where it computes alone; where torch takes more threads, those of the day."""
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def measure_step(model: nn.Module, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Step:
-    """Train a few steps alone, and note when gradients are ready.
+def measure_step(model: nn.Module, loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> list[Lane]:
+    """Compute lanes of a few steps alone, without an exchange: they say when each bucket is ready.
 
     Args:
         model: on the device where it is to train.
@@ -62,7 +49,7 @@ def measure_step(model: nn.Module, loss: Callable[[], Tensor], optimizer: torch.
             lanes.append(program.compute)
     synchronizer.close()
     optimizer.zero_grad(set_to_none=True)
-    return Step(tuple(lanes))
+    return lanes
 
 
 def record_gradients(model: nn.Module, compressor: Compressor, *, world_size: int) -> list[Lane]:

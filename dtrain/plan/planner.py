@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, sqrt
+from statistics import median
 from typing import Any, Literal
 
 from dtrain.compressors.trials import Exchanged
-from dtrain.plan.calibration import Calibration, lower, median, upper
+from dtrain.plan.calibration import Calibration, lower, upper
 from dtrain.plan.candidates import FP16, NONE, Candidate, Known
 from dtrain.plan.link import Link, passage
 from dtrain.plan.program import Program, Work

@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from statistics import NormalDist, mean
+from statistics import NormalDist, mean, median
 from typing import Any
 
-from dtrain.plan.calibration import Calibration, median
+from dtrain.plan.calibration import Calibration
 from dtrain.plan.candidates import Candidate
 from dtrain.plan.planner import Job, predict
 

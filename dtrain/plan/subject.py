@@ -42,7 +42,7 @@ class Subject:
 
     def measured_step(self) -> tuple[Lane, ...]:
         """Known, or measured now."""
-        return self.step if self.loss is None else measure_step(self.model, self.loss, self.optimizer).lanes
+        return self.step if self.loss is None else tuple(measure_step(self.model, self.loss, self.optimizer))
 
 
 def of_module(place: str, optimizer: str | None) -> Subject:

@@ -92,11 +92,9 @@ def run(program: Program, link: Link, host: Host, *, backend: str, world_size: i
         if not way.messages:
             happened.add(one.event)
             return
-        per_byte = link.core_seconds_per_byte
-        if way.sent_bytes:
-            per_byte += way.messages * link.core_seconds_per_message / way.sent_bytes
         messages = way.messages if link.latency_seconds or link.busy_latency_seconds else 0
-        waiting.append(_Transfer(one.event, messages, way.sent_bytes, per_byte, link.reached(one.op)))
+        reached = link.reached(one.op)
+        waiting.append(_Transfer(one.event, messages, way.sent_bytes, link.core_seconds_per_byte, reached))
 
     def proceed(worker: _Worker) -> None:
         """To the next work, or wait."""

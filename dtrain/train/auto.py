@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ from dtrain.sync.synchronizer import Spent, Synchronizer
 from dtrain.train.synchronizers import EveryStepSync, Exchanging, LocalSync
 
 LOOK = 20
-"""Steps, or as many as a round has, between two looks at how long they take."""
-CHANGED = 1.25
-"""A step that takes so much longer or shorter than when the choice was made means that the link has changed."""
+"""Steps, or as many as a round has, between two looks at what they wait for their exchange."""
+CHANGED = 0.25
+"""Of a step: waiting so much longer or shorter than when the choice was made means that the link has changed."""
 CROWDED = 0.9
 """A rank that gets less of a core than this shares it with others."""
 
@@ -90,7 +91,9 @@ class Chooser:
         return [
             one
             for one in candidates(self.tried_as, n)
-            if one.exchanged in exchanged and one.known(self.tried_as, n) == "holds"
+            if one.exchanged in exchanged
+            and one.known(self.tried_as, n) == "holds"
+            and not compressors.keeps_momentum(one.compressor)  # the optimizer has it
         ]
 
     def _measured(self, chosen: Sequence[Candidate]) -> tuple[Calibration, Host]:
@@ -136,7 +139,7 @@ class Auto:
     Args:
         build: makes the synchroniser of a choice.
         choose: makes the choice, on every rank alike.
-        communicator: on which ranks tell each other that steps take another time than they did.
+        communicator: on which ranks tell each other what steps take.
     """
 
     def __init__(
@@ -150,8 +153,8 @@ class Auto:
         self._communicator, self._ledger = communicator, ledger
         self.candidate = NONE
         self._inner: Synchronizer | None = None
-        self._usual: float | None = None
-        self._start_window()
+        self._usual: tuple[float, float] | None = None
+        self._spent, self._took, self._ended = list[float](), list[float](), time.perf_counter()
 
     @property
     def inner(self) -> Synchronizer:
@@ -172,14 +175,19 @@ class Auto:
 
     def before_step(self) -> Spent:
         """See `Synchronizer`."""
-        return self.inner.before_step()
+        spent = self.inner.before_step()
+        self._spent.append(spent.exposed)
+        return spent
 
     def after_step(self) -> Spent:
         """See `Synchronizer`."""
         spent = self.inner.after_step()
-        self._steps += 1
-        if self._steps == max(LOOK, self.candidate.every):
+        self._spent.append(spent.exposed)
+        now = time.perf_counter()
+        self._took.append(now - self._ended)
+        if len(self._took) == max(LOOK, self.candidate.every):
             self._look()
+        self._ended = time.perf_counter()
         return spent
 
     def align(self) -> Spent:
@@ -212,18 +220,17 @@ class Auto:
         if self._inner is None:
             self.candidate, self._inner = candidate, self._build(candidate)
         self._usual = None
-        self._start_window()
-
-    def _start_window(self) -> None:
-        self._steps, self._begun = 0, time.perf_counter()
 
     def _look(self) -> None:
-        """Whether steps take about what they took when this was chosen, in the eyes of all ranks."""
-        mine = (time.perf_counter() - self._begun) / self._steps
+        """Whether steps wait about as long as when this was chosen, in the eyes of all ranks.
+
+        Evaluations and checkpoints between steps do not count: of whole steps the median is taken.
+        """
+        mine = torch.tensor([sum(self._spent) / len(self._took), median(self._took)], dtype=torch.float64)
+        self._spent, self._took = [], []
         with self._ledger.scope(purpose=Purpose.CONTROL):
-            mean = float(all_gather(self._communicator, torch.tensor([mine], dtype=torch.float64)).mean())
-        self._start_window()
+            waited, took = all_gather(self._communicator, mine).mean(0).tolist()
         if self._usual is None:
-            self._usual = mean
-        elif max(mean / self._usual, self._usual / mean) > CHANGED:
+            self._usual = waited, took
+        elif abs(waited - self._usual[0]) > CHANGED * self._usual[1]:
             self._take(self._choose())

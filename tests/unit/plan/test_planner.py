@@ -82,6 +82,8 @@ def test_rounds_that_held_with_two_workers_are_not_advised_to_more() -> None:
     assert (rounds.known("sgd", 2), rounds.known("sgd", 4)) == ("holds", "untried")
     assert parse("local int4 every=16").known("sgd", 4) == "fails"
     assert parse("int4").known("sgd", 4) == "holds"
+    assert parse("local rotated_signs every=1").known("adamw", 2) == parse("int4").known("adamw", 2) == "holds"
+    assert parse("local rotated_signs every=1").known("adamw", 4) != "holds"
 
 
 def test_a_plan_among_a_number_of_workers_that_was_not_measured_is_refused() -> None:

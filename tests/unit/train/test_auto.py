@@ -29,7 +29,7 @@ class Fake:
     ends_with_step = True
 
     def __init__(self, candidate: Candidate) -> None:
-        self.candidate, self.calls = candidate, list[str]()
+        self.candidate, self.calls, self.exposed = candidate, list[str](), 0.0
 
     def no_sync(self) -> Any:
         return nullcontext()
@@ -39,7 +39,7 @@ class Fake:
 
     def after_step(self) -> Spent:
         self.calls.append("step")
-        return NOTHING_SPENT
+        return Spent(self.exposed, 0.0)
 
     def align(self) -> Spent:
         self.calls.append("align")
@@ -75,9 +75,14 @@ def made(choices: Iterator[Candidate]) -> tuple[Auto, list[Fake]]:
     return Auto(make, lambda: next(choices), SimulatedCommunicator(2), Ledger()), fakes
 
 
+COMPUTE = 0.05
+
+
 def steps(synchronizer: Auto, clock: list[float], count: int, seconds: float) -> None:
+    """Steps that take so long, all but COMPUTE of it for their exchange."""
     for _ in range(count):
         synchronizer.before_step()
+        synchronizer.inner.exposed = seconds - COMPUTE  # type: ignore[attr-defined]
         clock[0] += seconds
         synchronizer.after_step()
 
@@ -87,6 +92,14 @@ def test_it_chooses_before_the_first_step_and_stays_while_steps_take_what_they_t
     steps(synchronizer, now, 10 * LOOK, 0.1)
     steps(synchronizer, now, LOOK, 0.11)
     assert [fake.candidate for fake in fakes] == [INT4]
+
+
+def test_evaluations_and_checkpoints_between_steps_are_no_change_of_the_link(now: list[float]) -> None:
+    synchronizer, fakes = made(iter([INT4]))
+    for _ in range(8):
+        steps(synchronizer, now, LOOK // 2, 0.1)
+        now[0] += 30.0
+    assert len(fakes) == 1
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.05])
@@ -156,6 +169,14 @@ def test_measuring_leaves_model_and_random_numbers_as_they_were() -> None:
     assert all(map(torch.equal, before, one.model.parameters()))
     assert torch.equal(random, torch.get_rng_state())
     assert not one.optimizer.state
+
+
+def test_what_keeps_a_momentum_is_not_chosen_beside_the_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Candidate("dgc", {"density": 0.05})
+    monkeypatch.setattr(auto, "candidates", lambda optimizer, world_size: [NONE, held, INT4])
+    monkeypatch.setattr(Candidate, "known", lambda *arguments: "holds")
+    one = chooser(Ledger(), SimulatedCommunicator(2), lambda reason: None)
+    assert one._known() == [NONE, INT4]
 
 
 def test_a_worker_alone_has_nothing_to_choose() -> None:
