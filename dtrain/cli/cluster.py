@@ -34,7 +34,7 @@ def _run(parsed: argparse.Namespace) -> int:
     outcome = cluster.run_cluster(
         parsed.command,
         num_nodes=parsed.nodes,
-        rate=None if parsed.rate is None else cluster.parse_rate(parsed.rate),
+        rate=None if parsed.rate is None else cluster.rate_of_link(parsed.rate),
         output=sys.stderr if parsed.json else sys.stdout,
     )
     if parsed.json:

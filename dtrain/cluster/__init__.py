@@ -4,7 +4,7 @@ Nothing here outlives its use. Namespaces have no names: they exist while this p
 in them, and every node's programs end with this process, even if it is killed. So there is nothing to clean up.
 """
 
-from dtrain.cluster.namespaces import parse_rate
+from dtrain.cluster.namespaces import rate_of_link
 from dtrain.cluster.run import Outcome, outcome_table, run_cluster
 
-__all__ = ["Outcome", "outcome_table", "parse_rate", "run_cluster"]
+__all__ = ["Outcome", "outcome_table", "rate_of_link", "run_cluster"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +21,11 @@ from pyroute2 import IPRoute, NetlinkError, netns
 from pyroute2.ethtool.ioctl import EthtoolError, IoctlEthtool
 
 from dtrain.meter.nic import Counters, read_counters
+from dtrain.plan.link import parse_rate
 
 INTERFACE = "eth0"
 MAX_NODES = 250
 MIN_RATE, MAX_RATE = 10**5, 3 * 10**10
-_UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 _CLONE_NEWNET = 0x40000000
 # tbf lets this much through at full speed after a pause; with less, a busy machine misses its turns.
 _MIN_BURST_BYTES = 32 * 1024
@@ -37,10 +36,12 @@ _CONGESTION_CONTROL = "reno"
 T = TypeVar("T")
 
 
-def parse_rate(text: str) -> int:
-    """Bits per second of a rate as tc writes it: `100mbit`, `1gbit`. Raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", text)
-    rate = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+def rate_of_link(text: str) -> int:
+    """Bits per second that a link can be shaped to, as `100mbit` or `1gbit`. Raises ValueError for anything else."""
+    try:
+        rate = round(parse_rate(text))
+    except ValueError:
+        rate = 0
     if not MIN_RATE <= rate <= MAX_RATE:
         raise ValueError(f"--rate {text} must be a number and its unit, from 100kbit to 30gbit, such as 100mbit")
     return rate
