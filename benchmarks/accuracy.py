@@ -176,6 +176,8 @@ CIFAR10 = Task(
             Method("update", "rotated_signs", every=4),
             Method("update", "chunked_top_k", every=10),
             Method("update", "chunked_top_k", every=30),
+            Method("update", "rotated_signs", every=16, rounds={"start_after": 626}),
+            Method("update", "chunked_top_k", every=10, rounds={"start_after": 313}),
         )
     },
 )
