@@ -54,7 +54,8 @@ def compress(
 
     Args:
         model: stock DistributedDataParallel, before its first backward pass.
-        compressor: a name in `dtrain.compressors.COMPRESSORS`.
+        compressor: a name in `dtrain.compressors.COMPRESSORS`; or "auto": after some steps the fastest here of those
+            that train under this optimizer, and again when the link changes. It says on standard error what and why.
         optimizer: the one that steps, or what accelerate or Lightning made of it. What was measured to fail under it
             is refused; and a method that keeps the momentum itself (dgc) takes SGD's over, in the optimizer given.
         guard: "refuse", "warn" about or take ("off") what was measured to fail under this optimizer.
@@ -76,12 +77,21 @@ def compress(
     from dtrain.meter.ledger import Ledger
     from dtrain.sync import ddp, models, momentum
 
+    ledger = c10d.installed_ledger() or Ledger()
+    if compressor == "auto":
+        from dtrain.plan import auto_ddp
+
+        if optimizer is None or options:
+            raise ValueError(
+                '"auto" takes optimizer=..., by which it knows what trains, and no options of a compressor'
+            )
+        return auto_ddp.attach(model, models.unwrapped(optimizer), ledger, seed=seed, scaler=scaler)
     if optimizer is None:
         built = compressors.build(compressor, **options)
     else:
         n = models.num_workers()
         built = momentum.compressor_for(models.unwrapped(optimizer), compressor, options, guard, n)
-    return ddp.attach(model, built, c10d.installed_ledger() or Ledger(), seed=seed, scaler=scaler)
+    return ddp.attach(model, built, ledger, seed=seed, scaler=scaler)
 
 
 def local(

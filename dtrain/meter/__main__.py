@@ -59,6 +59,13 @@ def _asked(parsed: argparse.Namespace) -> Asked:
     return Asked(parsed.command, parsed.json, parsed.nic, every, parsed.steps, parsed.trace)
 
 
+def _advise(trace: Path) -> str:
+    """This command stands above the meter, which knows nothing of plans."""
+    from dtrain.plan.advice import advise
+
+    return advise(trace)
+
+
 def main() -> int:
     """Run the program. Returns 2 for a mistake; otherwise the program ends the process as it would alone."""
     arguments = _parse(sys.argv[1:])
@@ -68,7 +75,7 @@ def main() -> int:
         asked = _asked(arguments)
         find = script.find_module if arguments.module else script.find_script
         program = find(arguments.command[0], arguments.command[1:])
-        meter = ProgramMeter(asked)
+        meter = ProgramMeter(asked, _advise)
     except (ValueError, OSError) as error:
         print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return MISTAKE

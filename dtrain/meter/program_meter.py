@@ -49,11 +49,12 @@ class Asked:
 class ProgramMeter:
     """This rank's figures, from now until `finish`. To be made in the main thread, before the program runs.
 
+    `advise` is asked, once the program has ended well, for what to say of its trace.
     Raises OSError where a file that is asked for cannot be written.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, asked: Asked, advise: Callable[[Path], str]) -> None:
+        self._asked, self._advise = asked, advise
         self._rank, self._world_size = 0, 1
         self._writes = True
         self._store = self._meet()
@@ -76,7 +77,7 @@ class ProgramMeter:
         self._start = time.perf_counter()
         self._own: str | None = None
         self._own_lock = threading.Lock()
-        self._shown = False
+        self._shown = self._is_traced = False
         self._ending: threading.Thread | None = None
         self.error: BaseException | None = None
         self._follow_steps()
@@ -159,8 +160,22 @@ class ProgramMeter:
         else:
             self._ending.join(GATHER_SECONDS)
         self._last_word.leave()
+        if self.error is None:
+            self._say_advice()
         if self._roll_call is not None:
             self._roll_call.leave()
+
+    def _say_advice(self) -> None:
+        """What the trace tells, where there is one of something that was sent."""
+        path = self._asked.trace
+        if path is None or not self._is_traced:
+            return
+        say("measuring what sending less would be worth")
+        try:
+            say(self._advise(path))
+        except ValueError as error:
+            say(str(error))
+        say(f"for other hosts and links: dtrain plan {path} --nodes N --link 1gbit")
 
     def _collect(self) -> str:
         """This rank's figures as they are when they are first asked for."""
@@ -207,7 +222,7 @@ class ProgramMeter:
             trace = self._tracer.trace(self._world_size, on_host)
             write_whole(self._asked.trace, json.dumps(trace.as_json()) + "\n")
             say(f"trace of {len(trace.steps)} steps in {self._asked.trace}")
-            say(f"whether sending less would help: dtrain plan {self._asked.trace} --nodes N --link 1gbit")
+            self._is_traced = any(step.collectives for step in trace.steps)
         console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
         console.print(traffic.tables())
 

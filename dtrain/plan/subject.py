@@ -1,13 +1,15 @@
-"""What a plan is made for: a model that is here, one of the user's, a traced job, or no more than a size."""
+"""What a plan is made for: a model that is here, one of the user's, a job that runs or was traced, or just a size."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,14 @@ WIDTH, TENSOR_ELEMENTS = 1024, 2**20
 """Of a model of which only the size is known: square matrices, as many as make it up."""
 
 Loss = Callable[[], Tensor]
+
+
+class ArrivedStep(NamedTuple):
+    """When gradients came to be exchanged, in seconds since the step's start, with their bytes; and what it did after
+    the exchange."""
+
+    arrivals: tuple[tuple[float, int], ...]
+    seconds_after: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,24 @@ def of_module(place: str, optimizer: str | None) -> Subject:
     return Subject(place, model, _optimizer(model, optimizer), optimizer, loss)
 
 
+def of_job(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tried_as: str | None, loss: Callable[[nn.Module], Tensor]
+) -> Subject:
+    """A job of this process, by a copy of what it trains; `loss` gives one batch's of a model."""
+    copied = copy.deepcopy(model)
+    idle = type(optimizer)(copied.parameters(), **{**optimizer.defaults, "lr": 0.0})
+    return Subject("this job", copied, idle, tried_as, lambda: loss(copied))
+
+
+def of_arrivals(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tried_as: str | None, steps: Sequence[ArrivedStep]
+) -> Subject:
+    """A job of this process whose gradients are exchanged by others, by a copy of its model and what steps told."""
+    copied = copy.deepcopy(model)
+    sizes = _bucket_sizes(copied)
+    return Subject("this job", copied, optimizer, tried_as, step=tuple(lane_of(step, sizes) for step in steps))
+
+
 def of_size(num_parameters: int, seconds: float, optimizer: str | None) -> Subject:
     """A model of so many parameters whose step computes so long: in square matrices, ready in proportion to size."""
     model = _matrices(num_parameters)
@@ -86,8 +114,8 @@ def of_trace(path: Path) -> Subject:
     for number, (size, _) in enumerate(trace.parameters):
         shape = (size // WIDTH, WIDTH) if size % WIDTH == 0 else (size,)
         model.register_parameter(f"parameter{number}", nn.Parameter(torch.zeros(shape)))
-    sizes = [sum(p.numel() for _, p in bucket) for bucket in assign(trainable(model))]
-    lanes = tuple(lane for step in trace.steps if (lane := _lane_of(step, sizes)) is not None)
+    sizes = _bucket_sizes(model)
+    lanes = tuple(lane_of(arrived, sizes) for step in trace.steps if (arrived := _arrived(step)) is not None)
     if not lanes:
         raise ValueError(f"{path}: no step exchanged gradients: trace a job of several workers")
     tried = {"AdamW": "adamw", "SGD": "sgd" if trace.momentum else None}.get(trace.optimizer)
@@ -96,25 +124,32 @@ def of_trace(path: Path) -> Subject:
     )
 
 
-def _lane_of(step: TracedStep, sizes: Sequence[int]) -> Lane | None:
-    """A step's compute lane: a bucket is ready when the collectives for as many bytes had started.
-
-    What came after the last collective's end is the optimizer; what it waited before that is left out.
-    """
+def _arrived(step: TracedStep) -> ArrivedStep | None:
+    """What came after the last collective's end is the optimizer; what it waited before that is left out."""
     exchanges = [one for one in step.collectives if one.op in (Op.ALL_REDUCE, Op.REDUCE_SCATTER) and one.payload_bytes]
     if not exchanges:
         return None
-    whole = sum(one.payload_bytes for one in exchanges)
-    ends = list(accumulate(one.payload_bytes / whole for one in exchanges))
+    last = max((one.end if one.end is not None else one.start) for one in exchanges)
+    arrivals = tuple((one.start, one.payload_bytes) for one in exchanges)
+    return ArrivedStep(arrivals, max(0.0, step.seconds - last))
+
+
+def lane_of(step: ArrivedStep, sizes: Sequence[int]) -> Lane:
+    """A step's compute lane, in buckets of these sizes: each is ready when as large a share of all bytes had come."""
+    whole = sum(num_bytes for _, num_bytes in step.arrivals)
+    ends = list(accumulate(num_bytes / whole for _, num_bytes in step.arrivals))
     lane: list[Instruction] = []
     now = 0.0
     for number, size in enumerate(accumulate(sizes)):
-        place = next((i for i, end in enumerate(ends) if end >= size / sum(sizes) - 1e-9), len(exchanges) - 1)
-        ready = max(now, exchanges[place].start)
+        place = next((i for i, end in enumerate(ends) if end >= size / sum(sizes) - 1e-9), len(ends) - 1)
+        ready = max(now, step.arrivals[place][0])
         lane += [Work(ready - now), Signal(("ready", number))]
         now = ready
-    last = max((one.end if one.end is not None else one.start) for one in exchanges)
-    return (*lane, Await(("finished", 0)), Work(max(0.0, step.seconds - last)))
+    return (*lane, Await(("finished", 0)), Work(step.seconds_after))
+
+
+def _bucket_sizes(model: nn.Module) -> list[int]:
+    return [sum(p.numel() for _, p in bucket) for bucket in assign(trainable(model))]
 
 
 def _matrices(num_parameters: int) -> nn.Module:
@@ -127,7 +162,7 @@ def _matrices(num_parameters: int) -> nn.Module:
 
 
 def _known_step(model: nn.Module, seconds: float) -> Lane:
-    sizes = [sum(p.numel() for _, p in bucket) for bucket in assign(trainable(model))]
+    sizes = _bucket_sizes(model)
     forward = FORWARD_SHARE * seconds
     return spread_evenly(sizes, forward=forward, backward=seconds - forward, after=0.0)
 

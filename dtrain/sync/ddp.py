@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,11 +49,12 @@ class DdpSynchronizer:
         scaler: GradScaler | None = None,
     ) -> None:
         group: dist.ProcessGroup = model.process_group
-        self._model, self._communicator = model, TorchCommunicator(group).duplicate()
+        self.model, self._communicator = model, TorchCommunicator(group).duplicate()
         rank, self._world_size = self._communicator.rank, self._communicator.world_size
         parameters = [NamedParameter(name, p) for name, p in model.module.named_parameters()]
         self._scaler, self._scale = scaler, scaler.get_scale() if scaler is not None else 1.0
-        self._states = States(compressor, parameters, rank=rank, world_size=self._world_size, seed=seed)
+        self._new_states = partial(States, parameters=parameters, rank=rank, world_size=self._world_size, seed=seed)
+        self._states = self._new_states(compressor)
         self._ledger = ledger
         self._names: dict[Tensor, str] = {p: name for name, p in parameters}
         self._device = next(model.parameters()).device
@@ -70,7 +71,7 @@ class DdpSynchronizer:
         Once closed, gradients are averaged as DDP itself does, since torch never lets go of a hook.
         """
         if self._is_closed:
-            return allreduce_hook(self._model.process_group, bucket)
+            return allreduce_hook(self.model.process_group, bucket)
         devices: list[int | str | torch.device] | None = [self._device] if self._device.type == "cuda" else None
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         parameters = bucket.parameters()
@@ -100,7 +101,7 @@ class DdpSynchronizer:
 
     def no_sync(self) -> AbstractContextManager[None]:
         """DDP's own."""
-        context: AbstractContextManager[None] = self._model.no_sync()
+        context: AbstractContextManager[None] = self.model.no_sync()
         return context
 
     def before_step(self) -> Spent:
@@ -142,6 +143,11 @@ class DdpSynchronizer:
         self.after_step()
         self._states.load_state_dict(*saved)
 
+    def exchange_through(self, compressor: Compressor) -> None:
+        """Another compressor from the next step on, on every rank; what the old one had kept back is let go of."""
+        self.after_step()
+        self._states = self._new_states(compressor)
+
     def close(self) -> None:
         """End the thread, and leave the process group of the exchange; DDP then averages gradients uncompressed."""
         if not self._is_closed:
@@ -149,7 +155,7 @@ class DdpSynchronizer:
             self._engine.close()
             self._communicator.close()
             for name in _SCOPES:
-                self._model.__dict__.pop(name, None)
+                self.model.__dict__.pop(name, None)
 
     def __reduce__(self) -> Any:
         return Detached, ()
@@ -171,6 +177,9 @@ class DdpSynchronizer:
             self._states.commit()
 
 
+S = TypeVar("S", bound=DdpSynchronizer)
+
+
 def attach(
     model: nn.Module,
     compressor: Compressor,
@@ -183,11 +192,21 @@ def attach(
 
     Raises ValueError, naming the cure, for a model whose gradients DDP does not average, or not through one hook.
     """
+    ddp = checked(model)
+    return hooked(DdpSynchronizer(ddp, compressor, ledger, seed=seed, scaler=scaler))
+
+
+def checked(model: nn.Module) -> DistributedDataParallel:
+    """The DDP model, whose gradients can be exchanged. Raises ValueError, naming the cure, where they cannot."""
     ddp = _ddp_of(model)
     check_hook(ddp)
     check_parameters(ddp.module)
-    synchronizer = DdpSynchronizer(ddp, compressor, ledger, seed=seed, scaler=scaler)
-    ddp.register_comm_hook(synchronizer, dtrain_hook)
+    return ddp
+
+
+def hooked(synchronizer: S) -> S:
+    """It, called by its model from now on."""
+    synchronizer.model.register_comm_hook(synchronizer, dtrain_hook)
     return synchronizer
 
 

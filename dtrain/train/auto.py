@@ -1,115 +1,21 @@
-"""`compressor=auto`: measure this job and its link, exchange in the fastest way, and look again when the link changes.
-
-What is chosen from are the methods that are known to train under this optimizer (`plan.candidates`).
-"""
+"""`compressor=auto`: what `plan.choose` chooses, as a synchroniser that is made anew when the choice changes."""
 
 from __future__ import annotations
 
-import copy
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dtrain import compressors
-from dtrain.comm import Communicator, all_gather
-from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.plan.calibration import Calibration, calibrate
-from dtrain.plan.candidates import NONE, Candidate, candidates, parse
-from dtrain.plan.planner import Job, Plan, plan, verdict
-from dtrain.plan.probe import probe
-from dtrain.plan.subject import Subject
-from dtrain.plan.timeline import Host
+from dtrain.plan.candidates import NONE, Candidate, parse
+from dtrain.plan.choose import Watch
 from dtrain.sync.synchronizer import Spent, Synchronizer
 from dtrain.train.synchronizers import EveryStepSync, Exchanging, LocalSync
-
-LOOK = 20
-"""Steps, or as many as a round has, between two looks at what they wait for their exchange."""
-CHANGED = 0.25
-"""Of a step: waiting so much longer or shorter than when the choice was made means that the link has changed."""
-CROWDED = 0.9
-"""A rank that gets less of a core than this shares it with others."""
-
-Tell = Callable[[str], None]
-
-
-@dataclass
-class Chooser:
-    """Plans for this job as it is. The calibration is made once; the link is measured each time.
-
-    Args:
-        model, optimizer: what is trained; copies of them are measured.
-        loss: of a model, one batch's.
-        tried_as: how trials of methods know the optimizer.
-        communicator: of the gradients.
-        ranks_on_host: of this job.
-        less_often: choose also among ways that exchange every few steps (`sync=auto`).
-        tell: called on every rank with what is done, and with the reason for a choice.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    loss: Callable[[nn.Module], Tensor]
-    tried_as: str | None
-    communicator: Communicator
-    ledger: Ledger
-    ranks_on_host: int
-    less_often: bool
-    tell: Tell = lambda reason: None
-    _calibration: Calibration | None = None
-    _host: Host | None = None
-
-    def choose(self) -> Candidate:
-        """The same on every rank, by one message. A single worker has nothing to choose."""
-        n = self.communicator.world_size
-        if n == 1:
-            return NONE
-        self.tell("compressor=auto: measuring this job's step and its link")
-        with self.ledger.scope(purpose=Purpose.CONTROL):
-            chosen = self._known()
-            if self._calibration is None:
-                self._calibration, self._host = self._measured(chosen)
-            assert self._host is not None
-            link = replace(probe(self.communicator), ranks=self.ranks_on_host)
-            job = Job(n, self._host, link, self.communicator.backend, self.tried_as)
-            planned = plan(self._calibration, chosen, job)
-            seconds = torch.tensor([planned.row(one).seconds for one in chosen], dtype=torch.float64)
-            agreed = all_gather(self.communicator, seconds).mean(0).tolist()
-        together = _with_seconds(planned, chosen, agreed)
-        best = together.best(None if self.less_often else "gradient")
-        self.tell(f"auto: {best.candidate.label}. {verdict(together)}")
-        return best.candidate
-
-    def _known(self) -> list[Candidate]:
-        n, exchanged = self.communicator.world_size, ("gradient", "update") if self.less_often else ("gradient",)
-        return [
-            one
-            for one in candidates(self.tried_as, n)
-            if one.exchanged in exchanged
-            and one.known(self.tried_as, n) == "holds"
-            and not compressors.keeps_momentum(one.compressor)  # the optimizer has it
-        ]
-
-    def _measured(self, chosen: Sequence[Candidate]) -> tuple[Calibration, Host]:
-        """All ranks at once, as they train. What each gets of a core meanwhile tells how many share it."""
-        model = copy.deepcopy(self.model)
-        optimizer = type(self.optimizer)(model.parameters(), **{**self.optimizer.defaults, "lr": 0.0})
-        subject = Subject("this job", model, optimizer, self.tried_as, lambda: self.loss(model))
-        all_gather(self.communicator, torch.zeros(1))
-        cpu, begun = time.process_time(), time.perf_counter()
-        with torch.random.fork_rng():
-            calibration = calibrate(subject, chosen, world_sizes=[self.communicator.world_size])
-        share = (time.process_time() - cpu) / (time.perf_counter() - begun)
-        shares = all_gather(self.communicator, torch.tensor([share], dtype=torch.float64))
-        if float(shares.min()) < CROWDED:
-            return calibration, Host(float(shares.mean()))
-        return calibration, Host(os.cpu_count() or 1, self.ranks_on_host)
 
 
 def build(candidate: Candidate, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
@@ -124,13 +30,6 @@ def build(candidate: Candidate, model: nn.Module, optimizer: torch.optim.Optimiz
     return sync.build(model, optimizer, made)
 
 
-def _with_seconds(planned: Plan, chosen: Sequence[Candidate], seconds: Sequence[float]) -> Plan:
-    """The plan with what all ranks agreed on."""
-    agreed = {one.label: value for one, value in zip(chosen, seconds, strict=True)}
-    rows = (replace(row, seconds=agreed[row.candidate.label]) for row in planned.rows)
-    return replace(planned, rows=tuple(sorted(rows, key=lambda row: row.seconds)))
-
-
 class Auto:
     """A `Synchronizer` that is one of others, and changes which when the link does.
 
@@ -139,22 +38,16 @@ class Auto:
     Args:
         build: makes the synchroniser of a choice.
         choose: makes the choice, on every rank alike.
-        communicator: on which ranks tell each other what steps take.
+        watch: of what steps wait.
     """
 
     def __init__(
-        self,
-        build: Callable[[Candidate], Synchronizer],
-        choose: Callable[[], Candidate],
-        communicator: Communicator,
-        ledger: Ledger,
+        self, build: Callable[[Candidate], Synchronizer], choose: Callable[[], Candidate], watch: Watch
     ) -> None:
-        self._build, self._choose = build, choose
-        self._communicator, self._ledger = communicator, ledger
+        self._build, self._choose, self._watch = build, choose, watch
         self.candidate = NONE
         self._inner: Synchronizer | None = None
-        self._usual: tuple[float, float] | None = None
-        self._spent, self._took, self._ended = list[float](), list[float](), time.perf_counter()
+        self._waited, self._ended = 0.0, time.perf_counter()
 
     @property
     def inner(self) -> Synchronizer:
@@ -176,17 +69,15 @@ class Auto:
     def before_step(self) -> Spent:
         """See `Synchronizer`."""
         spent = self.inner.before_step()
-        self._spent.append(spent.exposed)
+        self._waited = spent.exposed
         return spent
 
     def after_step(self) -> Spent:
         """See `Synchronizer`."""
         spent = self.inner.after_step()
-        self._spent.append(spent.exposed)
-        now = time.perf_counter()
-        self._took.append(now - self._ended)
-        if len(self._took) == max(LOOK, self.candidate.every):
-            self._look()
+        took = time.perf_counter() - self._ended
+        if self._watch.has_changed(waited=self._waited + spent.exposed, took=took):
+            self._take(self._choose())
         self._ended = time.perf_counter()
         return spent
 
@@ -219,18 +110,4 @@ class Auto:
             self._inner = None
         if self._inner is None:
             self.candidate, self._inner = candidate, self._build(candidate)
-        self._usual = None
-
-    def _look(self) -> None:
-        """Whether steps wait about as long as when this was chosen, in the eyes of all ranks.
-
-        Evaluations and checkpoints between steps do not count: of whole steps the median is taken.
-        """
-        mine = torch.tensor([sum(self._spent) / len(self._took), median(self._took)], dtype=torch.float64)
-        self._spent, self._took = [], []
-        with self._ledger.scope(purpose=Purpose.CONTROL):
-            waited, took = all_gather(self._communicator, mine).mean(0).tolist()
-        if self._usual is None:
-            self._usual = waited, took
-        elif abs(waited - self._usual[0]) > CHANGED * self._usual[1]:
-            self._take(self._choose())
+        self._watch.begin(candidate.every)

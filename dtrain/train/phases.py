@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from dtrain.compressors import sends_few
 from dtrain.plan.candidates import Candidate
+from dtrain.plan.choose import Chooser, Watch
+from dtrain.plan.subject import of_job
 from dtrain.sync.synchronizer import Synchronizer
-from dtrain.train.auto import Auto, Chooser, build
+from dtrain.train.auto import Auto, build
 from dtrain.train.checkpoint import CONSTRAINTS, TEACHER, Checkpoint
 from dtrain.train.config import BEFORE, Phase, Span
 from dtrain.train.constraints import Constraints, compress, constraints_of, exchanged_as, num_values
@@ -128,11 +130,10 @@ class Phases:
                 logits = measured(images)
             return against_labels(images, logits.float(), labels) / len(labels)
 
+        tried_as = job.config.optimizer.tried_as
         chooser = Chooser(
-            model,
-            optimizer,
-            loss,
-            job.config.optimizer.tried_as,
+            lambda: of_job(model, optimizer, tried_as, loss),
+            tried_as,
             job.for_gradients,
             job.ledger,
             job.launch.local_world_size,
@@ -145,12 +146,7 @@ class Phases:
                 job.summary.note(chosen=candidate.label)
             return build(candidate, model, optimizer, parts)
 
-        return Auto(
-            make,
-            chooser.choose,
-            job.for_gradients,
-            job.ledger,
-        )
+        return Auto(make, chooser.choose, Watch(job.for_gradients, job.ledger))
 
     def _factorise(self, ranks: Mapping[str, int], *, fill: bool = True) -> None:
         """And say so where the model is described."""

@@ -102,7 +102,9 @@ def test_an_operation_that_communicators_do_not_perform_is_refused(here: Here) -
 @on_ranks(2)
 def test_close_leaves_the_group_and_can_be_called_again(here: Here) -> None:
     comm = communicator()
-    perform(comm.duplicate(), Request(Op.ALL_REDUCE, torch.ones(1)))  # else a rank may leave while another still connects
+    perform(
+        comm.duplicate(), Request(Op.ALL_REDUCE, torch.ones(1))
+    )  # else a rank may leave while another still connects
     comm.close()
     assert not dist.is_initialized()
     comm.close()

@@ -8,8 +8,9 @@ from torch import nn
 
 from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.meter.ledger import Ledger
+from dtrain.plan.choose import Chooser
 from dtrain.plan.probe import probe
-from dtrain.train.auto import Chooser
+from dtrain.plan.subject import of_job
 
 
 def communicator() -> TorchCommunicator:
@@ -36,9 +37,7 @@ def test_ranks_agree_on_what_is_fastest(here: Here) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     images = torch.randn(8, 100)
     chooser = Chooser(
-        model,
-        optimizer,
-        lambda measured: measured(images).square().mean(),
+        lambda: of_job(model, optimizer, "sgd", lambda measured: measured(images).square().mean()),
         "sgd",
         communicator(),
         Ledger(),

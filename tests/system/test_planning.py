@@ -27,7 +27,12 @@ NUM_PARAMETERS = 2 * 500 * 1000 + 1500
 def test_a_script_is_traced_and_planned_for(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(PROGRAM)
     traced = ["-m", "dtrain.meter", "--trace", "run.json", "--steps", "5", "script.py"]
-    run(on_ranks(2, *traced), tmp_path).expect(0)
+    said = run(on_ranks(2, *traced), tmp_path).expect(0).stderr
+    (advice,) = [line for line in said.splitlines() if "Gradients are " in line]
+    assert advice.startswith(
+        "dtrain: Gradients are 100% of the 4.0 MB that a rank sends a step. On 2 hosts, at 100 Mbit/s "
+    )
+    assert said.splitlines()[-1] == "dtrain: for other hosts and links: dtrain plan run.json --nodes N --link 1gbit"
     planned = {}
     for link in ("10mbit", "100gbit"):
         plan = ["plan", "run.json", "--nodes", "2", "--link", link, "--threads", "1", "--methods", "int4", "--json"]

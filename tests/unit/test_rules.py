@@ -122,7 +122,7 @@ def test_no_object_collectives() -> None:
 
 
 def test_torch_distributed_only_where_it_belongs() -> None:
-    allowed = ("comm/torch_dist.py", "meter", "sync/ddp.py", "sync/program.py", "sync/models.py")
+    allowed = ("comm/torch_dist.py", "meter", "plan/auto_ddp.py", "sync/ddp.py", "sync/program.py", "sync/models.py")
     assert not found("torch.distributed", allowed_in=allowed)
     assert not found("torch.nn.parallel", allowed_in=(*allowed, "__init__.py"))  # there for a type annotation only
     assert not found(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,9 +14,10 @@ from dtrain.comm.lockstep import lockstep
 from dtrain.comm.simulated import SimulatedCommunicator
 from dtrain.meter.ledger import Ledger
 from dtrain.plan.candidates import NONE, Candidate
+from dtrain.plan.choose import LOOK, Watch
 from dtrain.sync.synchronizer import NOTHING_SPENT, Spent
 from dtrain.train import auto
-from dtrain.train.auto import LOOK, Auto, Chooser, build
+from dtrain.train.auto import Auto, build
 from dtrain.train.config import from_data
 from dtrain.train.synchronizers import Exchanging
 
@@ -72,7 +73,7 @@ def made(choices: Iterator[Candidate]) -> tuple[Auto, list[Fake]]:
         fakes.append(Fake(candidate))
         return fakes[-1]
 
-    return Auto(make, lambda: next(choices), SimulatedCommunicator(2), Ledger()), fakes
+    return Auto(make, lambda: next(choices), Watch(SimulatedCommunicator(2), Ledger())), fakes
 
 
 COMPUTE = 0.05
@@ -137,51 +138,6 @@ def test_a_resumed_run_goes_on_with_its_choice(now: list[float]) -> None:
     resumed.load_state_dict(saved)
     assert fakes[0].candidate == LOCAL
     assert fakes[0].calls == ["load ({'step': 3},)"]
-
-
-def chooser(ledger: Ledger, communicator: Any, tell: Callable[[str], None]) -> Chooser:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(200, 300), nn.Dropout(), nn.Linear(300, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    images = torch.randn(8, 200)
-    return Chooser(
-        model,
-        optimizer,
-        lambda measured: measured(images).square().mean(),
-        "sgd",
-        communicator,
-        ledger,
-        1,
-        less_often=True,
-        tell=tell,
-    )
-
-
-def test_measuring_leaves_model_and_random_numbers_as_they_were() -> None:
-    told: list[str] = []
-    one = chooser(Ledger(), SimulatedCommunicator(2, backend="gloo"), told.append)
-    before = [parameter.clone() for parameter in one.model.parameters()]
-    random = torch.get_rng_state()
-    candidate = one.choose()
-    assert candidate.known("sgd", 2) == "holds"
-    assert told
-    assert told[-1].startswith(f"auto: {candidate.label}. ")
-    assert all(map(torch.equal, before, one.model.parameters()))
-    assert torch.equal(random, torch.get_rng_state())
-    assert not one.optimizer.state
-
-
-def test_what_keeps_a_momentum_is_not_chosen_beside_the_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Candidate("dgc", {"density": 0.05})
-    monkeypatch.setattr(auto, "candidates", lambda optimizer, world_size: [NONE, held, INT4])
-    monkeypatch.setattr(Candidate, "known", lambda *arguments: "holds")
-    one = chooser(Ledger(), SimulatedCommunicator(2), lambda reason: None)
-    assert one._known() == [NONE, INT4]
-
-
-def test_a_worker_alone_has_nothing_to_choose() -> None:
-    (alone,) = lockstep(1)
-    assert chooser(Ledger(), alone, lambda reason: None).choose() == NONE
 
 
 @pytest.mark.parametrize("candidate", [INT4, LOCAL, Candidate("top_k", {"density": 0.01}, "update", 4)])
