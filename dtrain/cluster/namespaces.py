@@ -49,11 +49,12 @@ def rate_of_link(text: str) -> int:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine of the cluster: its address, and its namespace as an open file."""
+    """One machine of the cluster: its address, and as open files its namespace and the bridge's."""
 
     index: int
     address: str
     namespace: int
+    bridge: int
 
     @property
     def name(self) -> str:
@@ -63,6 +64,11 @@ class Node:
     def counters(self) -> Counters:
         """What its interface has carried since it came up."""
         return _inside(self.namespace, lambda: read_counters("/proc/thread-self/net/dev")[INTERFACE])
+
+    def shape(self, rate: int) -> None:
+        """Give its link this rate, in bits per second each way, from now on."""
+        _inside(self.namespace, _shape, INTERFACE, rate)
+        _inside(self.bridge, _shape, self.name, rate)
 
 
 @contextmanager
@@ -82,10 +88,12 @@ def network(num_nodes: int, rate: int | None) -> Iterator[list[Node]]:
                 opened.append(_new_namespace())
             bridge, *namespaces = opened
             _inside(bridge, _make_bridge)
-            nodes = [Node(index, f"10.0.0.{index + 1}", namespace) for index, namespace in enumerate(namespaces)]
+            nodes = [Node(i, f"10.0.0.{i + 1}", namespace, bridge) for i, namespace in enumerate(namespaces)]
             for node in nodes:
-                _inside(node.namespace, _make_node, node, bridge, rate)
-                _inside(bridge, _plug_in, node, rate)
+                _inside(node.namespace, _make_node, node)
+                _inside(bridge, _plug_in, node)
+                if rate is not None:
+                    node.shape(rate)
         yield nodes
     finally:
         for namespace in opened:
@@ -142,36 +150,39 @@ def _make_bridge() -> None:
         route.link("set", index=_index(route, "bridge"), state="up")
 
 
-def _make_node(node: Node, bridge: int, rate: int | None) -> None:
+def _make_node(node: Node) -> None:
     """The node's ends of its cable and of loopback.
 
     Congestion control is the same on every host, and the one that fills these links best (docs/log.md).
     """
     Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(_CONGESTION_CONTROL)
     with IPRoute() as route:
-        peer = {"ifname": node.name, "net_ns_fd": bridge}
+        peer = {"ifname": node.name, "net_ns_fd": node.bridge}
         route.link("add", ifname=INTERFACE, kind="veth", peer=peer)
         route.addr("add", index=_index(route, INTERFACE), address=node.address, prefixlen=24)
         route.link("set", index=_index(route, "lo"), state="up")
-        _bring_up(route, INTERFACE, rate)
+        _bring_up(route, INTERFACE)
 
 
-def _plug_in(node: Node, rate: int | None) -> None:
+def _plug_in(node: Node) -> None:
     """The bridge's end of the node's cable."""
     with IPRoute() as route:
         route.link("set", index=_index(route, node.name), master=_index(route, "bridge"))
-        _bring_up(route, node.name, rate)
+        _bring_up(route, node.name)
 
 
-def _bring_up(route: Any, interface: str, rate: int | None) -> None:
+def _bring_up(route: Any, interface: str) -> None:
     _turn_offloads_off(interface)
-    index = _index(route, interface)
-    if rate is not None:
-        bytes_per_second = rate // 8
-        burst = max(_MIN_BURST_BYTES, round(_BURST_SECONDS * bytes_per_second))
-        limit = burst + round(_QUEUE_SECONDS * bytes_per_second)
-        route.tc("add", "tbf", index=index, rate=f"{rate}bit", burst=burst, limit=limit)
-    route.link("set", index=index, state="up")
+    route.link("set", index=_index(route, interface), state="up")
+
+
+def _shape(interface: str, rate: int) -> None:
+    bytes_per_second = rate // 8
+    burst = max(_MIN_BURST_BYTES, round(_BURST_SECONDS * bytes_per_second))
+    limit = burst + round(_QUEUE_SECONDS * bytes_per_second)
+    with IPRoute() as route:
+        shaped = {"rate": f"{rate}bit", "burst": burst, "limit": limit}
+        route.tc("replace", "tbf", index=_index(route, interface), **shaped)
 
 
 def _turn_offloads_off(interface: str) -> None:
