@@ -1,10 +1,10 @@
-"""What `compressor=auto` takes beside every fixed method that it chooses from, and how soon it follows a link that changes.
+"""What `compressor=auto` takes beside every fixed method that it chooses from, and how soon it follows another link.
 
     python benchmarks/auto.py --minutes 30          # root; makes clusters of 2 nodes on this machine's cores
     python benchmarks/auto.py --only-done           # the result file of what was measured
 
-Runs are kept in --runs and not run again. A round goes through all methods at a rate, every second one backwards, so that
-they are compared with runs of the same minutes; auto's own measuring, before its first step, is told apart.
+Runs are kept in --runs and not run again. A round goes through all methods at a rate, every second one backwards, so
+that they are compared with runs of the same minutes. What auto takes to measure, before its first step, is left out.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Output(io.StringIO):
 
 
 def num_steps(metrics: Path) -> int:
-    return metrics.read_text().count("\n") if metrics.is_file() else 0
+    return metrics.read_text().count('"kind": "train"') if metrics.is_file() else 0
 
 
 def change(before: str, after: str) -> dict[str, Any]:
@@ -116,7 +116,8 @@ def change(before: str, after: str) -> dict[str, Any]:
         thread.join()
         if codes != [0]:
             raise RuntimeError(output.getvalue())
-        steps = [json.loads(line)["step_seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        steps = [record["step_seconds"] for record in records if record["kind"] == "train"]
     return {
         "choices": output.choices,
         "before": statistics.median(steps[WARMUP:CHANGE_AFTER]),
@@ -157,9 +158,8 @@ def report(measured: dict[Cell, dict[str, Any]], changes: list[dict[str, Any]]) 
         chosen = ", ".join(dict.fromkeys(str(cells[Cell(model, rate, AUTO, r)]["chosen"]) for r in rounds))
         ms = f"{1000 * statistics.median(mine):,.0f}"
         theirs = f"{1000 * statistics.median(seconds(best)):,.0f}"
-        lines.append(
-            f"| {model} | {rate} | {chosen} | {ms} | {to_fp16:.3f} | {best} | {theirs} | {to_best:.3f} | {len(rounds)} |"
-        )
+        told = (model, rate, chosen, ms, f"{to_fp16:.3f}", best, theirs, f"{to_best:.3f}", str(len(rounds)))
+        lines.append(f"| {' | '.join(told)} |")
     lines += [
         "",
         f"Links that change after {CHANGE_AFTER} steps of squeezenet1_1; steps are counted from there.",
@@ -205,9 +205,10 @@ def main() -> None:
             file.write(json.dumps({"cell": cell, **measured[cell]}) + "\n")
         print(cell, measured[cell], flush=True)
     body = (
-        f"{NODES} nodes are network namespaces of this machine, one rank each on one thread, over gloo; images of 64 px. "
-        f"Medians of {STEPS['squeezenet1_1']} steps of squeezenet1_1 (16 images a rank) and {STEPS['alexnet']} of AlexNet "
-        f"(8) in each run; ratios are of runs of the same round, medians over rounds.\n\n{report(measured, changes)}"
+        f"{NODES} nodes are network namespaces of this machine, one rank each on one thread, over gloo; images of "
+        f"64 px. Medians of {STEPS['squeezenet1_1']} steps of squeezenet1_1 (16 images a rank) and "
+        f"{STEPS['alexnet']} of AlexNet (8) in each run; ratios are of runs of the same round, medians over rounds."
+        f"\n\n{report(measured, changes)}"
     )
     print(body)
     if arguments.only_done:

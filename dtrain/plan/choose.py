@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,12 @@ LOOK = 20
 """Steps, or as many as a round has, between two looks at what they wait for their exchange."""
 CHANGED = 0.25
 """Of a step: waiting so much longer or shorter than when the choice was made means that the link has changed."""
+OTHER_LINK = 3.0
+"""A ping so many times as long, or as short, means another link."""
+PING_BYTES, PINGS = 1 << 16, 3
+"""From each rank to all, once a look; more of them where that looks like another link."""
+SHORTEST_SECONDS = 1e-5
+"""Of a ping; shorter ones are all alike."""
 CROWDED = 0.9
 """A rank that gets less of a core than this shares it with others."""
 
@@ -102,7 +109,8 @@ class Chooser:
 
 
 class Watch:
-    """Sees from what steps wait for their exchange whether the link is still the one that a choice was made for.
+    """Sees whether the link is still the one that a choice was made for: by what steps wait for their exchange, and,
+    since what sends little waits little over any link, by how long a message of `PING_BYTES` takes.
 
     Evaluations and checkpoints between steps do not count: of whole steps the median is taken.
     """
@@ -114,26 +122,58 @@ class Watch:
     def begin(self, every: int) -> None:
         """A choice was made, of rounds of so many steps: the next of them say what is usual."""
         self._num_steps = max(LOOK, every)
-        self._usual: tuple[float, float] | None = None
+        self._usual: _Look | None = None
         self._waited, self._took = list[float](), list[float]()
 
     def has_changed(self, *, waited: float, took: float) -> bool:
-        """After a step that took so many seconds, so many of them waiting; the same on every rank, by a message now
-        and then."""
+        """After a step that took so many seconds, so many of them waiting; the same on every rank, by a message.
+
+        To be called where no exchange is under way.
+        """
         self._waited.append(waited)
         self._took.append(took)
         if len(self._took) < self._num_steps:
             return False
-        mine = torch.tensor([sum(self._waited) / len(self._took), median(self._took)], dtype=torch.float64)
+        mine = [sum(self._waited) / len(self._took), median(self._took)]
         self._waited, self._took = [], []
         with self._ledger.scope(purpose=Purpose.CONTROL):
-            mean_waited, mean_took = all_gather(self._communicator, mine).mean(0).tolist()
-        if self._usual is None:
-            self._usual = mean_waited, mean_took
-            return False
-        usually_waited, usually_took = self._usual
-        changed: bool = abs(mean_waited - usually_waited) > CHANGED * usually_took
-        return changed
+            mean_waited, mean_took = self._mean(*mine)
+            look = _Look(mean_waited, mean_took, self._ping(1))
+            if self._usual is None:
+                self._usual = look._replace(ping=self._ping(PINGS))
+                return False
+            if look.is_other_link(self._usual):  # one slow message is nothing yet
+                look = look._replace(ping=min(look.ping, self._ping(PINGS)))
+        return look.waits_otherwise(self._usual) or look.is_other_link(self._usual)
+
+    def _mean(self, *mine: float) -> list[float]:
+        everyones = all_gather(self._communicator, torch.tensor(mine, dtype=torch.float64))
+        means: list[float] = everyones.mean(0).tolist()
+        return means
+
+    def _ping(self, count: int) -> float:
+        """The quickest of so many; all ranks start them together."""
+        payload, quickest = torch.zeros(PING_BYTES, dtype=torch.uint8), float("inf")
+        for _ in range(count):
+            begun = time.perf_counter()
+            all_gather(self._communicator, payload)
+            quickest = min(quickest, time.perf_counter() - begun)
+        (mean,) = self._mean(quickest)
+        return max(mean, SHORTEST_SECONDS)
+
+
+class _Look(NamedTuple):
+    """In seconds: what a step waited and took, and the ping."""
+
+    waited: float
+    took: float
+    ping: float
+
+    def waits_otherwise(self, usual: _Look) -> bool:
+        return abs(self.waited - usual.waited) > CHANGED * usual.took
+
+    def is_other_link(self, usual: _Look) -> bool:
+        return max(self.ping / usual.ping, usual.ping / self.ping) > OTHER_LINK
 
 
 def _with_seconds(planned: Plan, chosen: Sequence[Candidate], seconds: Sequence[float]) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +11,11 @@ from torch import nn
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.comm.simulated import SimulatedCommunicator
+from dtrain.exchange import Request
 from dtrain.meter.ledger import Ledger
 from dtrain.plan import choose
 from dtrain.plan.candidates import NONE, Candidate
-from dtrain.plan.choose import Chooser
+from dtrain.plan.choose import LOOK, Chooser, Watch
 from dtrain.plan.subject import of_job
 
 INT4 = Candidate("int4")
@@ -71,3 +72,44 @@ def test_what_keeps_a_momentum_is_not_chosen_beside_the_optimizers(monkeypatch: 
 def test_a_worker_alone_has_nothing_to_choose() -> None:
     (alone,) = lockstep(1)
     assert chooser(alone).choose() == NONE
+
+
+class Slow(SimulatedCommunicator):
+    """Every message takes as long as is said, by a clock that it moves."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__(2)
+        self.clock, self.seconds = clock, 0.02
+
+    def start(self, request: Request) -> Any:
+        self.clock[0] += self.seconds
+        return super().start(request)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.002])
+def test_another_link_is_seen_though_steps_wait_for_nothing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
+    communicator = Slow(clock)
+    watch = Watch(communicator, Ledger())
+    assert not any(watch.has_changed(waited=0.0, took=1.0) for _ in range(3 * LOOK))
+    communicator.seconds = seconds
+    assert [watch.has_changed(waited=0.0, took=1.0) for _ in range(LOOK)] == [False] * (LOOK - 1) + [True]
+
+
+def test_one_slow_message_is_no_other_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
+    communicator = Slow(clock)
+    watch, seconds = (
+        Watch(communicator, Ledger()),
+        iter([0.02, 2.0, *[0.02] * 20]),
+    )  # of a look: its figures, then a ping
+    assert not any(watch.has_changed(waited=0.0, took=1.0) for _ in range(LOOK))
+    communicator.start = lambda request: late(communicator, request, seconds)  # type: ignore[method-assign]
+    assert not any(watch.has_changed(waited=0.0, took=1.0) for _ in range(LOOK))
+
+
+def late(communicator: Slow, request: Request, seconds: Iterator[float]) -> Any:
+    communicator.seconds = next(seconds)
+    return Slow.start(communicator, request)
