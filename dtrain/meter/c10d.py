@@ -218,11 +218,13 @@ def keep_dynamo_out(code: CodeType) -> None:
 
 
 _installed: dict[torch.library.Library, Ledger] = {}
+_shared: list[Ledger] = []
 
 
-def install(ledger: Ledger) -> Callable[[], None]:
+def install(ledger: Ledger, *, is_shared: bool = False) -> Callable[[], None]:
     """Record every collective of this process in `ledger`, from now until the returned function is called.
 
+    `is_shared`: a program that would install one of its own is to be given this one.
     Raises RuntimeError if a ledger is installed already: a byte must be counted once.
     """
     if _installed:
@@ -231,6 +233,7 @@ def install(ledger: Ledger) -> Callable[[], None]:
     for name, call in _CALLS.items():
         library.impl(name, _kernel(ledger, name, call), "BackendSelect", with_keyset=True)
     _installed[library] = ledger
+    _shared[:] = [ledger] * is_shared
 
     def remove() -> None:
         if _installed.pop(library, None) is not None:
@@ -261,6 +264,11 @@ _stopped: list[torch.library.Library] = []
 def installed_ledger() -> Ledger | None:
     """The ledger that records this process's collectives, if there is one."""
     return next(iter(_installed.values()), None)
+
+
+def shared_ledger() -> Ledger | None:
+    """The one that records, if it is to be shared."""
+    return next((ledger for ledger in _shared if ledger in _installed.values()), None)
 
 
 @contextmanager

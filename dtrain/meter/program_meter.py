@@ -68,7 +68,7 @@ class ProgramMeter:
         if asked.trace is not None and asked.steps is not None and self._writes:
             self._tracer = Tracer(asked.steps)
             self._ledger.sinks.append(self._tracer)
-        c10d.install(self._ledger)
+        c10d.install(self._ledger, is_shared=True)
         self._roll_call: RollCall | None = None
         if self._store is not None:
             self._roll_call = RollCall(self._store, self._rank, self._world_size, c10d.is_idle)

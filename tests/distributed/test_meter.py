@@ -16,10 +16,11 @@ import torch.distributed as dist
 from ranks import Here, on_ranks
 from torch import Tensor, nn
 
+import dtrain.meter
 from dtrain.exchange import Op
 from dtrain.meter import c10d
 from dtrain.meter.c10d import _CALLS, install, installed
-from dtrain.meter.ledger import Activity, Ledger, Pending, Purpose
+from dtrain.meter.ledger import Activity, Ledger, Pending, Purpose, StepRecord
 
 Seen = list[tuple[str, int, float]]
 """(operation, payload bytes, wire bytes) of each entry."""
@@ -464,6 +465,19 @@ def test_the_group_is_left_as_it_is(here: Here) -> None:
 
 
 # The ledger's place
+
+
+@on_ranks(2)
+def test_a_program_under_the_meter_command_shares_its_ledger(here: Here) -> None:
+    records: list[StepRecord] = []
+    remove = install(Ledger(), is_shared=True)
+    ledger = dtrain.meter.install(records.append)
+    dist.all_reduce(floats())
+    ledger.close()
+    assert [entry.payload_bytes for record in records for entry in record.entries] == [24]
+    remove()
+    with installed(Ledger()), pytest.raises(RuntimeError, match="installed already"):
+        dtrain.meter.install()
 
 
 @on_ranks(2)
