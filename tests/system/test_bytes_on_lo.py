@@ -1,6 +1,6 @@
 """Counted bytes against the kernel's, by the benchmark that writes the result file (benchmarks/bytes_on_lo.py).
 
-AlexNet moves up to 1.5 GB a step, so it has 2 ranks and fewer steps here; DTRAIN_FULL=1 gives it what the benchmark does.
+AlexNet moves up to 1.5 GB a step: here it has 2 ranks and fewer steps; DTRAIN_FULL=1 gives it what the benchmark does.
 """
 
 from __future__ import annotations
