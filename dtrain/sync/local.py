@@ -190,7 +190,7 @@ class Local:
         changed = [fragment for fragment, steps in enumerate(self._changed) if steps]
         if changed:
             self._launch(changed)
-            bad = self._land(whole=True) or bad
+            bad = self._land() or bad
             self._ledger.rounds += 1
         self._position = 0
         return self._spent_since(start, bad)
@@ -276,8 +276,8 @@ class Local:
             flight.bad, flight.arrived = self._states.not_finite(), True
             self._states.commit()
 
-    def _land(self, *, whole: bool = False) -> str | None:
-        """Take up what is under way, `whole`: without any rest of this worker's own weights.
+    def _land(self) -> str | None:
+        """Take up what is under way, with what this worker learned meanwhile.
 
         Returns a parameter whose mean change is not finite, for which the round of these fragments does not count.
         """
@@ -286,7 +286,7 @@ class Local:
         self._arrive(flight)
         counts = flight.bad is None or not self._check_finite
         for fragment in flight.fragments:
-            learned = self._changed[fragment] and counts and not whole  # something, while it was under way
+            learned = self._changed[fragment] and counts  # something, while it was under way
             kept = self._method.fragments.kept if learned else 0.0
             for slot in self._fragments[fragment]:
                 if counts:
