@@ -60,8 +60,6 @@ class Method(NamedTuple):
 
 
 NEAREST, STOCHASTIC = {"rounding": "nearest"}, {"rounding": "stochastic"}
-SLOW_MOMENTUM = {"outer": "sgd", "outer_rate": 1.0, "outer_momentum": 0.5}
-"""Wang et al., SlowMo (ICLR 2020)."""
 NONE = Method("gradient", "none")
 GRADIENTS = (
     NONE,
@@ -180,7 +178,6 @@ CIFAR10 = Task(
             Method("update", "chunked_top_k", every=30),
             Method("update", "rotated_signs", every=16, rounds={"start_after": 626}),
             Method("update", "chunked_top_k", every=10, rounds={"start_after": 313}),
-            Method("update", "rotated_signs", every=8, rounds={"start_after": 313, **SLOW_MOMENTUM}),
             Method("update", "rotated_signs", every=4, rounds={"qsr": 0.02}),
         )
     },

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import quartiles, write_result
+from harness import keep_cell, quartiles, read_cells, write_result
 from plan_error import on_cluster, settings_for, settings_of
 
 from dtrain import compressors
@@ -37,7 +37,6 @@ WARMUP = 2
 AUTO = "auto"
 SLOWEST = ("alexnet", "30mbit", "none")
 """More than a minute a step, and of no use to anybody."""
-CHANGES = (("30mbit", "1gbit"), ("1gbit", "30mbit"))
 CHANGE_AFTER, CHANGE_STEPS = 45, 130
 """Steps before the link changes, and of the whole run."""
 
@@ -47,6 +46,16 @@ class Cell(NamedTuple):
     rate: str
     method: str
     round: int
+
+
+class Change(NamedTuple):
+    """Of a link, in the middle of a run."""
+
+    before: str
+    after: str
+
+
+CHANGES = (Change("30mbit", "1gbit"), Change("1gbit", "30mbit"))
 
 
 def methods() -> list[str]:
@@ -94,9 +103,9 @@ def num_steps(metrics: Path) -> int:
     return metrics.read_text().count('"kind": "train"') if metrics.is_file() else 0
 
 
-def change(before: str, after: str) -> dict[str, Any]:
+def measure_change(change: Change) -> dict[str, Any]:
     """A run whose link changes: what was chosen, after how many steps, and what steps took before and after."""
-    with tempfile.TemporaryDirectory() as folder, network(NODES, rate_of_link(before)) as nodes:
+    with tempfile.TemporaryDirectory() as folder, network(NODES, rate_of_link(change.before)) as nodes:
         run = Path(folder) / "run"
         output = Output(run / "metrics.jsonl")
         command = [sys.executable, "-m", "dtrain.train", *settings_of("squeezenet1_1"), "compressor=auto"]
@@ -108,7 +117,7 @@ def change(before: str, after: str) -> dict[str, Any]:
             while num_steps(run / "metrics.jsonl") < CHANGE_AFTER and not codes:
                 time.sleep(0.02)
             for node in nodes:
-                node.shape(rate_of_link(after))
+                node.shape(rate_of_link(change.after))
 
         thread = threading.Thread(target=follow)
         thread.start()
@@ -134,7 +143,7 @@ def wanted(models: Sequence[str], rounds: int) -> Iterable[Cell]:
                 yield from (Cell(model, rate, m, round_) for m in order if (model, rate, m) != SLOWEST)
 
 
-def report(measured: dict[Cell, dict[str, Any]], changes: list[dict[str, Any]]) -> str:
+def report(measured: dict[Cell, dict[str, Any]], changes: dict[Change, dict[str, Any]]) -> str:
     """Of auto in each model and rate, and of the changes."""
     lines = [
         "| model | link | auto chose | its step, ms | to fp16 | fastest fixed | its step, ms | auto to it | runs |",
@@ -167,12 +176,12 @@ def report(measured: dict[Cell, dict[str, Any]], changes: list[dict[str, Any]]) 
         "| from | to | chosen at first | then | after steps | step before, ms | after the change | after the choice |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for one in changes:
+    for change, one in changes.items():
         (_, first), *later = one["choices"]
         then = ", ".join(label for _, label in later) or "the same"
         when = ", ".join(str(step - CHANGE_AFTER) for step, _ in later) or "-"
         ms = [f"{1000 * one[key]:,.0f}" for key in ("before", "between", "after")]
-        lines.append(f"| {one['from']} | {one['to']} | {first} | {then} | {when} | {' | '.join(ms)} |")
+        lines.append(f"| {change.before} | {change.after} | {first} | {then} | {when} | {' | '.join(ms)} |")
     return "\n".join(lines)
 
 
@@ -187,23 +196,17 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     kept, changed = arguments.runs / "measured.jsonl", arguments.runs / "changes.jsonl"
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    measured = {Cell(*entry.pop("cell")): entry for entry in map(json.loads, lines)}
-    changes = list(map(json.loads, changed.read_text().splitlines())) if changed.exists() else []
+    measured, changes = read_cells(kept, Cell), read_cells(changed, Change)
     until = time.monotonic() + 60 * arguments.minutes
-    for before, after in CHANGES if not arguments.only_done else ():
-        if not any((one["from"], one["to"]) == (before, after) for one in changes):
-            changes.append({"from": before, "to": after, **change(before, after)})
-            with changed.open("a") as file:
-                file.write(json.dumps(changes[-1]) + "\n")
-            print(changes[-1], flush=True)
+    for change in CHANGES if not arguments.only_done else ():
+        if change not in changes:
+            changes[change] = measure_change(change)
+            keep_cell(changed, change, changes[change])
     for cell in wanted(arguments.models, arguments.rounds) if not arguments.only_done else ():
         if cell in measured or time.monotonic() > until:
             continue
         measured[cell] = measure(cell)
-        with kept.open("a") as file:
-            file.write(json.dumps({"cell": cell, **measured[cell]}) + "\n")
-        print(cell, measured[cell], flush=True)
+        keep_cell(kept, cell, measured[cell])
     body = (
         f"{NODES} nodes are network namespaces of this machine, one rank each on one thread, over gloo; images of "
         f"64 px. Medians of {STEPS['squeezenet1_1']} steps of squeezenet1_1 (16 images a rank) and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -12,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+C = TypeVar("C", bound=tuple[Any, ...])
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -78,6 +81,19 @@ def paired(
             variants[name](steps)
             seconds[name].append((time.perf_counter() - start) / steps)
     return Paired(seconds)
+
+
+def read_cells(path: Path, cell: Callable[..., C]) -> dict[C, dict[str, Any]]:
+    """What `keep_cell` wrote there, if anything."""
+    entries = map(json.loads, path.read_text().splitlines() if path.exists() else ())
+    return {cell(*entry.pop("cell")): entry for entry in entries}
+
+
+def keep_cell(path: Path, cell: tuple[Any, ...], found: Mapping[str, Any]) -> None:
+    """Add what was measured of a cell, a line of JSON, and show it."""
+    with path.open("a") as file:
+        file.write(json.dumps({"cell": cell, **found}) + "\n")
+    print(cell, found, flush=True)
 
 
 def write_result(name: str, hardware: str, title: str, body: str) -> Path:

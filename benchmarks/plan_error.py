@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import quartiles, write_result
+from harness import keep_cell, quartiles, read_cells, write_result
 from shaped_step_time import SETTINGS
 
 from dtrain.plan.calibration import Calibration, calibrate, load, save
@@ -197,16 +197,14 @@ def main() -> None:
     cells = draw(arguments.seed, arguments.models)
     expected = {cell: predicted(cell, calibrations, probed) for cell in cells}
     kept = arguments.cells / "measured.jsonl"
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    measured = {Cell(*entry.pop("cell")): entry for entry in map(json.loads, lines)}
+    measured = read_cells(kept, Cell)
     until = time.monotonic() + 60 * arguments.minutes
     for cell in cells if not arguments.only_done else ():
         if cell in measured or expected[cell] > arguments.longest or time.monotonic() > until:
             continue
         measured[cell] = measure(cell, expected[cell])
-        with kept.open("a") as file:
-            file.write(json.dumps({"cell": cell, **measured[cell]}) + "\n")
-        print(f"{cell} predicted {expected[cell]:.3f} measured {measured[cell]['seconds']:.3f}", flush=True)
+        print(f"predicted {expected[cell]:.3f}:", end=" ")
+        keep_cell(kept, cell, measured[cell])
     body = (
         f"Nodes are network namespaces of this machine, one rank each on one thread, over gloo; all share its cores. "
         f"Links were probed at {' and '.join(PROBED)}. Seed {arguments.seed}; cells whose step was predicted to take "

@@ -16,14 +16,15 @@ def install(*sinks: Sink, close_every: int | None = CLOSE_EVERY) -> Ledger:
     a part of the program in one record, close at its beginning and its end, with `close_every=None`: then entries are
     kept until you close.
 
-    A program that `python -m dtrain.meter` runs is given that command's ledger, with its sinks added.
+    A program that `python -m dtrain.meter` runs is given that command's ledger, with its sinks added; it closes by
+    itself, so with `close_every=None` there is none to be had.
 
     Raises RuntimeError if a ledger is installed already.
     """
     from dtrain.meter import c10d  # only now, since it imports torch.distributed
 
     shared = c10d.shared_ledger()
-    if shared is not None:
+    if shared is not None and close_every is not None:
         shared.sinks.extend(sinks)
         return shared
     ledger = Ledger(*sinks, close_every=close_every)

@@ -218,7 +218,8 @@ def keep_dynamo_out(code: CodeType) -> None:
 
 
 _installed: dict[torch.library.Library, Ledger] = {}
-_shared: list[Ledger] = []
+_shared: set[torch.library.Library] = set()
+"""Those of which a program gets the ledger."""
 
 
 def install(ledger: Ledger, *, is_shared: bool = False) -> Callable[[], None]:
@@ -233,7 +234,8 @@ def install(ledger: Ledger, *, is_shared: bool = False) -> Callable[[], None]:
     for name, call in _CALLS.items():
         library.impl(name, _kernel(ledger, name, call), "BackendSelect", with_keyset=True)
     _installed[library] = ledger
-    _shared[:] = [ledger] * is_shared
+    if is_shared:
+        _shared.add(library)
 
     def remove() -> None:
         if _installed.pop(library, None) is not None:
@@ -268,7 +270,7 @@ def installed_ledger() -> Ledger | None:
 
 def shared_ledger() -> Ledger | None:
     """The one that records, if it is to be shared."""
-    return next((ledger for ledger in _shared if ledger in _installed.values()), None)
+    return next((ledger for library, ledger in _installed.items() if library in _shared), None)
 
 
 @contextmanager

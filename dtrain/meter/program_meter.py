@@ -173,8 +173,8 @@ class ProgramMeter:
         say("measuring what sending less would be worth")
         try:
             say(self._advise(path))
-        except ValueError as error:
-            say(str(error))
+        except Exception as error:  # at exit nobody is there to catch it
+            say(f"no advice: {' '.join(str(error).split())}")
         say(f"for other hosts and links: dtrain plan {path} --nodes N --link 1gbit")
 
     def _collect(self) -> str:

@@ -10,7 +10,7 @@ from dtrain.exchange import Op
 from dtrain.meter.trace import Trace, read_trace
 from dtrain.meter.wire import wire_bytes
 from dtrain.plan.calibration import calibrate
-from dtrain.plan.candidates import NONE, candidates
+from dtrain.plan.candidates import FP16, NONE, candidates
 from dtrain.plan.link import Link
 from dtrain.plan.planner import Job, plan
 from dtrain.plan.subject import of_trace
@@ -21,13 +21,18 @@ REDUCED = (Op.ALL_REDUCE, Op.REDUCE_SCATTER)
 
 
 def advise(path: Path) -> str:
-    """In a sentence or two, of the job whose trace is in this file: takes some seconds, to measure codecs here.
+    """In a few sentences, of the job whose trace is in this file: takes some seconds, to measure codecs here.
 
-    Raises ValueError for a job that exchanged nothing.
+    Raises ValueError for a job that exchanged nothing, and for one on a device where codecs are not measured.
     """
-    trace, subject = read_trace(path), of_trace(path)
-    torch.set_num_threads(trace.num_threads)
+    trace = read_trace(path)
     n = trace.world_size
+    if n == 1:
+        raise ValueError("a worker alone sends nothing")
+    if trace.device != "cpu":
+        raise ValueError(f"the job trains on {trace.device}, and codecs are measured on cpu")
+    subject = of_trace(path)
+    torch.set_num_threads(trace.num_threads)
     chosen = [
         one
         for one in candidates(subject.tried_as, n)
@@ -36,15 +41,19 @@ def advise(path: Path) -> str:
     calibration = calibrate(subject, chosen, world_sizes=[n])
     together = trace.ranks_on_host if trace.ranks_on_host < n else 1  # of one host nothing passes a link
     host = Host(trace.cores * together / trace.ranks_on_host, together)
-    said = []
+    said, trained = [], dict[str, str]()
     for name, rate in RATES.items():
         link = Link(rate, ranks=together)
         best = plan(calibration, chosen, Job(n, host, link, trace.backend or "gloo", subject.tried_as)).best()
         if best.candidate == NONE:
             said.append(f"at {name} change nothing")
         else:
-            said.append(f"at {name} {best.candidate.label} would take {best.to_none:.2f} of the time")
-    return f"{_share(trace)} On {-(-n // together)} hosts, {'; '.join(said)}."
+            fp16 = "" if best.candidate == FP16 else f" ({best.to_fp16:.2f} of fp16's)"
+            said.append(f"at {name} {best.candidate.label} would take {best.to_none:.2f} of the time{fp16}")
+            if best.evidence:
+                trained[best.candidate.label] = ", ".join(best.evidence)
+    as_tried = "".join(f" As tried, {label} {evidence}." for label, evidence in trained.items())
+    return f"{_share(trace)} On {-(-n // together)} hosts, {'; '.join(said)}.{as_tried}"
 
 
 def _share(trace: Trace) -> str:

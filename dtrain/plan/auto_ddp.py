@@ -24,10 +24,13 @@ from dtrain.plan.candidates import NONE, Candidate, parse
 from dtrain.plan.choose import Chooser, Watch
 from dtrain.plan.subject import ArrivedStep, Subject, of_arrivals
 from dtrain.sync.ddp import DdpSynchronizer, checked, hooked
+from dtrain.sync.models import check_trained
 from dtrain.sync.momentum import kind_of
 
 NUM_FIRST = 3
 """Steps that say nothing: allocations, and DDP's new buckets after the first."""
+MOST_ARRIVALS = 10_000
+"""Of buckets between two steps of the optimizer: a program may go on without it."""
 NUM_MEASURED = 9
 """Steps, without compression, of which a plan is made."""
 
@@ -64,13 +67,14 @@ class AutoDdp(DdpSynchronizer):
         )
         self._watch = Watch(self._communicator, ledger)
         self._arrivals: list[tuple[float, int]] = []
-        self._begun = self._exchanged = time.perf_counter()
+        self._begun, self._exchanged = time.perf_counter(), 0.0
         self._hook = optimizer.register_step_post_hook(self._on_stepped)
 
     def on_bucket(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """See `DdpSynchronizer`."""
         buffer = bucket.buffer()
-        self._arrivals.append((time.perf_counter() - self._begun, buffer.numel() * buffer.element_size()))
+        if len(self._arrivals) < MOST_ARRIVALS:
+            self._arrivals.append((time.perf_counter() - self._begun, buffer.numel() * buffer.element_size()))
         return super().on_bucket(bucket)
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,13 +103,14 @@ class AutoDdp(DdpSynchronizer):
         took = time.perf_counter() - self._begun
         last, _ = self._arrivals[-1]
         waited = max(0.0, self._exchanged - last)
-        self._steps.append(ArrivedStep(tuple(self._arrivals), max(0.0, took - max(last, self._exchanged))))
-        self._num_steps += 1
         if self._is_chosen:
             if self._watch.has_changed(waited=waited, took=took):
                 self._take(self._chooser.choose())
-        elif self._num_steps == NUM_FIRST + NUM_MEASURED:
-            self._take(self._chooser.choose())
+        else:
+            self._steps.append(ArrivedStep(tuple(self._arrivals), max(0.0, took - max(last, self._exchanged))))
+            self._num_steps += 1
+            if self._num_steps == NUM_FIRST + NUM_MEASURED:
+                self._take(self._chooser.choose())
         self._arrivals, self._begun = [], time.perf_counter()
 
     def _subject(self) -> Subject:
@@ -123,6 +128,7 @@ def attach(
 ) -> AutoDdp:
     """Exchange the gradients of a DDP model as is fastest, from a few steps on: see `dtrain.sync.ddp.attach`."""
     ddp = checked(model)
+    check_trained(ddp.module, optimizer)  # its steps are what is counted
     return hooked(AutoDdp(ddp, optimizer, ledger, seed=seed, scaler=scaler))
 
 

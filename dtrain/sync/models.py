@@ -138,3 +138,11 @@ def _is_replicated(model: nn.Module) -> bool:
 
     registry = _get_registry(model)
     return registry is not None and "replicate" in registry
+
+
+def check_trained(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raises ValueError for a parameter to be trained that this optimizer does not have."""
+    has = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in has:
+            raise ValueError(f"{name} is not among the optimizer's parameters: give the optimizer that trains it")

@@ -17,7 +17,16 @@ from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.local import Local, Method
-from dtrain.sync.models import PLAIN, check_all_ranks, check_apart, check_hook, check_parameters, kind_of, unwrapped
+from dtrain.sync.models import (
+    PLAIN,
+    check_all_ranks,
+    check_apart,
+    check_hook,
+    check_parameters,
+    check_trained,
+    kind_of,
+    unwrapped,
+)
 from dtrain.sync.parameters import share_parameters
 
 
@@ -154,7 +163,7 @@ def attach(
         check_hook(ddp)
         check_all_ranks(ddp)
     check_parameters(inner, sparse=True)
-    _check_trained(inner, optimizer)
+    check_trained(inner, optimizer)
     workers: Any = group or dist.group.WORLD
     communicator = TorchCommunicator(workers).duplicate()
     share_parameters(inner, communicator, ledger)
@@ -165,10 +174,3 @@ def attach(
     if scaler is not None:
         program.follow(scaler)
     return program
-
-
-def _check_trained(model: nn.Module, optimizer: Optimizer) -> None:
-    has = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in has:
-            raise ValueError(f"{name} is not among the optimizer's parameters: give the optimizer that trains it")

@@ -129,3 +129,5 @@ def test_without_an_optimizer_or_with_options_it_is_one_line(here: Here) -> None
     for keywords in ({}, {"optimizer": sgd(ddp), "density": 0.1}):
         with pytest.raises(ValueError, match='"auto" takes optimizer='):
             dtrain.compress(ddp, "auto", **keywords)
+    with pytest.raises(ValueError, match="is not among the optimizer's parameters"):
+        dtrain.compress(ddp, "auto", optimizer=sgd(chain()))

@@ -471,6 +471,8 @@ def test_the_group_is_left_as_it_is(here: Here) -> None:
 def test_a_program_under_the_meter_command_shares_its_ledger(here: Here) -> None:
     records: list[StepRecord] = []
     remove = install(Ledger(), is_shared=True)
+    with pytest.raises(RuntimeError, match="installed already"):
+        dtrain.meter.install(close_every=None)  # it would keep entries until it is closed, and the shared one does not
     ledger = dtrain.meter.install(records.append)
     dist.all_reduce(floats())
     ledger.close()

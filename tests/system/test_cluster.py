@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("pyroute2", reason="pip install 'dtrain[cluster]'")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from cluster_rate import measure
 from programs import Ended, dtrain_command, environment, finish, read_summary, run, start, train_command
 
+from dtrain.cluster.namespaces import INTERFACE, Node, network
+
 TOOLS = ("setpriv", "nsenter", "unshare", "mount")
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
-pytest.importorskip("pyroute2", reason="pip install 'dtrain[cluster]'")
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
@@ -137,6 +139,22 @@ def test_the_link_is_as_slow_as_asked(tmp_path: Path) -> None:
     assert len(times) == 2
     assert max(times) > 0.9 * 2 * 8e6 / 50e6
     assert max(times) < 2 * 2 * 8e6 / 50e6
+
+
+def test_a_link_can_be_given_another_rate_at_both_ends() -> None:
+    def rates(node: Node) -> list[int]:
+        found = []
+        for namespace, interface in ((node.namespace, INTERFACE), (node.bridge, node.name)):
+            command = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{namespace}", "tc", "qdisc", "show", "dev", interface]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found += [int(value) for value in re.findall(r"tbf .*rate (\d+)Mbit", said)]
+        return found
+
+    with network(2, 100_000_000) as (one, other):
+        assert rates(one) == rates(other) == [100, 100]
+        one.shape(30_000_000)
+        assert rates(one) == [30, 30]
+        assert rates(other) == [100, 100]
 
 
 def test_an_all_reduce_takes_what_the_link_allows_and_the_kernel_counts_its_frames(tmp_path: Path) -> None:

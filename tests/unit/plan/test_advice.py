@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,26 @@ def traced(path: Path, *, seconds: float, others: int = 0, world_size: int = 4, 
 def test_a_slow_link_is_worth_a_compressor_and_a_fast_one_nothing(tmp_path: Path) -> None:
     said = advise(traced(tmp_path / "run.json", seconds=0.2))
     assert said.startswith("Gradients are 100% of the 1.8 MB that a rank sends a step. On 2 hosts, at 100 Mbit/s ")
-    assert said.endswith("at 10 Gbit/s change nothing.")
+    assert "; at 10 Gbit/s change nothing." in said
     assert "at 100 Mbit/s change nothing" not in said
+
+
+def test_no_time_is_promised_without_fp16s_and_what_training_cost(tmp_path: Path) -> None:
+    said = advise(traced(tmp_path / "run.json", seconds=0.02))
+    method = said.split("at 100 Mbit/s ")[1].split(" would take ")[0]
+    assert method not in ("fp16", "none")
+    assert " of fp16's)" in said
+    assert f" As tried, {method} cost " in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"), [({"world_size": 1, "ranks_on_host": 1}, "alone"), ({"device": "cuda"}, "trains on cuda")]
+)
+def test_where_nothing_can_be_said_it_says_why(tmp_path: Path, changed: dict[str, Any], says: str) -> None:
+    path = traced(tmp_path / "run.json", seconds=0.2)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(ValueError, match=says):
+        advise(path)
 
 
 def test_what_else_is_sent_is_not_the_gradients(tmp_path: Path) -> None:

@@ -101,10 +101,8 @@ def test_one_slow_message_is_no_other_link(monkeypatch: pytest.MonkeyPatch) -> N
     clock = [0.0]
     monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
     communicator = Slow(clock)
-    watch, seconds = (
-        Watch(communicator, Ledger()),
-        iter([0.02, 2.0, *[0.02] * 20]),
-    )  # of a look: its figures, then a ping
+    watch = Watch(communicator, Ledger())
+    seconds = iter([0.02, 2.0, *[0.02] * 20])  # of a look: its figures, then a ping
     assert not any(watch.has_changed(waited=0.0, took=1.0) for _ in range(LOOK))
     communicator.start = lambda request: late(communicator, request, seconds)  # type: ignore[method-assign]
     assert not any(watch.has_changed(waited=0.0, took=1.0) for _ in range(LOOK))
