@@ -78,8 +78,9 @@ def test_what_is_not_known_to_train_is_shown_and_not_advised() -> None:
 
 
 def test_rounds_that_held_with_two_workers_are_not_advised_to_more() -> None:
-    rounds = parse("local rotated_signs every=4")
+    rounds, costly = parse("local int4 every=4"), parse("local rotated_signs every=4")
     assert (rounds.known("sgd", 2), rounds.known("sgd", 4)) == ("holds", "untried")
+    assert (costly.known("sgd", 2), costly.known("sgd", 4)) == ("holds", "costs")
     assert parse("local int4 every=16").known("sgd", 4) == "fails"
     assert parse("int4").known("sgd", 4) == "holds"
     assert parse("local rotated_signs every=1").known("adamw", 2) == parse("int4").known("adamw", 2) == "holds"
