@@ -56,6 +56,8 @@ class Source:
         try:
             with self._got("/" if have is None else HAVE + have, ends) as answer:
                 body = answer.read(MAX_OFFER_BYTES + 1)
+            if time.monotonic() >= ends:  # what was cut may look as if it were all
+                raise TimeoutError
         except ssl.SSLCertVerificationError as error:
             raise ConnectionError(
                 f"{self._url}: its certificate is not trusted here ({plain(error.verify_message)}): give --ca, the "

@@ -7,8 +7,6 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from packable import small_model, trained
+from shippable import NEW, NEWER, OLD, lying, offering, published, refused, serving, whole
 
 from dtrain import ship
 from dtrain.cli import main
@@ -25,63 +24,10 @@ from dtrain.ship import client as asking
 from dtrain.ship import target as replacing
 from dtrain.ship.offer import Blob, Offer
 
-OLD, NEW, NEWER = (to_bytes(pack(trained(seed, moved), "smallest")) for seed, moved in ((1, 0.0), (1, 0.01), (2, 0.01)))
-
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "_PAUSE_SECONDS", 0.01)
-
-
-@contextmanager
-def serving(server: HTTPServer) -> Iterator[str]:
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@contextmanager
-def published(path: Path, data: bytes = OLD, **options: Any) -> Iterator[str]:
-    path.write_bytes(data)
-    with serving(ship.open_server(ship.Publisher(path), host="127.0.0.1", port=0, **options)) as url:
-        yield url
-
-
-@contextmanager
-def lying(answer: Callable[[str, str], tuple[int, dict[str, str], bytes]]) -> Iterator[str]:
-    """A server that answers, to a path and its Range, what it is told to."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, body = answer(self.path, self.headers.get("Range", ""))
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with serving(HTTPServer(("127.0.0.1", 0), Handler)) as url:
-        yield url
-
-
-def offering(
-    data: bytes, answer: Callable[[str], tuple[int, dict[str, str], bytes]], way: bytes | None = None
-) -> Callable[[str, str], tuple[int, dict[str, str], bytes]]:
-    """Offers `data`, and answers to a Range what it is told to."""
-    offer = Offer(".dtz", Blob.of(data), None if way is None else Blob.of(way)).to_json()
-    return lambda path, asked: answer(asked) if path.startswith("/files/") else (200, {}, offer)
-
-
-def whole(data: bytes) -> tuple[int, dict[str, str], bytes]:
-    return 200, {"Content-Length": str(len(data))}, data
 
 
 def test_a_file_comes_whole_and_then_as_a_difference_and_then_not_at_all(tmp_path: Path) -> None:
@@ -190,16 +136,6 @@ def test_bytes_and_time_are_in_both_ledgers_as_export(tmp_path: Path) -> None:
 
 
 # what goes wrong
-
-
-def refused(url: str, target: Path, part: str, **options: Any) -> None:
-    """Receiving fails with one line, and the old version stays, alone."""
-    target.write_bytes(OLD)
-    with pytest.raises((ValueError, OSError), match=part) as raised:
-        ship.receive(url, target, **options)
-    assert "\n" not in str(raised.value)
-    assert target.read_bytes() == OLD
-    assert [path.name for path in target.parent.iterdir()] == [target.name]
 
 
 @pytest.fixture
