@@ -145,8 +145,7 @@ def _receive(parsed: argparse.Namespace) -> int:
     if parsed.every is not None and not 0 <= parsed.every < 1e6:
         raise ValueError(f"--every {parsed.every}: give seconds, 0 or more")
     max_bytes = ship.MAX_BYTES if parsed.max_bytes is None else parsed.max_bytes
-    if check is None:
-        _warn("offers are not signed, or not checked, so whoever answers there chooses the model: give --public-key")
+    unchecked = check is None
     with ship.open_ledger(parsed.ledger) as ledger:
         warned = ""
         while True:
@@ -163,6 +162,12 @@ def _receive(parsed: argparse.Namespace) -> int:
                 warned = warning
             else:
                 warned = ""
+                if unchecked:
+                    _warn(
+                        "offers are not signed, or not checked: whoever answers there chooses the model; "
+                        "give --public-key"
+                    )
+                    unchecked = False
                 if parsed.every is None or received.kind != "nothing new":
                     print(
                         json.dumps(asdict(received)) if parsed.json else _received(parsed.output, received), flush=True
