@@ -8,43 +8,36 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import HTTPServer
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 from prometheus_client import CollectorRegistry, MetricsHandler, generate_latest
 
 from dtrain.files import write_whole
 from dtrain.meter.nic import is_loopback
 from dtrain.observe.prometheus import RunCollector
+from dtrain.server import BoundedServer
 
 EVERYWHERE = ("", "0.0.0.0", "::")
 SCRAPE_SECONDS = 5.0
-"""How long somebody who asks may take over it, while others wait."""
+"""How long a scrape may take in all."""
 
-
-class _Server(HTTPServer):
-    """One scrape after the other in one thread: with a thread for each, a scrape takes half as much processor again."""
-
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        handler: Any = MetricsHandler.factory(registry)
-        handler.timeout = SCRAPE_SECONDS
-        super().__init__((host, port), handler)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Whoever asked is gone: nothing to say."""
+_MAX_CONNECTIONS = 16
 
 
 @contextmanager
 def serving(host: str, port: int, registry: CollectorRegistry) -> Iterator[None]:
-    """Answer scrapes in a thread of their own, while the with statement lasts.
+    """Answer scrapes in threads of their own, while the with statement lasts; its end waits for no client.
 
     Raises ValueError, naming the cure, where it cannot listen there.
     """
     try:
-        server = _Server(host, port, registry)
+        server = BoundedServer(
+            (host, port),
+            MetricsHandler.factory(registry),
+            max_connections=_MAX_CONNECTIONS,
+            request_seconds=SCRAPE_SECONDS,
+        )
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(

@@ -1,9 +1,11 @@
 """What a publisher says of its newest version, as JSON: the words that both ends know.
 
-    {"schema": 1, "suffix": ".dtz", "sha256": "...", "num_bytes": 471261,
+    {"schema": 1, "suffix": ".dtz", "version": 1796000000000, "sha256": "...", "num_bytes": 471261,
      "difference": {"sha256": "...", "num_bytes": 53549}}
 
-`difference` leads there from the version that the receiver said it has; null if there is none, or none that is smaller.
+`version` rises with each new version of a publisher, also of one that was started again: it is the time when that took
+the file in, in milliseconds since 1970. `difference` leads there from the version that the receiver said it has; null
+if there is none, or none that is smaller. An offer may be signed (`keys.py`).
 The bytes of both are at /files/<sha256>.
 """
 
@@ -20,6 +22,9 @@ SUFFIXES = (".dtz", ".safetensors")
 MAX_OFFER_BYTES = 4096
 FILES = "/files/"
 HAVE = "/?have="
+
+_ANSWER_SECONDS = 60.0
+_LEAST_BYTES_PER_SECOND = 8192.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,13 @@ class Offer:
     suffix: str
     file: Blob
     difference: Blob | None
+    version: int | None = None
 
     def to_json(self) -> bytes:
         """As it is sent."""
         difference = None if self.difference is None else asdict(self.difference)
-        offer = {"schema": SCHEMA, "suffix": self.suffix, **asdict(self.file), "difference": difference}
-        return json.dumps(offer).encode()
+        offer = {"schema": SCHEMA, "suffix": self.suffix, "version": self.version, **asdict(self.file)}
+        return json.dumps({**offer, "difference": difference}).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Offer:
@@ -61,13 +67,25 @@ class Offer:
             raise ValueError(f"the publisher speaks version {offer['schema']!r}, and this dtrain version {SCHEMA}")
         if offer.get("suffix") not in SUFFIXES:
             raise ValueError("the publisher's offer is of no kind of file that is known here")
-        difference = offer.get("difference")
-        return cls(offer["suffix"], _blob(offer), None if difference is None else _blob(difference))
+        difference, version = offer.get("difference"), offer.get("version")
+        if version is not None and not is_version(version):
+            raise ValueError("the publisher's offer has a version that is no number")
+        return cls(offer["suffix"], _blob(offer), None if difference is None else _blob(difference), version)
+
+
+def answer_seconds(num_bytes: int) -> float:
+    """How long an answer with so many bytes may take in all: for larger ones what a link of 64 kbit/s needs, too."""
+    return _ANSWER_SECONDS + num_bytes / _LEAST_BYTES_PER_SECOND
 
 
 def is_sha256(text: Any) -> bool:
     """Whether it is written as a digest is here."""
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def is_version(number: Any) -> bool:
+    """Whether it is one of those that rise."""
+    return type(number) is int and 0 <= number < 1 << 63
 
 
 def _blob(fields: Any) -> Blob:

@@ -6,27 +6,29 @@ It reads the file again whenever that has changed. A file that is no whole model
 from __future__ import annotations
 
 import re
-import socket
-import socketserver
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Literal
 
 from dtrain.pack import from_bytes, make_difference, read_safetensors
+from dtrain.server import BoundedServer
+from dtrain.ship.keys import SIGNATURE, Sign
 from dtrain.ship.metered import PIECE_BYTES, counted
-from dtrain.ship.offer import FILES, HAVE, SUFFIXES, Blob, Offer, is_sha256
+from dtrain.ship.offer import FILES, HAVE, SUFFIXES, Blob, Offer, answer_seconds, is_sha256
 
 if TYPE_CHECKING:
     from dtrain.meter.ledger import Ledger
 
 _KEPT_VERSIONS = 4
 _MAX_CONNECTIONS = 64
-_TIMEOUT_SECONDS = 60.0
+_REQUEST_SECONDS = 10.0
+"""Until a receiver has said what it wants, its handshake with TLS included."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Publisher:
         self._differences: dict[tuple[str, str], tuple[Blob, bytes] | None] = {}
         """From one version to another; None: not worth it, or not possible."""
         self._seen: object = None
+        self._version = 0
         self._newest = self._take_in()
 
     @property
@@ -68,7 +71,7 @@ class Publisher:
         with self._lock:
             self._look()
             way = self._difference_from(have)
-            return Offer(self._path.suffix, self._newest, None if way is None else way[0])
+            return Offer(self._path.suffix, self._newest, None if way is None else way[0], self._version)
 
     def find(self, sha256: str) -> tuple[Literal["file", "difference"], bytes] | None:
         """The bytes with that digest, if they are still kept."""
@@ -91,6 +94,7 @@ class Publisher:
     def _take_in(self) -> Blob:
         self._seen = _state(self._path)
         blob, data = _read(self._path)
+        self._version = max(self._version + 1, time.time_ns() // 1_000_000)
         self._versions.pop(blob.sha256, None)
         self._versions[blob.sha256] = data
         while len(self._versions) > (_KEPT_VERSIONS if self._path.suffix == ".dtz" else 1):
@@ -139,39 +143,6 @@ def _read(path: Path) -> tuple[Blob, bytes]:
     return Blob.of(data), data
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        self._free = threading.BoundedSemaphore(_MAX_CONNECTIONS)
-        super().__init__(address, handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._free.acquire()  # the others wait to be accepted
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._free.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        error = sys.exception()
-        if not isinstance(error, OSError):  # a receiver that has gone is no news
-            _warn(f"{client_address[0]}: {type(error).__name__}: {error}")
-
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # http.server's looks up the host's name, which can take long
-
-
 def open_server(
     publisher: Publisher,
     *,
@@ -179,31 +150,37 @@ def open_server(
     port: int,
     ledger: Ledger | None = None,
     on_sent: Callable[[Sent], None] = lambda sent: None,
-) -> ThreadingHTTPServer:
+    sign: Sign | None = None,
+    tls: SSLContext | None = None,
+) -> BoundedServer:
     """A server that listens (`server_address`; port 0 takes a free one) and answers in `serve_forever()`.
 
-    `on_sent` is called after each file, from the thread that sent it. Raises ValueError where it cannot listen.
+    `on_sent` is called after each file, from the thread that sent it. `sign`: each offer, with a key
+    (`read_signing_key`). `tls`: encrypts. Raises ValueError where it cannot listen.
     """
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = _TIMEOUT_SECONDS
+        server: BoundedServer
         server_version, sys_version = "dtrain", ""
 
         def do_GET(self) -> None:
+            self.server.answering(self.connection, answer_seconds(0))
             have = self.path.removeprefix(HAVE) if self.path.startswith(HAVE) else None
             if self.path == "/" or is_sha256(have):
-                self._answer(publisher.offer(have).to_json(), "application/json")
+                self._send_offer(publisher.offer(have).to_json())
             elif self.path.startswith(FILES) and (found := publisher.find(self.path.removeprefix(FILES))):
                 self._send_file(self.path.removeprefix(FILES), *found)
             else:
                 self.send_error(404)
 
-        def _answer(self, body: bytes, kind: str) -> None:
+        def _send_offer(self, offer: bytes) -> None:
             self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(offer)))
+            if sign is not None:
+                self.send_header(SIGNATURE, sign(offer))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(offer)
 
         def _send_file(self, sha256: str, kind: Literal["file", "difference"], data: bytes) -> None:
             asked = re.fullmatch(r"bytes=(\d{1,15})-", self.headers.get("Range", ""))
@@ -214,12 +191,14 @@ def open_server(
             self.send_header("Content-Type", "application/octet-stream")
             self.send_header("Content-Length", str(len(data) - first))
             self.end_headers()
+            self.server.answering(self.connection, answer_seconds(len(data) - first))
             start, sent = time.perf_counter(), first
             try:
                 while sent < len(data):
                     piece = memoryview(data)[sent : sent + PIECE_BYTES]
                     with counted(ledger, "send", len(piece)):
                         self.wfile.write(piece)
+                    self.server.answering(self.connection)
                     sent += len(piece)
             finally:
                 seconds = time.perf_counter() - start
@@ -231,6 +210,8 @@ def open_server(
             pass
 
     try:
-        return _Server((host, port), Handler)
+        return BoundedServer(
+            (host, port), Handler, max_connections=_MAX_CONNECTIONS, request_seconds=_REQUEST_SECONDS, tls=tls
+        )
     except (OSError, OverflowError) as error:
         raise ValueError(f"cannot listen on {host}:{port} ({error}): give another --host or --port") from None

@@ -159,6 +159,18 @@ def test_constriction_is_imported_in_one_file() -> None:
     assert not found("constriction", allowed_in=("pack/coder.py",))
 
 
+def test_cryptography_is_imported_in_one_file() -> None:
+    assert found("cryptography") != []
+    assert not found("cryptography", allowed_in=("ship/keys.py",))
+
+
+def test_whatever_listens_for_http_is_bounded() -> None:
+    assert found("socketserver") != []
+    assert not found(
+        "socketserver", "http.server.HTTPServer", "http.server.ThreadingHTTPServer", allowed_in=("server.py",)
+    )
+
+
 def test_unpacking_needs_no_torch() -> None:
     code = "import sys, dtrain.pack; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
@@ -208,7 +220,8 @@ def test_importing_the_core_imports_no_backend_and_no_front_end() -> None:
 OWN_WAY = (
     "files.py",
     "observe/jsonl.py",  # grows by the line, and is read meanwhile
-    "ship/receiver.py",  # its partial file is its lock as well
+    "ship/keys.py",  # for its owner alone, and never in another's place
+    "ship/target.py",  # its partial file is its lock as well
     "vision/data/archive.py",  # a lock, and a whole folder that takes its name by a rename
     "cluster/namespaces.py",  # a setting of the kernel
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -247,14 +248,31 @@ def test_a_scrape_is_what_the_run_says_in_prometheus_own_format(port: int) -> No
         scrape(port)
 
 
-def test_somebody_who_says_nothing_keeps_others_waiting_for_a_moment_only(
+def test_somebody_who_says_nothing_keeps_neither_others_nor_the_end_of_the_run_waiting(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 0.3)
-    with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
-        endpoint.show(watched(Ledger()))
-        with socket.create_connection(("127.0.0.1", port)):
+    monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 300.0)
+    with socket.socket() as first, socket.socket() as second:
+        start = time.monotonic()
+        with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+            endpoint.show(watched(Ledger()))
+            first.connect(("127.0.0.1", port))
+            second.connect(("127.0.0.1", port))
+            second.sendall(b"GET /metrics HTTP/1.1\r\nHost:")
             assert "dtrain_world_size" in scrape(port)
+        assert time.monotonic() - start < 60
+
+
+def test_a_scrape_that_drips_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 0.3)
+    with (
+        closing(Endpoint(("127.0.0.1", port), None, None)),
+        socket.create_connection(("127.0.0.1", port)) as client,
+        pytest.raises(OSError),
+    ):
+        for _ in range(600):
+            client.sendall(b"x")
+            time.sleep(0.1)
 
 
 def test_a_port_in_use_is_one_line_with_the_cure(port: int) -> None:
