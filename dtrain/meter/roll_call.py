@@ -79,12 +79,19 @@ class RollCall:
     Args:
         store: shared by all ranks of the job, with keys that nobody else uses.
         is_idle: whether this rank is in no collective now; None if that is not known.
+        say_last: what this rank did last, in words; asked, in a thread, when others call the roll.
     """
 
     def __init__(
-        self, store: Store, rank: int, world_size: int, is_idle: Callable[[], bool | None] = lambda: None
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        is_idle: Callable[[], bool | None] = lambda: None,
+        say_last: Callable[[], str] = lambda: "",
     ) -> None:
         self._store, self._rank, self._world_size, self._is_idle = store, rank, world_size, is_idle
+        self._say_last = say_last
         self.host = socket.gethostname()
         store.set(f"host/{rank}", self.host)
         self._over = threading.Event()
@@ -95,7 +102,8 @@ class RollCall:
         try:
             while not self._over.wait(POLL_SECONDS):
                 if self._store.check(["call"]):
-                    self._store.set(f"answer/{self._rank}", IDLE if self._is_idle() else ALIVE)
+                    state = IDLE if self._is_idle() else ALIVE
+                    self._store.set(f"answer/{self._rank}", f"{state} {self._say_last()}")
                     return
         except RuntimeError:  # the store is gone, and whoever calls the roll will find out
             return
@@ -126,8 +134,11 @@ class RollCall:
             missing = [rank for rank in ranks if f"answer/{rank}" in silent]
             faults = [self._describe(rank, "does not answer") for rank in missing]
             for rank in ranks:
-                if rank not in missing and self._store.get(f"answer/{rank}") == IDLE.encode():
-                    faults.append(self._describe(rank, "is alive but in no collective"))
+                if rank in missing:
+                    continue
+                state, _, last = self._store.get(f"answer/{rank}").decode().partition(" ")
+                if state == IDLE:
+                    faults.append(self._describe(rank, f"is alive but in no collective{last and f' ({last})'}"))
         except RuntimeError:
             return _store_is_gone()
         return "; ".join(faults)

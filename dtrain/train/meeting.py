@@ -29,7 +29,8 @@ def meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Commun
     with ExitStack() as stack:
         if metered:
             stack.enter_context(c10d.installed(ledger))
-        stack.enter_context(_naming_the_missing(backend, launch))
+        stack.enter_context(_naming_the_missing(backend, launch, ledger))
+        stack.enter_context(_writing_down(ledger, launch))
         yield stack.enter_context(
             open_communicator(
                 backend.name, launch, ledger if metered else None, timeout_seconds=backend.timeout_seconds
@@ -38,7 +39,7 @@ def meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Commun
 
 
 @contextmanager
-def _naming_the_missing(backend: Backend, launch: Launch) -> Iterator[None]:
+def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger) -> Iterator[None]:
     """Where torchrun's store is at hand, a collective that fails inside says which rank is missing."""
     if launch.launcher != "torchrun" or launch.world_size < 2:
         yield
@@ -48,7 +49,12 @@ def _naming_the_missing(backend: Backend, launch: Launch) -> Iterator[None]:
         store = join_store(os.environ, start or backend.timeout_seconds)
     except RendezvousError as error:
         raise CollectiveError(str(error)) from None
-    roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle)
+
+    def say_last() -> str:
+        ledger.recent.dump(ledger, launch.rank, launch.world_size)  # the rank that others miss leaves one, too
+        return ledger.recent.say_last()
+
+    roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle, say_last)
     try:
         roll_call.await_all(start or START_SECONDS)
         yield
@@ -63,6 +69,20 @@ def _naming_the_missing(backend: Backend, launch: Launch) -> Iterator[None]:
         raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
     finally:
         roll_call.leave()
+
+
+@contextmanager
+def _writing_down(ledger: Ledger, launch: Launch) -> Iterator[None]:
+    """Where a collective fails inside, what this rank did last is written down and said."""
+    try:
+        yield
+    except CollectiveError as error:
+        last = ledger.recent.say_last()
+        ledger.recent.error = str(error)
+        path = ledger.recent.dump(ledger, launch.rank, launch.world_size)
+        here = f"; rank {launch.rank} itself: {last}" if last else ""
+        cure = f"; see dtrain trace {path.parent}" if path is not None else ""
+        raise CollectiveError(f"{error}{here}{cure}") from error
 
 
 def share_path(path: Path, communicator: Communicator, ledger: Ledger, device: torch.device) -> Path:
