@@ -6,6 +6,7 @@ ranks would have to take part.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 
 _WAITING_TAG, _FAILURE_TAG = 1, 2
 _POLL_SECONDS = 0.01
+_HOST_BYTES = 64
+"""The longest name of a host on Linux."""
 
 
 class MpiWaiting(Waiting):
     """Who else waits. A rank that has waited half its time says so to all, so that who gives up can name the others."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm, self._others = comm, _others(comm)
+        self._comm, self._others, self._hosts = comm, _others(comm), _hosts(comm)
         self._waiting: dict[int, bool] = {}
         self._sent: list[MPI.Request] = []
 
@@ -37,15 +40,23 @@ class MpiWaiting(Waiting):
         for rank in self._others:
             while (word := _receive(self._comm, rank, _WAITING_TAG)) is not None:
                 self._waiting[rank] = bool(word[0])
-        return _describe([rank for rank in self._others if not self._waiting.get(rank)])
+        return _describe([(r, self._hosts[r]) for r in self._others if not self._waiting.get(r)])
 
 
-def _describe(missing: Sequence[int]) -> str:
+def _describe(missing: Sequence[tuple[int, str]]) -> str:
     if not missing:
         return "all ranks wait, for different collectives"
-    if len(missing) == 1:
-        return f"rank {missing[0]} is missing or stuck"
-    return f"ranks {', '.join(map(str, missing))} are missing or stuck"
+    ranks = [f"rank {rank} on host {host}" for rank, host in missing]
+    return f"{', '.join(ranks)} {'is' if len(ranks) == 1 else 'are'} missing or stuck"
+
+
+def _hosts(comm: MPI.Intracomm) -> list[str]:
+    """Of every rank: afterwards a rank that is missing cannot say. A few bytes as ranks meet, which are not counted."""
+    own = socket.gethostname().encode()[:_HOST_BYTES].ljust(_HOST_BYTES, b"\0")
+    all_of_them = bytearray(_HOST_BYTES * comm.Get_size())
+    comm.Allgather(own, all_of_them)
+    names = (all_of_them[i : i + _HOST_BYTES] for i in range(0, len(all_of_them), _HOST_BYTES))
+    return [name.rstrip(b"\0").decode(errors="replace") for name in names]
 
 
 def exchange_failures(comm: MPI.Intracomm, failure: str, patience_seconds: float) -> dict[int, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from dtrain.comm.communicator import CollectiveError
 from dtrain.exchange import Op, Request
+from dtrain.meter.rendezvous import RendezvousError, join_store
 
 if TYPE_CHECKING:
     from dtrain.comm import Handle, Launch
@@ -40,13 +43,16 @@ class _Work:
 
 @contextmanager
 def _failing(op: Op) -> Iterator[None]:
-    """The first sentence of what torch says, without the place in its source."""
     try:
         yield
     except RuntimeError as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = re.sub(r"^\[[^]]*] ", "", lines[0]).partition(". ")[0]
-        raise CollectiveError(f"{op} failed: {reason}") from error
+        raise CollectiveError(f"{op} failed: {_reason(error)}") from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The first sentence of what torch says, without the place in its source."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"^\[[^]]*] ", "", lines[0]).partition(". ")[0]
 
 
 class TorchCommunicator:
@@ -114,7 +120,7 @@ def is_built(backend: str) -> bool:
 def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 60.0) -> TorchCommunicator:
     """Join the default process group, by the launcher's rendezvous or, with no launcher, alone.
 
-    Raises ValueError for a backend that cannot run here, naming the cure.
+    Raises ValueError for a backend that cannot run here, naming the cure; CollectiveError for workers that do not meet.
     """
     if backend == "nccl" and not (torch.cuda.is_available() and dist.is_nccl_available()):
         raise ValueError("backend=nccl needs a CUDA device and a torch built with NCCL: use backend=gloo")
@@ -128,11 +134,18 @@ def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 60.0)
     device = torch.device("cuda", launch.local_rank) if backend == "nccl" else None
     if device is not None:
         torch.cuda.set_device(device)
-    if launch.launcher == "none":
-        alone = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout, device_id=device)
-    else:
-        dist.init_process_group(backend, timeout=timeout, device_id=device)
+    rank, world_size = launch.rank, launch.world_size
+    try:
+        store = dist.HashStore() if launch.launcher == "none" else join_store(os.environ, timeout_seconds)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device
+        )
+    except RendezvousError as error:
+        raise CollectiveError(str(error)) from None
+    except RuntimeError as error:  # of the backend, which did not connect to another rank
+        raise CollectiveError(
+            f"rank {rank} on host {socket.gethostname()} cannot open {backend}: {_reason(error)}"
+        ) from error
     group = dist.group.WORLD
     assert group is not None
     return TorchCommunicator(group)

@@ -136,7 +136,11 @@ class _OnCompletion:
         self._pending = pending
         _under_way.add(self)
 
-    def __call__(self, future: object) -> None:
+    def __call__(self, future: torch.futures.Future[Any]) -> None:
+        try:
+            future.value()  # under a microsecond, and the only way to ask
+        except Exception:
+            self._pending.has_failed = True
         self._pending.complete()
 
 

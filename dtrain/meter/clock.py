@@ -19,6 +19,10 @@ class Clock(Protocol):
         """Seconds from one mark to a later one; on CUDA the host waits for the later one."""
         ...
 
+    def is_reached(self, mark: Any) -> bool:
+        """Whether work has come to this mark; nobody waits."""
+        ...
+
 
 class HostClock:
     """time.perf_counter."""
@@ -28,6 +32,9 @@ class HostClock:
 
     def seconds(self, start: float, end: float) -> float:
         return end - start
+
+    def is_reached(self, mark: float) -> bool:
+        return True
 
 
 class CudaClock:
@@ -42,6 +49,9 @@ class CudaClock:
         end.synchronize()
         return float(start.elapsed_time(end)) / 1000.0
 
+    def is_reached(self, mark: torch.cuda.Event) -> bool:
+        return bool(mark.query())
+
 
 class NoClock:
     """For what cannot be timed: every mark is None."""
@@ -51,6 +61,9 @@ class NoClock:
 
     def seconds(self, start: None, end: None) -> float:
         raise AssertionError("a mark that is None was never made")
+
+    def is_reached(self, mark: None) -> bool:
+        return False
 
 
 HOST_CLOCK = HostClock()

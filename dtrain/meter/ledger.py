@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dtrain.exchange import Op
 from dtrain.meter.clock import HOST_CLOCK, UNTIMED, Clock
+from dtrain.meter.recent import Recent
 
 _log = logging.getLogger(__name__)
 
@@ -116,13 +117,16 @@ class Total:
 class Pending:
     """A collective under way. `complete()` may be called from any thread."""
 
-    __slots__ = ("_clock", "_dtype", "_end", "_mark", "_start", "fields")
+    __slots__ = ("_clock", "_dtype", "_end", "_mark", "fields", "has_failed", "number", "start")
 
     def __init__(
         self, fields: tuple[Op, Activity, Purpose, int, float, int, str], clock: Clock, dtype: str | None = None
     ) -> None:
         self.fields, self._clock, self._dtype = fields, clock, dtype
-        self._start = time.perf_counter()
+        self.has_failed = False
+        self.number = 0
+        """Of its group, from 1 on, given by `Recent`."""
+        self.start = time.perf_counter()
         self._mark: Any = clock.mark()
         self._end: Any = None
 
@@ -133,7 +137,13 @@ class Pending:
     def entry(self) -> Entry:
         """The immutable entry, as far as it is known now; on CUDA this waits for the collective."""
         seconds = None if self._end is None else self._clock.seconds(self._mark, self._end)
-        return Entry(*self.fields, self._start, seconds, self._dtype)
+        return Entry(*self.fields, self.start, seconds, self._dtype)
+
+    def end(self) -> tuple[bool, float | None]:
+        """Whether it has ended well, and after how many seconds; nobody waits."""
+        if self.has_failed or self._end is None or not self._clock.is_reached(self._end):
+            return False, None
+        return True, self._clock.seconds(self._mark, self._end)
 
 
 Sink = Callable[[StepRecord], None]
@@ -157,6 +167,8 @@ class Ledger:
     The activity holds for the whole process, since its threads take part in the same; the purpose holds for the thread
     that opened the scope. What synchronisers send is told apart by `exchange`.
 
+    `recent` remembers the last collectives, for when one fails.
+
     `rounds` is how many exchanges of gradients or updates dtrain's synchronisers made: one a step, or one in several.
 
     `uncounted` is how many calls of each operation are missing, since counting them failed: a meter must not fail the
@@ -173,6 +185,7 @@ class Ledger:
         self.totals: dict[Key, Total] = {}
         self.groups: dict[str, Group] = {}
         """The groups of torch.distributed that were seen last, by the name that entries have."""
+        self.recent = Recent()
         self.rounds = 0
         self.uncounted: dict[Op, int] = {}
         self._close_every = close_every
@@ -242,6 +255,7 @@ class Ledger:
         pending = Pending((op, activity, purpose, payload_bytes, wire_bytes, world_size, group), clock, dtype)
         with self._lock:
             self._pending.append(pending)
+            self.recent.note(pending, group)
             key = Key(op, activity, purpose)
             total = self.totals.get(key) or self.totals.setdefault(key, Total())
             total.count += 1
@@ -267,8 +281,9 @@ class Ledger:
 
     def withdraw(self, pending: Pending) -> None:
         """Take back what was recorded of a collective that its backend refused, unless it is closed already."""
-        op, activity, purpose, payload_bytes, wire_bytes, *_ = pending.fields
+        op, activity, purpose, payload_bytes, wire_bytes, _, group = pending.fields
         with self._lock:
+            self.recent.forget(pending, group)
             if pending not in self._pending:
                 return
             self._pending.remove(pending)

@@ -22,6 +22,7 @@ from dtrain.meter.job_traffic import JobTraffic, RankFigures, gather, own_figure
 from dtrain.meter.ledger import CLOSE_EVERY, Ledger
 from dtrain.meter.live import LiveReport, SoFar
 from dtrain.meter.nic import Counters, read_counters
+from dtrain.meter.rendezvous import AddressError
 from dtrain.meter.roll_call import RollCall, job_store
 from dtrain.meter.sigterm import LastWord
 from dtrain.meter.steps import follow_steps
@@ -90,8 +91,8 @@ class ProgramMeter:
         """The job's store; None where there is none, or it does not answer: the program may do without."""
         try:
             store = job_store(os.environ)
-        except RuntimeError as error:
-            say(f"this rank reports for itself alone: {' '.join(str(error).split())[:200]}")
+        except (RuntimeError, AddressError) as error:
+            say(f"this rank reports for itself alone: {' '.join(str(error).split())[:300]}")
             self._writes = os.environ["RANK"] == "0"
             return None
         if store is not None:

@@ -16,10 +16,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 
-from torch._C._distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import Store
+
+from dtrain.meter.rendezvous import RendezvousError, join_store, read_place
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 POLL_SECONDS = 1.0
@@ -31,15 +31,32 @@ ALIVE, IDLE, FAILED, LEFT = "alive", "idle", "failed", "left"
 
 
 def job_store(environ: Mapping[str, str], timeout_seconds: float = 60.0) -> Store | None:
-    """The store of this job's rendezvous, under a prefix of ours; None for a single process.
+    """The store of this job's rendezvous, as `join_store` gives it; None for a single process.
 
-    It is a connection of its own, and lasts whatever the program does with its process groups. Raises RuntimeError
-    if the store cannot be reached.
+    Whoever keeps it, rank 0 without an agent, waits for the others to come. Raises as `join_store` does.
     """
     if any(name not in environ for name in VARIABLES) or int(environ["WORLD_SIZE"]) < 2:
         return None
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))
-    return PrefixStore(f"dtrain/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = join_store(environ, timeout_seconds)
+    place = read_place(environ)
+    store.set(f"came/{place.rank}", "")
+    if place.serves:
+        await_ranks(store, "came", place.rank, place.world_size, timeout_seconds)
+    return store
+
+
+def await_ranks(store: Store, key: str, rank: int, world_size: int, timeout_seconds: float) -> None:
+    """Until every rank has set `key`/rank. Raises RendezvousError naming those that have not in time."""
+    try:
+        late = await_keys(store, [f"{key}/{other}" for other in range(world_size)], timeout_seconds)
+    except RuntimeError:
+        raise RendezvousError(f"{_store_is_gone()}: see what rank 0 says") from None
+    if late:
+        others = ", ".join(key.partition("/")[2] for key in late)
+        raise RendezvousError(
+            f"rank {rank} on host {socket.gethostname()} waited {timeout_seconds:g} s at the job's store "
+            f"({_address()}) for rank {others} to start: look at what it says on its host, or start it"
+        )
 
 
 def await_keys(store: Store, keys: Sequence[str], timeout_seconds: float) -> list[str]:
@@ -62,12 +79,19 @@ class RollCall:
     Args:
         store: shared by all ranks of the job, with keys that nobody else uses.
         is_idle: whether this rank is in no collective now; None if that is not known.
+        say_last: what this rank did last, in words; asked, in a thread, when others call the roll.
     """
 
     def __init__(
-        self, store: Store, rank: int, world_size: int, is_idle: Callable[[], bool | None] = lambda: None
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        is_idle: Callable[[], bool | None] = lambda: None,
+        say_last: Callable[[], str] = lambda: "",
     ) -> None:
         self._store, self._rank, self._world_size, self._is_idle = store, rank, world_size, is_idle
+        self._say_last = say_last
         self.host = socket.gethostname()
         store.set(f"host/{rank}", self.host)
         self._over = threading.Event()
@@ -78,19 +102,15 @@ class RollCall:
         try:
             while not self._over.wait(POLL_SECONDS):
                 if self._store.check(["call"]):
-                    self._store.set(f"answer/{self._rank}", IDLE if self._is_idle() else ALIVE)
+                    state = IDLE if self._is_idle() else ALIVE
+                    self._store.set(f"answer/{self._rank}", f"{state} {self._say_last()}")
                     return
         except RuntimeError:  # the store is gone, and whoever calls the roll will find out
             return
 
     def await_all(self, timeout_seconds: float) -> None:
-        """Until every rank of the job has begun its part. Raises ValueError naming those that have not in time."""
-        late = await_keys(self._store, [f"host/{rank}" for rank in range(self._world_size)], timeout_seconds)
-        if late:
-            ranks = ", ".join(key.partition("/")[2] for key in late)
-            raise ValueError(
-                f"waited {timeout_seconds:g} s for rank {ranks} to start: look at what it says on its host"
-            )
+        """Until every rank of the job has begun its part. Raises RendezvousError naming those that have not in time."""
+        await_ranks(self._store, "host", self._rank, self._world_size, timeout_seconds)
 
     def call(self) -> str:
         """Call the roll after a failure of this rank, and say who is missing; "" where nobody is.
@@ -114,8 +134,11 @@ class RollCall:
             missing = [rank for rank in ranks if f"answer/{rank}" in silent]
             faults = [self._describe(rank, "does not answer") for rank in missing]
             for rank in ranks:
-                if rank not in missing and self._store.get(f"answer/{rank}") == IDLE.encode():
-                    faults.append(self._describe(rank, "is alive but in no collective"))
+                if rank in missing:
+                    continue
+                state, _, last = self._store.get(f"answer/{rank}").decode().partition(" ")
+                if state == IDLE:
+                    faults.append(self._describe(rank, f"is alive but in no collective{last and f' ({last})'}"))
         except RuntimeError:
             return _store_is_gone()
         return "; ".join(faults)
@@ -143,6 +166,9 @@ class RollCall:
             pass
 
 
+def _address() -> str:
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
 def _store_is_gone() -> str:
-    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    return f"the job's store at {address}, on the host of rank 0, does not answer"
+    return f"the job's store at {_address()}, on the host of rank 0, does not answer"

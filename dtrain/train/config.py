@@ -26,14 +26,17 @@ BEFORE = "before"
 
 @dataclass(frozen=True)
 class Backend:
-    """What carries the collectives."""
+    """What carries the collectives, and how long ranks wait for each other in one, and at the start."""
 
     name: str
     timeout_seconds: float = 60.0
+    start_timeout_seconds: float | None = None
 
     def __post_init__(self) -> None:
         require(self.name in BACKENDS, f"backend={self.name} does not exist: choose one of {', '.join(BACKENDS)}")
         require(0 < self.timeout_seconds <= 1e9, "backend.timeout_seconds must be more than 0 and at most 1e9")
+        start = self.start_timeout_seconds
+        require(start is None or 0 < start <= 1e9, "backend.start_timeout_seconds must be more than 0 and at most 1e9")
 
 
 @dataclass(frozen=True)

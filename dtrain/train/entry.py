@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from omegaconf import DictConfig
 
 from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together
+from dtrain.meter.rendezvous import AddressError
 from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.train.agreement import DivergedError
 from dtrain.train.compose import plain, read_request
@@ -94,7 +95,9 @@ def _fail(error: Exception, launch: Launch) -> int:
     """One line for each fault, whichever ranks it is of."""
     message = " ".join(str(error).split())
     # where torchrun's store is at hand, one rank of each host has been chosen to say which collective failed
-    speaks = launch.rank == 0 or (isinstance(error, CollectiveError) and launch.launcher == "torchrun")
+    # of it; and where there is none, nobody hears of the others
+    of_meeting = isinstance(error, CollectiveError | AddressError) and launch.launcher == "torchrun"
+    speaks = launch.rank == 0 or of_meeting
     if speaks:
         print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
     if fail_together(launch, message, has_spoken=speaks) and not speaks:

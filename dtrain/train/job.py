@@ -146,6 +146,7 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
         run_dir = share_path(run_dir, communicator, ledger, device)
         if launch.rank == 0:
             run_directory.make(run_dir)
+        ledger.recent.folder = run_dir
         model = prepared.model.to(device)
         share_parameters(model, communicator, ledger)
         for_gradients = communicator.duplicate()

@@ -14,11 +14,12 @@ from torch import Tensor
 from dtrain.comm import QUIET_SECONDS, CollectiveError, Communicator, Launch, broadcast, open_communicator
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.meter.roll_call import RollCall, job_store
-from dtrain.train.config import TrainConfig
+from dtrain.meter.rendezvous import RendezvousError, join_store
+from dtrain.meter.roll_call import RollCall
+from dtrain.train.config import Backend, TrainConfig
 
 START_SECONDS = 600.0
-"""How long ranks wait for each other to start: one may have data to fetch first."""
+"""How long ranks wait for each other to start, where the user does not say: one may have data to fetch first."""
 
 
 @contextmanager
@@ -28,7 +29,8 @@ def meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Commun
     with ExitStack() as stack:
         if metered:
             stack.enter_context(c10d.installed(ledger))
-        stack.enter_context(_naming_the_missing(launch))
+        stack.enter_context(_naming_the_missing(backend, launch, ledger))
+        stack.enter_context(_writing_down(ledger, launch))
         yield stack.enter_context(
             open_communicator(
                 backend.name, launch, ledger if metered else None, timeout_seconds=backend.timeout_seconds
@@ -37,16 +39,29 @@ def meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Commun
 
 
 @contextmanager
-def _naming_the_missing(launch: Launch) -> Iterator[None]:
+def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger) -> Iterator[None]:
     """Where torchrun's store is at hand, a collective that fails inside says which rank is missing."""
-    store = job_store(os.environ) if launch.launcher == "torchrun" else None
-    if store is None:
+    if launch.launcher != "torchrun" or launch.world_size < 2:
         yield
         return
-    roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle)
+    start = backend.start_timeout_seconds
     try:
-        roll_call.await_all(START_SECONDS)
+        store = join_store(os.environ, start or backend.timeout_seconds)
+    except RendezvousError as error:
+        raise CollectiveError(str(error)) from None
+
+    def say_last() -> str:
+        ledger.recent.dump(ledger, launch.rank, launch.world_size)  # the rank that others miss leaves one, too
+        return ledger.recent.say_last()
+
+    roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle, say_last)
+    try:
+        roll_call.await_all(start or START_SECONDS)
         yield
+    except RendezvousError as error:
+        if not roll_call.is_first_of_host():
+            time.sleep(QUIET_SECONDS)
+        raise CollectiveError(str(error)) from None
     except CollectiveError as error:
         missing = roll_call.call()
         if not (missing and roll_call.is_first_of_host()):
@@ -54,6 +69,20 @@ def _naming_the_missing(launch: Launch) -> Iterator[None]:
         raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
     finally:
         roll_call.leave()
+
+
+@contextmanager
+def _writing_down(ledger: Ledger, launch: Launch) -> Iterator[None]:
+    """Where a collective fails inside, what this rank did last is written down and said."""
+    try:
+        yield
+    except CollectiveError as error:
+        last = ledger.recent.say_last()
+        ledger.recent.error = str(error)
+        path = ledger.recent.dump(ledger, launch.rank, launch.world_size)
+        here = f"; rank {launch.rank} itself: {last}" if last else ""
+        cure = f"; see dtrain trace {path.parent}" if path is not None else ""
+        raise CollectiveError(f"{error}{here}{cure}") from error
 
 
 def share_path(path: Path, communicator: Communicator, ledger: Ledger, device: torch.device) -> Path:

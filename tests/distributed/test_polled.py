@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from functools import cache
@@ -149,7 +150,9 @@ def test_a_payload_that_cannot_be_taken_is_refused(here: Here) -> None:
 @on_ranks(2, launcher=BOTH)
 def test_a_missing_rank_is_an_error_in_time(here: Here) -> None:
     comm = communicator(here, timeout_seconds=1.0)
-    who = "rank 1" if here.launcher == "mpiexec" else "another rank"  # Horovod cannot say
+    who = (
+        f"rank 1 on host {socket.gethostname()}" if here.launcher == "mpiexec" else "another rank"
+    )  # Horovod cannot say
     payload = torch.ones(1)
     if here.rank == 0:
         handle = comm.start(Request(Op.ALL_REDUCE, payload))

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import Ended, environment, finish, start
+from programs import Ended, dtrain_command, environment, finish, run, start
 
 pytestmark = pytest.mark.alone  # ranks that get no processor look like ranks that hang
 
@@ -206,4 +206,6 @@ def test_training_names_the_rank_in_one_line(tmp_path: Path, number: signal.Sign
                 finish(agent, 60)
     (line,) = (line for line in ended.stderr.splitlines() if line.startswith("dtrain: error: "))
     assert re.match(r"dtrain: error: rank 1 on host node1 does not answer: all_(reduce|gather) failed: ", line)
+    assert re.search(r"; rank 0 itself: it started all_\w+ \d+ of [\d,]+ B \(\w+\) \d+ s ago; see dtrain trace ", line)
+    assert "rank 1 left no dump, and so died" in run(dtrain_command("trace", "run"), tmp_path).expect(0).stdout
     assert_nothing_is_left(tmp_path)

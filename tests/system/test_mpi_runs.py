@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 from launchers import ENVIRONMENT, MPI, needs_mpi
-from programs import REPOSITORY, environment, finish, run, train_command
+from programs import REPOSITORY, dtrain_command, environment, finish, run, train_command
 
 pytestmark = [needs_mpi, pytest.mark.timeout(600)]
 
@@ -21,7 +22,8 @@ def test_when_a_rank_hangs_the_others_end_and_it_is_named(tmp_path: Path) -> Non
         ended = finish(process, 120)
     assert ended.code != 0
     assert "dtrain: error: waited 12 s for an all_" in ended.stderr
-    assert "on MPI: rank 1 is missing or stuck" in ended.stderr
+    assert f"on MPI: rank 1 on host {socket.gethostname()} is missing or stuck" in ended.stderr
+    assert "rank 1 left no dump" in run(dtrain_command("trace", "run"), tmp_path).expect(0).stdout
     assert "Traceback" not in ended.stderr
 
 
