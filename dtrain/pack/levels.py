@@ -43,7 +43,7 @@ def code_levels(coder: Coder, shape: Sequence[int], known: Ints | None, fit: Fit
     grid = Grid.of(shape)
     levels = np.zeros(grid.size, np.int32) if known is None else known.reshape(grid.rows * grid.columns, -1).T.ravel()
     if known is not None and fit is not None and np.abs(levels).max() > fit.largest:
-        raise ValueError("questions for smaller levels")
+        raise ValueError("questions for smaller levels: not packed as this dtrain packs, or altered")
     model = code_fit(coder, shape, None if known is None else fit or _fit(grid, levels))
     if not model.edges:
         return levels.reshape(shape)
