@@ -23,19 +23,22 @@ def is_ascending(tensor: Tensor) -> bool:
 
 
 def code_ascending(coder: Coder, dtype: str, shape: tuple[int, ...], known: Tensor | None) -> Tensor:
-    """A vector of that type whose values ascend. A stream that no encoder wrote gives some vector, which may not.
+    """A vector of that type whose values ascend.
 
-    Raises ValueError for a type that has no codebooks.
+    Raises ValueError for a type that has no codebooks, and for a stream that no encoder writes.
     """
     blank = Tensor(dtype, shape, np.zeros(num_bytes(dtype, shape), np.uint8)) if known is None else known
-    if len(blank.words) != blank.numel:
-        raise ValueError(f"a codebook of type {dtype}")
+    if len(blank.words) != blank.numel or blank.numel > 1 << 8 * blank.word_bytes:
+        raise ValueError(f"a codebook of {blank.numel} values of type {dtype}")
     differences = None
     if known is not None:
         differences = np.diff(ascending_keys(dtype, known.words), prepend=np.uint64(0))
     differences = _code_differences(coder, blank.numel, 8 * blank.word_bytes, differences)
     words = words_of_keys(dtype, np.cumsum(differences, dtype=np.uint64), like=blank.words)
-    return Tensor(dtype, shape, words.view(np.uint8))
+    vector = Tensor(dtype, shape, words.view(np.uint8))
+    if not is_ascending(vector):
+        raise ValueError("values that do not ascend")
+    return vector
 
 
 def _code_differences(coder: Coder, size: int, word_bits: int, known: NDArray[np.uint64] | None) -> NDArray[np.uint64]:

@@ -25,7 +25,7 @@ from typing import Any
 from dtrain.pack.entropy import CODECS
 from dtrain.pack.presets import STAGES
 from dtrain.pack.stage import Parameters
-from dtrain.pack.tensor import BITS, MAX_NDIM, num_bytes
+from dtrain.pack.tensor import num_bytes
 
 MAGIC = b"\x93DTZ"
 VERSION = 1
@@ -36,7 +36,6 @@ _PREFIX = struct.Struct("<4sBI32s")
 _MAX_HEADER_BYTES, _FREE_HEADER_BYTES = 1 << 24, 1 << 18
 _MAX_TENSORS = 1 << 16
 _MAX_DEPTH = 8
-_MAX_DIMENSION = 1 << 40
 _LEAST_CHARGE = 1024  # bytes that a tensor counts for at least, since each takes some time
 
 
@@ -86,7 +85,8 @@ def arrays(node: Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def to_bytes(container: Container) -> bytes:
-    """The file."""
+    """The file. Raises ValueError for what `from_bytes` would refuse."""
+    _check_names(container.tensors, container.metadata)
     sections = b"".join(array.data for node in container.tensors.values() for _, array in arrays(node))
     unpacked = sum(_unpacked_bytes(node) for node in container.tensors.values())
     padding = max(0, -(-unpacked // MAX_RATIO) - len(sections))
@@ -105,6 +105,16 @@ def to_bytes(container: Container) -> bytes:
         )
     sections += bytes(padding)
     return _prefix(packed, sections) + packed + sections
+
+
+def _check_names(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Those that a safetensors file can hold."""
+    try:
+        "".join((*tensors, *metadata, *metadata.values())).encode()
+    except UnicodeEncodeError:
+        raise ValueError("names or metadata that are no text in UTF-8") from None
+    if "__metadata__" in tensors:
+        raise ValueError("a tensor called __metadata__, a name that safetensors keeps for itself: call it otherwise")
 
 
 def _prefix(header: bytes, sections: bytes) -> bytes:
@@ -131,6 +141,7 @@ def from_bytes(data: bytes) -> Container:
     preset, metadata, padding, tensors = (_get(header, key, kind) for key, kind in _HEADER.items())
     if len(tensors) > _MAX_TENSORS or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its header is not one of this version")
+    _check_names(tensors, metadata)
     nodes = {name: _node(description, sections, 0) for name, description in tensors.items()}
     sections.take(padding)
     if sections.left:
@@ -206,17 +217,15 @@ def _node(description: Any, sections: _Sections, depth: int) -> Node:
     if not isinstance(description, dict) or depth > _MAX_DEPTH:
         raise ValueError("its header is not one of this version")
     dtype, shape = _get(description, "dtype", str), _shape(_get(description, "shape", list))
-    if dtype not in BITS:
-        raise ValueError(f"unknown type {dtype!r}")
     sections.allow(max(_LEAST_CHARGE, num_bytes(dtype, shape)))
     if "codec" in description:
         codec = _get(description, "codec", str)
         if codec not in CODECS:
-            raise ValueError(f"unknown codec {codec!r}")
+            raise ValueError(f"unknown codec {codec!r:.40}")
         return Array(dtype, shape, codec, sections.take(_get(description, "bytes", int)))
     stage, parts = _get(description, "stage", str), _get(description, "parts", dict)
     if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}")
+        raise ValueError(f"unknown stage {stage!r:.40}")
     if tuple(parts) != STAGES[stage].part_names:
         raise ValueError(f"stage {stage} without its parts")
     parameters = _get(description, "parameters", dict)
@@ -234,7 +243,7 @@ def _get(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
 
 
 def _shape(sizes: list[Any]) -> tuple[int, ...]:
-    if len(sizes) > MAX_NDIM or not all(type(size) is int and 0 <= size < _MAX_DIMENSION for size in sizes):
+    if not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError("a shape that no tensor has")
     return tuple(sizes)
 

@@ -101,14 +101,14 @@ def passes(grid: Grid, levels: Ints) -> Iterator[tuple[Places, Known]]:
             pair = (np.abs(one) + np.abs(two) + scale) / ((min(phase, 2) + 1) * scale)
             sizes = [
                 np.ones(len(part)),
-                by_row.level(scale, _PRIOR)[row],
-                by_column.level(scale, _PRIOR)[column],
+                by_row.level(scale, _PRIOR, row),
+                by_column.level(scale, _PRIOR, column),
                 _log2(pair),
             ]
             signed = [
                 np.ones(len(part)),
-                by_row.tendency(scale)[row],
-                by_column.tendency(scale)[column],
+                by_row.tendency(scale, row),
+                by_column.tendency(scale, column),
                 one / (np.abs(one) + scale),
                 two / (np.abs(two) + scale),
             ]
@@ -119,7 +119,7 @@ def passes(grid: Grid, levels: Ints) -> Iterator[tuple[Places, Known]]:
                 ]
                 left, up, up_left, up_right = (np.abs(value) for value in around)
                 near = (left + up + 0.5 * (up_left + up_right) + 0.3 * scale) / (3 * scale)
-                sizes += [by_tap.level(scale, _PRIOR)[column], kernel.level(scale, 1.0, part), _log2(near)]
+                sizes += [by_tap.level(scale, _PRIOR, column), kernel.level(scale, 1.0, part), _log2(near)]
                 signed += [kernel.tendency(scale, part), *(value / (np.abs(value) + scale) for value in around)]
             here = tap * plane + part
             yield here, Known(_integers(sizes), _integers(signed))
@@ -133,6 +133,10 @@ def passes(grid: Grid, levels: Ints) -> Iterator[tuple[Places, Known]]:
 
 def _part(grid: Grid, phase: int) -> Places:
     """Places in the plane with (row + column) mod phases == phase."""
+    if grid.columns < grid.phases:  # not each row has one, and each phases rows together have one of each column
+        row = np.sort((phase - np.arange(grid.columns)) % grid.phases) + np.arange(0, grid.rows, grid.phases)[:, None]
+        row = row[row < grid.rows]
+        return row * grid.columns + (phase - row) % grid.phases
     row = np.arange(grid.rows)[:, None]
     column = (phase - row) % grid.phases + np.arange(0, grid.columns, grid.phases)
     return (row * grid.columns + column)[column < grid.columns]
@@ -157,6 +161,10 @@ class _Sums:
 
     def add(self, groups: Places, values: Ints) -> None:
         size = len(self.counts)
+        if len(groups) < size:  # else a tensor of many rows takes time for all of them in each pass
+            for sums, added in ((self.counts, 1.0), (self.sizes, np.abs(values)), (self.sums, values)):
+                np.add.at(sums, groups, np.asarray(added, np.float64))
+            return
         self.counts += np.bincount(groups, minlength=size)
         self.sizes += np.bincount(groups, np.abs(values), size)
         self.sums += np.bincount(groups, values, size)
@@ -167,12 +175,16 @@ class _Sums:
         self.sizes[groups] += np.abs(values)
         self.sums[groups] += values
 
-    def level(self, scale: float, prior: float, groups: Places | slice = slice(None)) -> Floats:
-        """log2 of the mean magnitude over `scale`."""
+    def level(self, scale: float, prior: float, groups: Places) -> Floats:
+        """log2 of the mean magnitude over `scale`, of each of `groups`."""
+        if len(groups) > len(self.counts):
+            return self.level(scale, prior, np.arange(len(self.counts)))[groups]
         return _log2((self.sizes[groups] + prior * scale) / ((self.counts[groups] + prior) * scale))
 
-    def tendency(self, scale: float, groups: Places | slice = slice(None)) -> Floats:
-        """From -1, all are negative, to 1."""
+    def tendency(self, scale: float, groups: Places) -> Floats:
+        """From -1, all are negative, to 1; of each of `groups`."""
+        if len(groups) > len(self.counts):
+            return self.tendency(scale, np.arange(len(self.counts)))[groups]
         tendency: Floats = self.sums[groups] / (self.sizes[groups] + _PRIOR * scale)
         return tendency
 

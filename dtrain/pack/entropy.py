@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dtrain.pack.ascending import code_ascending, is_ascending
 from dtrain.pack.coder import Decoder, Encoder
 from dtrain.pack.huffman import decode_levels, encode_levels
@@ -37,6 +39,8 @@ def decode(codec: str, dtype: str, shape: tuple[int, ...], data: bytes) -> Tenso
     """
     if codec in ("levels", "huffman") and dtype != "I32":
         raise ValueError(f"levels of type {dtype}")
+    if codec != "planes" and math.prod(shape) < 2:  # so a dimension is at most the number of elements
+        raise ValueError(f"fewer elements than codec {codec} is for")
     if codec == "huffman":
         return Tensor.of(decode_levels(shape, data))
     decoder = Decoder(data)

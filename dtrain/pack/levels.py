@@ -35,12 +35,15 @@ def are_levels(tensor: Tensor) -> bool:
 
 
 def code_levels(coder: Coder, shape: Sequence[int], known: Ints | None, fit: Fit | None = None) -> Ints:
-    """Integers from -MAX_LEVEL to MAX_LEVEL, of `shape`. An encoder fits its questions to them unless given `fit`.
+    """Integers from -MAX_LEVEL to MAX_LEVEL, of `shape`, two at least. An encoder fits its questions to them unless
+    given `fit`.
 
-    Raises ValueError for a stream that no encoder writes.
+    Raises ValueError for a stream that no encoder writes, and for a `fit` that has no form for these levels.
     """
     grid = Grid.of(shape)
     levels = np.zeros(grid.size, np.int32) if known is None else known.reshape(grid.rows * grid.columns, -1).T.ravel()
+    if known is not None and fit is not None and np.abs(levels).max() > fit.largest:
+        raise ValueError("questions for smaller levels: not packed as this dtrain packs, or altered")
     model = code_fit(coder, shape, None if known is None else fit or _fit(grid, levels))
     if not model.edges:
         return levels.reshape(shape)

@@ -63,7 +63,8 @@ class LowRank:
         if not isinstance(unit, float) or not 0 < unit < float("inf"):
             raise ValueError("a unit that is not a positive number")
         product = _matrix(left) @ _matrix(right)
-        return Tensor.of_floats(dtype, (product * unit).reshape(shape))
+        with np.errstate(over="ignore"):  # of a unit that no encoder chose
+            return Tensor.of_floats(dtype, (product * unit).reshape(shape))
 
 
 def _integers(factor: NDArray[np.float64]) -> tuple[NDArray[np.int16], float]:

@@ -28,7 +28,7 @@ class Model:
 
 
 def read_safetensors(path: Path) -> Model:
-    """Raises ValueError for a file that is not one."""
+    """Raises ValueError for a file that is not one, or with tensors that cannot be packed."""
     data = path.read_bytes()
     try:
         entries = dict(deserialize(data))  # type: ignore[no-untyped-call]
@@ -40,7 +40,10 @@ def read_safetensors(path: Path) -> Model:
     tensors = {}
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         entry = entries[name]
-        tensors[name] = Tensor(entry["dtype"], tuple(entry["shape"]), np.frombuffer(entry["data"], np.uint8))
+        try:
+            tensors[name] = Tensor(entry["dtype"], tuple(entry["shape"]), np.frombuffer(entry["data"], np.uint8))
+        except ValueError as error:
+            raise ValueError(f"{path}: tensor {name!r:.80} has {error}") from None
     return Model(tensors, metadata)
 
 

@@ -19,7 +19,7 @@ def pack(model: Model, preset: str | Sequence[Stage] = "lossless", *, coder: str
         preset: a name in `PRESETS`, or stages.
         coder: of small integers, one of `CODERS`: "contexts", or "huffman" as Deep Compression has it.
 
-    Raises ValueError for another name, and for weights that the stages cannot take.
+    Raises ValueError for another name, and for weights that the stages cannot take or `unpack` would refuse.
     """
     if coder not in entropy.CODERS:
         raise ValueError(f"unknown coder {coder!r}: choose one of {', '.join(entropy.CODERS)}")
@@ -36,7 +36,7 @@ def unpack(container: Container) -> Model:
         try:
             tensors[name] = _decode(node)
         except ValueError as error:
-            raise ValueError(f"tensor {name!r} has {error}") from None
+            raise ValueError(f"tensor {name!r:.80} has {error}") from None
     return Model(tensors, container.metadata)
 
 
@@ -44,6 +44,10 @@ def _encode(name: str, tensor: Tensor, remaining: Sequence[Stage], coder: str) -
     for index, stage in enumerate(remaining):
         split = stage.encode(name, tensor)
         if split is not None:
+            try:
+                stage.decode(tensor.dtype, tensor.shape, split.parameters, split.parts)
+            except ValueError as error:
+                raise ValueError(f"stage {stage.name} makes of {name} {error}: only lossless packs it") from None
             after = remaining[index + 1 :]
             parts = {part: _encode(name, value, after, coder) for part, value in split.parts.items()}
             return Staged(tensor.dtype, tensor.shape, stage.name, split.parameters, parts)

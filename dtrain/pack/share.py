@@ -49,7 +49,9 @@ class Distinct:
     @staticmethod
     def decode(dtype: str, shape: tuple[int, ...], parameters: Parameters, parts: Mapping[str, Tensor]) -> Tensor:
         levels, codebook = parts[LEVELS], parts[CODEBOOK]
-        if levels.dtype != "I32" or levels.shape != shape or codebook.dtype != dtype or not codebook.numel:
+        if levels.dtype != "I32" or levels.shape != shape or codebook.dtype != dtype:
+            raise ValueError("levels and a codebook that do not fit their tensor")
+        if not codebook.numel or len(codebook.words) != codebook.numel:
             raise ValueError("levels and a codebook that do not fit their tensor")
         words = codebook.words
         places = levels.integers.reshape(-1) + _place_of_zero(dtype, ascending_keys(dtype, words), words)

@@ -25,16 +25,21 @@ BITS = {dtype: bits for bits, dtypes in _BITS.items() for dtype in dtypes}
 FLOATS = {"F16": "<f2", "BF16": "<f4", "F32": "<f4", "F64": "<f8"}
 """Types of weights that stages may change, and the numpy type that holds their values. Other types stay exact."""
 
-MAX_NDIM = 16
+_MAX_NDIM = 16
+_MAX_NUMEL = 1 << 40
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """`data`: little-endian bytes, as many as `num_bytes(dtype, shape)`."""
+    """`data`: little-endian bytes, as many as `num_bytes(dtype, shape)`; raises ValueError for others."""
 
     dtype: str
     shape: tuple[int, ...]
     data: Bytes
+
+    def __post_init__(self) -> None:
+        if len(self.data) != num_bytes(self.dtype, self.shape):
+            raise ValueError(f"{len(self.data)} bytes that are no {self.dtype} of shape {self.shape}")
 
     @classmethod
     def of(cls, array: NDArray[Any]) -> Tensor:
@@ -86,7 +91,15 @@ class Tensor:
 
 
 def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Of a tensor's data. Raises ValueError where a type of less than a byte does not fill its last byte."""
+    """Of a tensor's data: what decides, for packing as for unpacking, which tensors there are.
+
+    A shape with a zero in it has no elements, and its other dimensions are held to the same bound. Raises ValueError
+    for an unknown type, for a shape that no tensor has, and where a type of less than a byte does not fill its last.
+    """
+    if dtype not in BITS:
+        raise ValueError(f"unknown type {dtype!r:.40}")
+    if len(shape) > _MAX_NDIM or math.prod(max(1, size) for size in shape) > _MAX_NUMEL:
+        raise ValueError(f"a shape that no tensor has: at most {_MAX_NDIM} dimensions, of {_MAX_NUMEL:,} elements")
     bits = BITS[dtype] * math.prod(shape)
     if bits % 8:
         raise ValueError(f"{math.prod(shape)} elements of {dtype} are not a whole number of bytes")

@@ -60,7 +60,7 @@ class Uniform:
             return None
         weights = finite(name, tensor).astype(np.float64)
         if is_bias:
-            step = self.relative_step * _BIAS_STEP * float(np.sqrt((weights**2).mean()))
+            step = self.relative_step * _BIAS_STEP * _root_mean_square(weights)
             step = max(step, float(np.abs(weights).max()) / MOST_LEVELS) or 1.0
             return Split({LEVELS: Tensor.of(np.rint(weights / step).astype(np.int32))}, {"step": step})
         step = step_size(weights, self.relative_step)
@@ -78,7 +78,8 @@ class Uniform:
             raise ValueError("levels that do not fit their tensor")
         if not isinstance(step, float) or not 0 < step < float("inf"):
             raise ValueError("a step that is not a positive number")
-        return Tensor.of_floats(dtype, levels.integers * step)
+        with np.errstate(over="ignore"):  # of a step that no encoder chose
+            return Tensor.of_floats(dtype, levels.integers * step)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,14 @@ class OnGrid:
 def step_size(weights: NDArray[np.float64], relative_step: float) -> float:
     """The step of a weight tensor (see `Uniform`), and no smaller than its largest weight has levels for."""
     scale = (min(weights.size, _MOST) / _NUMEL) ** (1 / 3)
-    step = relative_step * float(np.sqrt((weights**2).mean())) * scale
+    step = relative_step * _root_mean_square(weights) * scale
     return max(step, float(np.abs(weights).max()) / MOST_LEVELS) or 1.0
+
+
+def _root_mean_square(weights: NDArray[np.float64]) -> float:
+    """Infinite where squares are, which makes a step that `decode` refuses."""
+    with np.errstate(over="ignore"):
+        return float(np.sqrt((weights**2).mean()))
 
 
 def _quantize(weights: NDArray[np.float64], trade: float) -> NDArray[np.int32]:

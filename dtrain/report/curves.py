@@ -50,7 +50,7 @@ def read_curves(path: Path) -> tuple[Curve, Curve]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise ValueError(f"{path}:{number} is not JSON ({error}): delete that line, or train again") from error

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+_MOST = 1 << 64
 SCHEMA = 1
 """The version of `summary.json` that this code reads."""
 
@@ -68,10 +69,10 @@ class Fields:
         return value
 
     def count(self, key: str, at_least: int = 0) -> int:
-        """A whole number, not below `at_least`."""
+        """A whole number, not below `at_least`, and such as a float holds: figures are made of it."""
         value = self._value(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            raise self._wrong(key, f"a whole number, {at_least} or more")
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= _MOST:
+            raise self._wrong(key, f"a whole number, {at_least} or more and at most 2**64")
         return value
 
     def optional_count(self, key: str) -> int | None:
@@ -88,6 +89,8 @@ class Fields:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self._wrong(key, "a number or null")
+        if isinstance(value, int) and abs(value) > _MOST:  # JSON has whole numbers of any length
+            raise self._wrong(key, "a number that a float holds, or null")
         if not may_diverge and not (math.isfinite(value) and value >= 0):
             raise self._wrong(key, "a number, 0 or more, or null")
         return float(value)

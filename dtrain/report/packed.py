@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,12 @@ class Packed:
     @cached_property
     def kept(self) -> float:
         """The fraction of weights that are not zero, in tensors with two dimensions or more. Unpacks the file."""
-        weights = [t for t in unpack(_open(self.path)[0]).tensors.values() if len(t.shape) > 1]
+        container, _ = _open(self.path)
+        try:
+            tensors = unpack(container).tensors.values()
+        except ValueError as error:
+            raise _refusal(self.path, error) from None
+        weights = [tensor for tensor in tensors if len(tensor.shape) > 1]
         values = [tensor.floats if tensor.dtype in FLOATS else tensor.words for tensor in weights]  # -0.0 is zero
         size = sum(one.size for one in values)
         return sum(int(np.count_nonzero(one)) for one in values) / size if size else 1.0
@@ -62,7 +68,11 @@ def _open(path: Path) -> tuple[Container, int]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions, or move it") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; pack the model again, or move the file out of the run") from None
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: ValueError) -> ValueError:
+    return ValueError(f"{path}: {error}; pack the model again, or move the file out of the run")
 
 
 def _read(path: Path) -> Packed:
@@ -85,6 +95,6 @@ def _codebooks(node: Node) -> Iterator[int]:
     if isinstance(node, Staged):
         for name, part in node.parts.items():
             if name == "codebook":
-                yield part.shape[0]
+                yield math.prod(part.shape)
             else:
                 yield from _codebooks(part)

@@ -30,7 +30,7 @@ def encode(indices: Tensor, numel: int) -> Tensor:
 def decode(data: Tensor, k: int, numel: int) -> Tensor:
     """uint8 of shape (n, num_bytes(k, numel)), a row from each rank -> int64 indices of shape (n, k).
 
-    Raises ValueError where a row is not the encoding of `k` indices below `numel`.
+    Raises ValueError where a row is not the encoding of `k` ascending indices below `numel`.
     """
     low = _low_bits(k, numel)
     bits = ((data[..., None] >> _range(8, data)) & 1).flatten(1)
@@ -41,6 +41,8 @@ def decode(data: Tensor, k: int, numel: int) -> Tensor:
     indices += (bits[:, : k * low].view(len(data), k, low) << _range(low, indices)).sum(2)
     if int(indices.max()) >= numel:
         raise ValueError(f"index {int(indices.max())} received, expected less than {numel}")
+    if not bool((indices[:, 1:] > indices[:, :-1]).all()):
+        raise ValueError("indices received that do not ascend")
     return indices
 
 
