@@ -15,6 +15,8 @@ import torch.distributed as dist
 # later by itself: imported before there is a group, it keeps none alive.
 import torch.distributed.nn.functional
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dtrain.comm.communicator import CollectiveError
 from dtrain.exchange import Op, Request
@@ -111,8 +113,12 @@ def is_built(backend: str) -> bool:
     return dist.is_available() and (dist.is_gloo_available() if backend == "gloo" else dist.is_nccl_available())
 
 
-def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 60.0) -> TorchCommunicator:
+def open_default(
+    backend: str, launch: Launch, *, timeout_seconds: float = 60.0, start: str | None = None
+) -> TorchCommunicator:
     """Join the default process group, by the launcher's rendezvous or, with no launcher, alone.
+
+    `start`: under this name in the launcher's store, where an earlier start of the ranks may have left its addresses.
 
     Raises ValueError for a backend that cannot run here, naming the cure.
     """
@@ -131,6 +137,10 @@ def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 60.0)
     if launch.launcher == "none":
         alone = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout, device_id=device)
+    elif start is not None:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        fresh = PrefixStore(start, store)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=timeout, device_id=device)
     else:
         dist.init_process_group(backend, timeout=timeout, device_id=device)
     group = dist.group.WORLD

@@ -12,6 +12,7 @@ few bytes a second of this, which are no collective and are not counted.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -30,16 +31,58 @@ ANSWER_SECONDS = 5.0
 ALIVE, IDLE, FAILED, LEFT = "alive", "idle", "failed", "left"
 
 
-def job_store(environ: Mapping[str, str], timeout_seconds: float = 60.0) -> Store | None:
+def job_store(environ: Mapping[str, str], timeout_seconds: float = 60.0, start: str | None = None) -> Store | None:
     """The store of this job's rendezvous, under a prefix of ours; None for a single process.
 
-    It is a connection of its own, and lasts whatever the program does with its process groups. Raises RuntimeError
-    if the store cannot be reached.
+    It is a connection of its own, and lasts whatever the program does with its process groups. `start`: what
+    `name_start` called this start of the ranks. Raises RuntimeError if the store cannot be reached.
     """
     if any(name not in environ for name in VARIABLES) or int(environ["WORLD_SIZE"]) < 2:
         return None
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_seconds)))
-    return PrefixStore(f"dtrain/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"dtrain/{start or environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def name_start(environ: Mapping[str, str], timeout_seconds: float) -> str | None:
+    """A name of this start of the job's ranks, the same on all and like none before; None without torchrun's agent.
+
+    An agent keeps one store for as long as it runs, and what ranks wrote into it before they were started again is
+    still there: a rank that reads where another could be reached then waits for a process that is gone.
+    TORCHELASTIC_RESTART_COUNT tells starts apart on one host only: it differs between agents, and stays as it is
+    where workers come or leave. So rank 0 makes up a name, and answers questions that only those ask who start now.
+
+    Raises ValueError, naming the ranks that did not start in time, RuntimeError if the store cannot be reached.
+    """
+    store = job_store(environ, start="starts") if "TORCHELASTIC_RUN_ID" in environ else None
+    if store is None:
+        return None
+    deadline = time.monotonic() + timeout_seconds
+    if int(environ["RANK"]) == 0:
+        return _tell_name(store, range(1, int(environ["WORLD_SIZE"])), deadline, timeout_seconds)
+    question = secrets.token_hex(8)
+    store.set(f"question/{environ['RANK']}", question)
+    if await_keys(store, [f"answer/{question}"], timeout_seconds):
+        raise ValueError(_late([0], timeout_seconds))
+    name = store.get(f"answer/{question}").decode()
+    store.set(f"{name}/heard/{environ['RANK']}", "")
+    return name
+
+
+def _tell_name(store: Store, others: Sequence[int], deadline: float, timeout_seconds: float) -> str:
+    name = secrets.token_hex(8)
+    while late := [rank for rank in others if not store.check([f"{name}/heard/{rank}"])]:
+        for rank in late:
+            if store.check([f"question/{rank}"]):
+                store.set(f"answer/{store.get(f'question/{rank}').decode()}", name)
+        if time.monotonic() >= deadline:
+            raise ValueError(_late(late, timeout_seconds))
+        time.sleep(0.05)
+    return name
+
+
+def _late(ranks: Sequence[int], timeout_seconds: float) -> str:
+    named = ", ".join(map(str, ranks))
+    return f"waited {timeout_seconds:g} s for rank {named} to start: look at what it says on its host"
 
 
 def await_keys(store: Store, keys: Sequence[str], timeout_seconds: float) -> list[str]:
@@ -87,10 +130,7 @@ class RollCall:
         """Until every rank of the job has begun its part. Raises ValueError naming those that have not in time."""
         late = await_keys(self._store, [f"host/{rank}" for rank in range(self._world_size)], timeout_seconds)
         if late:
-            ranks = ", ".join(key.partition("/")[2] for key in late)
-            raise ValueError(
-                f"waited {timeout_seconds:g} s for rank {ranks} to start: look at what it says on its host"
-            )
+            raise ValueError(_late([int(key.partition("/")[2]) for key in late], timeout_seconds))
 
     def call(self) -> str:
         """Call the roll after a failure of this rank, and say who is missing; "" where nobody is.

@@ -14,7 +14,7 @@ from torch import Tensor
 from dtrain.comm import QUIET_SECONDS, CollectiveError, Communicator, Launch, broadcast, open_communicator
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
-from dtrain.meter.roll_call import RollCall, job_store
+from dtrain.meter.roll_call import RollCall, job_store, name_start
 from dtrain.train.config import TrainConfig
 
 START_SECONDS = 600.0
@@ -28,18 +28,23 @@ def meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Commun
     with ExitStack() as stack:
         if metered:
             stack.enter_context(c10d.installed(ledger))
-        stack.enter_context(_naming_the_missing(launch))
+        start = name_start(os.environ, START_SECONDS) if launch.launcher == "torchrun" else None
+        stack.enter_context(_naming_the_missing(launch, start))
         yield stack.enter_context(
             open_communicator(
-                backend.name, launch, ledger if metered else None, timeout_seconds=backend.timeout_seconds
+                backend.name,
+                launch,
+                ledger if metered else None,
+                timeout_seconds=backend.timeout_seconds,
+                start=start,
             )
         )
 
 
 @contextmanager
-def _naming_the_missing(launch: Launch) -> Iterator[None]:
+def _naming_the_missing(launch: Launch, start: str | None) -> Iterator[None]:
     """Where torchrun's store is at hand, a collective that fails inside says which rank is missing."""
-    store = job_store(os.environ) if launch.launcher == "torchrun" else None
+    store = job_store(os.environ, start=start) if launch.launcher == "torchrun" else None
     if store is None:
         yield
         return

@@ -64,7 +64,7 @@ def save(communicator: ThreadCommunicator, folder: Path) -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     run_ranks(WORLD_SIZE, lambda communicator: save(communicator, folder))
-    return folder / "step-000003"
+    return folder / "checkpoints" / "step-000003"
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
     run_ranks(1, lambda communicator: save(communicator, tmp_path))
     expected = torch.rand(5)
     torch.manual_seed(99)
-    take_up(tmp_path / "step-000003", world_size=1)
+    take_up(tmp_path / "checkpoints" / "step-000003", world_size=1)
     assert torch.equal(torch.rand(5), expected)
 
 

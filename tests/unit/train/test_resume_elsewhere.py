@@ -195,7 +195,7 @@ def test_the_schedule_goes_by_samples(tmp_path: Path, before: int, after: int) -
 def test_with_as_many_workers_it_goes_on_bit_for_bit(tmp_path: Path, name: str, optimizer: str) -> None:
     whole = run(2, name, tmp_path / "whole", optimizer)
     run(2, name, tmp_path / "part", optimizer, stop=15)
-    rest = run(2, name, tmp_path / "rest", optimizer, go_on=tmp_path / "part" / "step-000015")
+    rest = run(2, name, tmp_path / "rest", optimizer, go_on=tmp_path / "part" / "checkpoints" / "step-000015")
     for one, two in zip(whole, rest, strict=True):
         assert torch.equal(one.weights, two.weights)
         assert one.progress == two.progress
