@@ -60,7 +60,8 @@ def _convert(hint: Any, value: Any, path: str, registries: Registries) -> Any:
     if get_origin(hint) in (Union, UnionType):
         if value is None and NoneType in get_args(hint):
             return None
-        (hint,) = (h for h in get_args(hint) if h is not NoneType)
+        choices = [choice for choice in get_args(hint) if choice is not NoneType]
+        hint = next((choice for choice in choices if type(value) is choice), choices[0])
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         require(value in arguments, f"{path}={value} does not exist: choose one of {', '.join(arguments)}")
