@@ -108,7 +108,10 @@ def prune(run_dir: Path, keep: int) -> list[Path]:
 def _look(folder: Path, step: int) -> Found:
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     try:
-        return Found(folder, step, size, open_checkpoint(folder), None)
+        checkpoint = open_checkpoint(folder)
+        if checkpoint.manifest.step != step:
+            raise ValueError(f"{folder} holds the checkpoint of step {checkpoint.manifest.step}: copy it again")
+        return Found(folder, step, size, checkpoint, None)
     except (ValueError, OSError) as error:
         return Found(folder, step, size, None, str(error))
 

@@ -98,6 +98,7 @@ class Job:
             loader=self.prepared.loader,
             eval_batches=self._eval_batches,
             save=save,
+            declare=self.saver.declare,
             observers=self.observers,
             device=self.device,
             progress=self.progress,
@@ -106,7 +107,8 @@ class Job:
         )
 
     def finish(self, *, complete: bool) -> None:
-        """Write what the run came to: the model, packed too after phases, and the summary."""
+        """Write what the run came to: its last checkpoint, the model, packed too after phases, and the summary."""
+        self.saver.finish()
         total = _total_wire_bytes(self.communicator, self.ledger, self.device)
         if self.summary is None:
             return
@@ -176,6 +178,7 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
             observers = (*open_observers(config, prepared, progress, run_dir, summary, ledger, stack), collector)
         kept = kept_in_checkpoints(config, prepared.facts)
         saver = Saver(run_dir, communicator, ledger, device, kept, config.keep_checkpoints)
+        stack.callback(saver.close)
         yield Job(
             config,
             launch,
@@ -190,7 +193,7 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
             summary,
             progress,
             saver,
-            Boundary(config.save_seconds),
+            Boundary(config.save_seconds, saver.is_written),
         )
 
 

@@ -103,8 +103,8 @@ class Skipped:
 class Loop:
     """Trains one phase, from where `progress` is to `end`. `communicator` is not used during backward.
 
-    `save` stores a checkpoint; every rank calls it after the same step. `boundary` is this rank's part in agreeing on
-    when to stop and to save.
+    `save` begins a checkpoint, `declare` says that it is whole, once all have written it (`saving.py`); every rank
+    calls them after the same steps. `boundary` is this rank's part in agreeing on when.
     """
 
     learner: Learner
@@ -116,6 +116,7 @@ class Loop:
     loader: Loader
     eval_batches: Callable[[], Iterable[Batch]]
     save: Callable[[], None]
+    declare: Callable[[], None]
     observers: tuple[Observer, ...]
     device: torch.device
     progress: Progress = field(default_factory=Progress)
@@ -141,16 +142,20 @@ class Loop:
                     interval = self._new_interval()
                 else:
                     agreed = self._look() if boundary.is_due(progress.step) else NOTHING
+                if agreed.declare:
+                    self.declare()
                 if agreed.stop:
                     break
                 if agreed.save or (plan.save_every and progress.step % plan.save_every == 0):
                     self.save()
                     boundary.begin(progress.step)
                 if goes_on and self._evaluates():
+                    self.declare()  # an evaluation may be long, and a run that is killed in it loses nothing
                     self.evaluate(last_epoch)
                     interval.start = time.perf_counter()
                     boundary.begin(progress.step)
         if not agreed.stop:
+            self.declare()
             self.evaluate(last_epoch)
             return True
         if self.boundary.stop.is_preemption:

@@ -10,7 +10,7 @@ from torch import nn
 from dtrain.comm import Communicator
 from dtrain.sync.buckets import trainable
 from dtrain.sync.synchronizer import Synchronizer
-from dtrain.train.checkpoint import MODEL, OPTIMIZER, Checkpoint
+from dtrain.train.checkpoint import MODEL, Checkpoint
 from dtrain.train.model_files import fill_model
 
 
@@ -39,8 +39,7 @@ def resume(
 def _fill_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], checkpoint: Checkpoint
 ) -> None:
-    path = checkpoint.folder / OPTIMIZER
-    for name, tensor in checkpoint.tensors(OPTIMIZER).items():
+    for name, (tensor, path) in checkpoint.optimizer().items():
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters.get(parameter_name)
         if parameter is None:

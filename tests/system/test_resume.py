@@ -47,7 +47,7 @@ def test_a_resumed_run_ends_in_bitwise_the_same_model_and_residuals(whole_run: P
 
 
 def assert_same_end(one: Path, other: Path, step: int = 8) -> None:
-    for name in ("model", "optimizer", "rank0", "rank1"):
+    for name in ("model", "optimizer0", "optimizer1", "rank0", "rank1"):
         path = f"checkpoints/step-{step:06d}/{name}.safetensors"
         whole, rest = load_file(one / path), load_file(other / path)
         assert whole.keys() == rest.keys()

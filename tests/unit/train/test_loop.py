@@ -77,6 +77,7 @@ def test_all_that_keeps_replicas_together_is_training_s_gradients_to_the_end(
         loader=Loader(),
         eval_batches=lambda: Loader().epoch(0),
         save=lambda: None,
+        declare=lambda: None,
         observers=(),
         device=torch.device("cpu"),
     )

@@ -126,11 +126,14 @@ def sit(
         loader=loader,
         eval_batches=lambda: loader.epoch(99, 0, 20) if rank == 0 else iter(()),
         save=save,
+        declare=saver.declare,
         observers=(),
         device=CPU,
         progress=progress,
     )
     complete = loop.run()
+    saver.finish()
+    saver.close()
     seen = [(epoch, sample) for epoch, sample in loader.seen if epoch != 99]
     state = before if checkpoint is not None else synchronizer.state_dict()
     synchronizer.close()
