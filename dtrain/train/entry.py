@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,7 +18,7 @@ from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.train.agreement import DivergedError
 from dtrain.train.boundary import StopRequest
 from dtrain.train.checkpoint_folder import folder_of
-from dtrain.train.compose import plain, read_request
+from dtrain.train.compose import Request, plain, read_request, read_resumed
 from dtrain.train.config import TrainConfig, from_data
 from dtrain.train.job import Job, open_job
 from dtrain.train.loop import Skipped
@@ -38,11 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Exit codes: 0 done, 1 failed on the way, 2 a mistake in the request, 75 saved for SIGTERM, 130 interrupted.
     """
+    return _run(lambda: read_request(sys.argv[1:] if arguments is None else arguments))
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """`dtrain resume RUN [KEY=VALUE ...]`: train on in a run's own directory, with the settings that it has.
+
+    Exit codes as of `main`.
+    """
+    return _run(lambda: read_resumed(arguments))
+
+
+def _run(read: Callable[[], Request]) -> int:
     launch = Launch("none", 0, 0, 1, 1)
     try:
         end_with_agent(os.environ)
         launch = detect_launch(os.environ)
-        request = read_request(sys.argv[1:] if arguments is None else arguments)
+        request = read()
         if request.composed is None:
             if launch.rank == 0:
                 print(request.text, end="")

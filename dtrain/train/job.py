@@ -173,7 +173,7 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
         observers: tuple[Observer, ...] = ()
         progress = checkpoint.manifest.progress if checkpoint is not None else Progress()
         if launch.rank == 0:
-            write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+            write_whole(run_dir / run_directory.CONFIG, OmegaConf.to_yaml(composed, resolve=True))
             summary = Summary(run_dir / "summary.json", about, ledger, nic)
             observers = (*open_observers(config, prepared, progress, run_dir, summary, ledger, stack), collector)
         kept = kept_in_checkpoints(config, prepared.facts)

@@ -128,10 +128,11 @@ class Saver:
             self._declared.result()
         if self._pending is None:
             return False
-        ended = [file for file in self._pending.written.values() if file.done()]
-        for file in ended:
+        for file in self._pending.written.values():
+            if not file.done():
+                return False
             file.result()
-        return len(ended) == len(self._pending.written)
+        return True
 
     def declare(self) -> None:
         """Say that the checkpoint that is under way, if one is, is whole: its manifest follows at once.
