@@ -221,6 +221,17 @@ def test_a_checkpoint_that_keeps_failing_is_passed_over_and_one_step_makes_it_go
     assert found.folder == folder_of(run_dir, 10)
 
 
+def test_a_job_that_is_killed_at_its_start_again_and_again_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    """It may be the machine's doing; torchrun's --max-restarts is the bound."""
+    run_dir = begin(tmp_path / "run", 5, 10)
+    for expected in [*ATTEMPTS * [10], *ATTEMPTS * [5], 10, 10]:
+        start = choose_start(config(run_dir))
+        assert start.checkpoint is not None
+        assert start.checkpoint.folder == folder_of(run_dir, expected)
+        count_attempt(run_dir, start.checkpoint)
+    assert "there is no other" in start.lines[-2]
+
+
 def test_a_sitting_s_files_are_kept_and_checkpoints_stay(tmp_path: Path) -> None:
     run_dir = begin(tmp_path / "run", 5)
     (run_dir / "ledger" / "rank1.jsonl").write_text("first")
