@@ -36,7 +36,7 @@ SETTINGS = (
     "keep_checkpoints=2",
     "observe.progress=false",
 )
-PAIRS = {"squeezenet1_1": 20, "alexnet": 4}
+PAIRS = {"squeezenet1_1": 15, "alexnet": 4}
 """Of blocks, by model: AlexNet's steps are long."""
 
 
