@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ class Agreed(NamedTuple):
 
     stop: bool = False
     save: bool = False
+    regroup: bool = False
 
 
 NOTHING = Agreed()
@@ -47,11 +48,18 @@ NOTHING = Agreed()
 class Boundary:
     """One rank's part in it, for the whole of a run. `save_seconds`: between checkpoints, by rank 0's clock; or None.
 
+    `is_waited_for`: whether workers wait to come in, as far as this rank is to know.
+
     Every rank calls `told` and then `heard` after the same steps.
     """
 
-    def __init__(self, save_seconds: float | None = None) -> None:
-        self.stop, self._save_seconds = StopRequest(), save_seconds
+    def __init__(
+        self,
+        save_seconds: float | None = None,
+        stop: StopRequest | None = None,
+        is_waited_for: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.stop, self._save_seconds, self._is_waited_for = stop or StopRequest(), save_seconds, is_waited_for
         self._saved = self._looked = time.monotonic()
         self._looked_after, self._next = 0, 0
 
@@ -69,7 +77,7 @@ class Boundary:
         seconds = (now - self._looked) / max(1, step - self._looked_after)
         due = self._save_seconds is not None and now - self._saved >= self._save_seconds
         number: float
-        (number,) = struct.unpack("=d", _ASKED.pack(self.stop.signal, due, seconds))
+        (number,) = struct.unpack("=d", _ASKED.pack(self.stop.signal, due + 2 * self._is_waited_for(), seconds))
         return number
 
     def heard(self, everyone: Iterable[float], step: int) -> Agreed:
@@ -78,7 +86,7 @@ class Boundary:
         self.stop.agreed = max(number for number, _, _ in asked)
         self._next = step + max(1, int(LOOK_SECONDS / max(1e-6, *(seconds for _, _, seconds in asked))))
         self.begin(step)
-        save = bool(asked[0][1])
+        save, regroup = bool(asked[0][1] & 1), bool(asked[0][1] & 2)
         if save:
             self._saved = time.monotonic()
-        return Agreed(self.stop.agreed != 0, save)
+        return Agreed(self.stop.agreed != 0, save, regroup)

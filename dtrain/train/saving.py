@@ -102,6 +102,25 @@ class Saver:
         return [Digest(int.from_bytes(row[:8], "little"), row[8:].hex()) for row in rows]
 
 
+def tensors_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    constraints: Mapping[str, Tensor],
+    teacher: nn.Module | None,
+) -> dict[str, Mapping[str, Tensor]]:
+    """What all ranks have alike, by the names of a checkpoint's files; no copies."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trainable(model)}
+    files: dict[str, Mapping[str, Tensor]] = {
+        MODEL: model.state_dict(),
+        OPTIMIZER: _optimizer_tensors(optimizer, names),
+    }
+    if constraints:
+        files[CONSTRAINTS] = constraints
+    if teacher is not None:
+        files[TEACHER] = teacher.state_dict()
+    return files
+
+
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """The optimizer's state by parameter name. What is not a tensor follows from the step."""
     return {
