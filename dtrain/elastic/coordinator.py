@@ -17,6 +17,9 @@ from torch._C._distributed_c10d import Store
 
 from dtrain.comm.membership import EVENTS, LATEST, WAITING
 
+OVER, _BEAT = "over", "beat"
+SILENT_SECONDS = 3.0
+"""How long another host may be silent; then its workers count as lost."""
 LATE_SECONDS = 5.0
 """How long a group waits for those of the last one that neither ask for it nor are known to be gone."""
 START_SECONDS = 60.0
@@ -50,6 +53,8 @@ class Coordinator:
         self._gone: set[str] = set()
         self._done: set[str] = set()
         self._ready: dict[str, _Ready] = {}
+        self._hosts: dict[str, tuple[bytes, float]] = {}  # of each other host the last beat, and when it came
+        self.exit_code: int | None = None
         self._lacks = 0
         store.set(WAITING, "0")
         self._tell([])
@@ -68,6 +73,9 @@ class Coordinator:
         """Take in what workers told, and form the next group if it is time."""
         for event in self._events():
             self._take(event)
+        for host in self._silent():
+            self._say(f"host {host} is silent: its workers count as lost")
+            self._lose(host)
         alive = [name for name in self._group if name not in self._gone]
         asking = [name for name in alive if name in self._ready]
         self._note_waiting(0 if asking else min(len(self._ready), self._maximum - len(alive)))
@@ -111,6 +119,35 @@ class Coordinator:
                 self._ready.pop(name, None)
             case "done":
                 self._done.add(name)
+            case "host":
+                self._hosts[name] = (b"", self._clock())
+            case exit_:
+                self.exit_code = int(exit_.removeprefix("exit "))  # another host's worker ended the job
+
+    def await_hosts(self, seconds: float = 3.0) -> None:
+        """Leave other hosts the time to hear that the job is over."""
+        if self._hosts:
+            time.sleep(seconds)
+
+    def _silent(self) -> list[str]:
+        """The hosts that have not been heard for too long."""
+        silent, now = [], self._clock()
+        for host, (last, since) in self._hosts.items():
+            key = f"{_BEAT}/{host}"
+            found = self._store.get(key) if self._store.check([key]) else b""
+            if found != last:
+                self._hosts[host] = (found, now)
+            elif now - since > SILENT_SECONDS:
+                silent.append(host)
+        return silent
+
+    def _lose(self, host: str) -> None:
+        """Its supervisor starts others, under another name, once it hears of us again."""
+        del self._hosts[host]
+        for name in {*self._group, *self._ready}:
+            if name.startswith(f"{host}."):
+                self._gone.add(name)
+                self._ready.pop(name, None)
 
     def _events(self) -> Iterator[dict[str, Any]]:
         while self._store.check([f"{EVENTS}/{self._read + 1}"]):
@@ -131,3 +168,8 @@ class Coordinator:
         if number != self._lacks:
             self._lacks = number
             self._say(f"waiting for {number} more workers: at least {self._minimum} are to train together")
+
+
+def beat(store: Store, host: str, number: int) -> None:
+    """A host's sign of life: another number each time."""
+    store.set(f"{_BEAT}/{host}", str(number))

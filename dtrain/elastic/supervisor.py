@@ -1,7 +1,7 @@
 """Starts the workers of one host, and starts each again that is lost, beside those that live on.
 
-The first supervisor of a job keeps its store and the coordinator; those of other hosts join it there. A worker that is
-stopped (SIGSTOP) or ends is known at once, by the kernel; a host that is cut off by its supervisor's silence.
+A worker that ends or is stopped (SIGSTOP) is known at once, by the kernel; one that hangs by the time-out of what it
+keeps others waiting in. What is to be told of workers is queued: who tells it may wait for a network that is cut.
 """
 
 from __future__ import annotations
@@ -11,31 +11,21 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
-
-from dtrain.comm.membership import MEMBER, PREFIX, tell
-from dtrain.elastic.coordinator import Coordinator
+from dtrain.comm.membership import MEMBER
 
 STOPPED_SECONDS = 2.0
 """How long a worker may be stopped; then it is ended, and started again."""
-SILENT_SECONDS = 5.0
-"""How long a host's supervisor may be silent; then its workers count as lost, and it ends them."""
-ENDING_SECONDS = 60.0
-"""How long workers have to end after SIGTERM, and to save, or after others came to the end."""
 ATTEMPTS = 3
 """How often in a row a worker may fail within a minute of its start; then the job is given up."""
-POLL_SECONDS = 0.05
-OVER, BEAT = "over", "beat"
 MISTAKE, FAILED, STOPPED = 2, 1, (os.EX_TEMPFAIL, 130)
+
+Tell = Callable[[str, str], None]
 
 
 @dataclass
@@ -53,12 +43,12 @@ class _Worker:
 
 @dataclass
 class Supervisor:
-    """Of the workers of one host. `store` is under the prefix of members; `address` where it is."""
+    """Of the workers of one host. `address` is the store's; `tell` queues, for the coordinator, what happened to whom."""
 
     command: Sequence[str]
     count: int
-    store: Store
     address: tuple[str, int]
+    tell: Tell
     say: Callable[[str], None]
     job: str
     name: str = field(default_factory=lambda: f"{socket.gethostname()}-{secrets.token_hex(3)}")
@@ -117,7 +107,10 @@ class Supervisor:
             "MASTER_PORT": str(self.address[1]),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": self.job,
+            "RANK": str(worker.number),  # until it is in a group: the first speaks of a mistake
+            "WORLD_SIZE": str(self.count),
             "LOCAL_RANK": str(worker.number),
+            "LOCAL_WORLD_SIZE": str(self.count),
         }
         environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.count)))
         worker.process = subprocess.Popen(list(self.command), env=environ, process_group=0)
@@ -125,9 +118,9 @@ class Supervisor:
     def _ended(self, worker: _Worker, code: int) -> None:
         who = f"worker {worker.number} on host {socket.gethostname()}"
         if code == 0:
-            tell(self.store, "done", name=worker.name)
+            self.tell("done", worker.name)
             return
-        tell(self.store, "gone", name=worker.name)
+        self.tell("gone", worker.name)
         if code == MISTAKE or code in STOPPED:
             self.exit_code = code
         if self.is_ending or self.exit_code is not None:
@@ -158,54 +151,3 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
-
-
-def serve(command: Sequence[str], *, count: int, minimum: int, maximum: int, port: int = 0, host: str = "") -> int:
-    """Run a job of `minimum` to `maximum` workers, `count` of them on this host. Returns its exit code.
-
-    `host`: the address at which other hosts reach this one; loopback alone if there is none.
-    """
-    address = host or "127.0.0.1"
-    master = TCPStore(address, port, None, True, timedelta(seconds=60), wait_for_workers=False, multi_tenant=False)
-    store = PrefixStore(f"dtrain/{PREFIX}", master)
-    say = _say
-    supervisor = Supervisor(command, count, store, (address, master.port), say, f"elastic-{secrets.token_hex(8)}")
-    coordinator = Coordinator(store, minimum, maximum, say)
-    with _forwarding(supervisor):
-        supervisor.start()
-        ending_since: float | None = None
-        while True:
-            supervisor.look()
-            coordinator.look()
-            supervisor.is_ending = supervisor.is_ending or coordinator.is_ending
-            if supervisor.is_ending or supervisor.exit_code is not None:
-                ending_since = ending_since or time.monotonic()
-                if supervisor.exit_code is not None and not supervisor.is_ending:
-                    supervisor.send(signal.SIGTERM)
-                if supervisor.num_running == 0 or time.monotonic() - ending_since > ENDING_SECONDS:
-                    break
-            time.sleep(POLL_SECONDS)
-        coordinator.look()
-        supervisor.end_all()
-    if coordinator.is_complete:
-        return 0
-    return supervisor.exit_code if supervisor.exit_code is not None else FAILED
-
-
-def _say(line: str) -> None:
-    print(f"dtrain: {line}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _forwarding(supervisor: Supervisor) -> Any:
-    """SIGTERM and Ctrl-C go to the workers, who save and end."""
-
-    def forward(number: int, frame: Any) -> None:
-        supervisor.send(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

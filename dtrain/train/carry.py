@@ -23,15 +23,15 @@ from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.train.checkpoint import RANDOM, Manifest
 
 _IN_MEMORY = Path("the state of another worker")
-_RANK = "rank"
+_OWN = "own"
 
 
 @dataclass(frozen=True)
 class Carried:
     """One worker's, between groups: what a checkpoint has, and what is of the process.
 
-    `files` has tensors by name for each file that a checkpoint would have, rank 0's too under `rank`; `described` is
-    the model's description and `counts` what a synchroniser's state holds besides tensors. `learned` is the ledger.
+    `files` has tensors by name for each file that a checkpoint would have, its own under `own`; `described` is
+    the model's description and `counts` what a synchroniser's state holds besides tensors.
     """
 
     manifest: Manifest
@@ -56,7 +56,7 @@ class Carried:
     def rank(self, rank: int) -> tuple[dict[str, Any], Tensor]:
         """See `Checkpoint`: of this worker, or rank 0's where it was taken from there."""
         parameters = dict[str, dict[str, Tensor]]()
-        tensors = dict(self.files[_RANK])
+        tensors = dict(self.files[_OWN])
         random = tensors.pop(RANDOM)
         for name, tensor in tensors.items():
             _, parameter, key = name.split("/")
@@ -78,7 +78,7 @@ def carry(
     """What a worker has after a step. `state` is its synchroniser's; of the rest no copies are made."""
     own = {f"state/{name}/{key}": part for name, parts in state["parameters"].items() for key, part in parts.items()}
     counts = {key: value for key, value in state.items() if key not in ("parameters", "rank", "world_size")}
-    kept = {**files, _RANK: {**own, RANDOM: torch.get_rng_state()}}
+    kept = {**files, _OWN: {**own, RANDOM: torch.get_rng_state()}}
     return Carried(manifest, run_dir, kept, described, counts)
 
 

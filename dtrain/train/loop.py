@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -130,7 +131,7 @@ class Loop:
     in_common: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        self.in_common = replace(self.progress)
+        self.in_common = copy(self.progress)
 
     def run(self) -> bool:
         """Train to the end. Returns whether it was reached, False after a request to stop. Raises RegroupError.
@@ -155,7 +156,7 @@ class Loop:
                     break
                 if agreed.regroup:
                     self._check_replicas()
-                    self.in_common = replace(progress)
+                    self.in_common = copy(progress)
                     raise RegroupError
                 if agreed.save or (plan.save_every and progress.step % plan.save_every == 0):
                     self.save()
@@ -242,7 +243,7 @@ class Loop:
         interval.records.append(self.ledger.close(self.progress.step, times))
         self.progress.advance(batch.global_size, self.loader.num_samples)
         if learner.synchronizer.num_own_steps == 0:
-            self.in_common = replace(self.progress)
+            self.in_common = copy(self.progress)
 
     def _backward(self, images: Tensor, labels: Tensor, global_size: int, interval: Interval) -> None:
         """Add these images' part of the gradient of the mean loss over the global batch, times the number of ranks."""
