@@ -43,7 +43,7 @@ class _Worker:
 
 @dataclass
 class Supervisor:
-    """Of the workers of one host. `address` is the store's; `tell` queues, for the coordinator, what happened to whom."""
+    """Of the workers of one host. `address` is the store's; `tell` queues for the coordinator what happened."""
 
     command: Sequence[str]
     count: int
