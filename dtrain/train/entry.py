@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -13,15 +14,17 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together
+from dtrain.comm.membership import MEMBER, NOTHING, Member
 from dtrain.meter.rendezvous import AddressError
 from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.train.agreement import DivergedError
+from dtrain.train.between import Between
 from dtrain.train.boundary import StopRequest
 from dtrain.train.checkpoint_folder import folder_of
 from dtrain.train.compose import Request, plain, read_request, read_resumed
 from dtrain.train.config import TrainConfig, from_data
 from dtrain.train.job import Job, open_job
-from dtrain.train.loop import Skipped
+from dtrain.train.loop import RegroupError, Skipped
 from dtrain.train.parent import end_with_agent
 from dtrain.train.phases import Phases
 
@@ -59,9 +62,12 @@ def _run(read: Callable[[], Request]) -> int:
             if launch.rank == 0:
                 print(request.text, end="")
             return 0
-        return train(from_data(plain(request.composed)), launch, request.composed)
+        config = from_data(plain(request.composed))
+        if MEMBER in os.environ:
+            return train_with_others(config, request.composed)
+        return train(config, launch, request.composed)
     except (*USER_ERRORS, *RUN_ERRORS, OSError) as error:
-        return _fail(error, launch)
+        return _fail(error, detect_launch(os.environ) if MEMBER in os.environ else launch)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -71,12 +77,41 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
 
     Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
     """
-    with open_job(config, launch, composed) as job:
+    stop = StopRequest()
+    with open_job(config, launch, composed, stop) as job:
         phases = Phases(job)
-        with _stopping(job.boundary.stop, launch):
+        with _stopping(stop, launch):
             complete = phases.run()
             job.finish(complete=complete)
-    if launch.rank == 0:
+    return _end(job, complete)
+
+
+def train_with_others(config: TrainConfig, composed: DictConfig) -> int:
+    """Run one worker's part of a run whose workers come and go (`dtrain elastic`). Returns the exit code.
+
+    Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
+    """
+    if config.sync.name == "streaming":
+        raise ValueError("sync=streaming cannot go on without a worker that is lost: use sync=local")
+    if config.backend.name != "gloo":
+        raise ValueError(f"workers come and go over backend=gloo alone: leave backend={config.backend.name} out")
+    member, stop = Member(os.environ), StopRequest()
+    between = Between(member, member.join(NOTHING))
+    with _stopping(stop, between.group.launch):
+        while True:
+            try:
+                with open_job(config, between.group.launch, composed, stop, between) as job:
+                    complete = Phases(job).run()
+                    job.finish(complete=complete)
+                return _end(job, complete)
+            except (CollectiveError, RegroupError):
+                pass  # the supervisor says who was lost
+            gc.collect()  # what the error held of the old group: it must be gone
+            between.join_next()
+
+
+def _end(job: Job, complete: bool) -> int:
+    if job.launch.rank == 0:
         for line in _closing_lines(job, complete):
             print(line, flush=True)
     if complete:

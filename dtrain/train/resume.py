@@ -10,12 +10,13 @@ from torch import nn
 from dtrain.comm import Communicator
 from dtrain.sync.buckets import trainable
 from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.carry import Carried
 from dtrain.train.checkpoint import MODEL, Checkpoint
 from dtrain.train.model_files import fill_model
 
 
 def resume(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Carried,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     synchronizer: Synchronizer,
@@ -37,7 +38,7 @@ def resume(
 
 
 def _fill_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], checkpoint: Checkpoint
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], checkpoint: Checkpoint | Carried
 ) -> None:
     for name, (tensor, path) in checkpoint.optimizer().items():
         parameter_name, _, key = name.rpartition("/")

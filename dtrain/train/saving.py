@@ -65,7 +65,7 @@ class Saver:
         keep: int | None = None,
     ) -> None:
         self._run_dir, self._communicator, self._ledger, self._device = run_dir, communicator, ledger, device
-        self._settings, self._keep = settings, keep
+        self.settings, self._keep = settings, keep
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._buffers: dict[str, Tensor] = {}  # of the last snapshot, which the next is written over
         self._pending: _Pending | None = None
@@ -93,8 +93,7 @@ class Saver:
         self._copy(rank_file(rank), *_of_rank(synchronizer.state_dict()))
         files = [rank_file(rank), optimizer_file(rank)]
         whole = [model.state_dict(), constraints, {} if teacher is None else teacher.state_dict()]
-        names: dict[Tensor, str] = {parameter: name for name, parameter in trainable(model)}
-        state = _optimizer_tensors(optimizer, names)
+        state = optimizer_tensors(model, optimizer)
         sizes = {name: tensor.nbytes for name, tensor in state.items()}
         share = shares(sizes, world_size, sum(tensor.nbytes for tensors in whole for tensor in tensors.values()))[rank]
         self._copy(optimizer_file(rank), {name: state[name] for name in share})
@@ -112,7 +111,7 @@ class Saver:
             samples_seen=samples_seen,
             step_samples=step_samples,
             world_size=world_size,
-            settings=self._settings,
+            settings=self.settings,
             files={},
         )
         folder = folder_of(self._run_dir, progress.step)
@@ -206,8 +205,9 @@ def shares(sizes: Mapping[str, int], world_size: int, first_has: int) -> list[li
     return names
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by parameter name. What is not a tensor follows from the step."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in trainable(model)}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
