@@ -67,9 +67,9 @@ def train(
         resume(found, model, optimizer, synchronizer, communicator)
     step = 0 if found is None else found.manifest.step
     for number in range(step, step + make):
-        torch.manual_seed(100 * number + rank)
+        drawn = torch.Generator().manual_seed(100 * number + rank)  # ranks are threads
         optimizer.zero_grad()
-        (model(torch.randn(4, 6)).square().mean() / 2).backward()
+        (model(torch.randn(4, 6, generator=drawn)).square().mean() / 2).backward()
         if losing and number == step + make - 1 and sync == "every_step":
             break
         synchronizer.before_step()
