@@ -1,0 +1,69 @@
+"""The trainer, with one fault: `faulty.py PLACE FAULT RANK SETTING...`, in step 7 or at the second checkpoint."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from dtrain.comm.torch_dist import TorchCommunicator
+from dtrain.train import entry, job, loop, saving
+
+STEP = 7
+place, fault, rank = sys.argv[1], sys.argv[2], sys.argv[3]
+mine = os.environ["RANK"] == rank
+in_step = threading.Event()  # from the beginning of that step on
+saved = []
+
+
+def happen() -> None:
+    if not mine:
+        return
+    if fault == "exception":
+        raise RuntimeError("a fault of this test")
+    if fault == "disk_full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file of this test")
+    pid = os.getppid() if fault == "agent" else os.getpid()
+    os.kill(pid, signal.SIGKILL if fault == "agent" else getattr(signal, fault))
+
+
+def before(owner: Any, name: str, when: Callable[[], bool]) -> None:
+    """The fault happens once, before that function is called, when the time has come."""
+    original, over = getattr(owner, name), []
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        if not over and when():
+            over.append(True)
+            happen()
+        return original(*arguments, **options)
+
+    setattr(owner, name, replaced)
+
+
+def second_file() -> bool:
+    saved.append(True)
+    return len(saved) > 3  # of the first checkpoint rank 0 writes three files, rank 1 two
+
+
+original_step = loop.Loop._train_step
+
+
+def train_step(self: Any, *arguments: Any) -> None:
+    if self.progress.step == STEP:
+        in_step.set()
+    original_step(self, *arguments)
+
+
+loop.Loop._train_step = train_step  # type: ignore[method-assign]
+match place:
+    case "start":
+        before(job, "share_parameters", lambda: True)
+    case "forward":
+        before(loop.Loop, "_backward", in_step.is_set)
+    case "collective":
+        before(TorchCommunicator, "start", in_step.is_set)
+    case "checkpoint":
+        before(saving.Saver, "_write", second_file)
+sys.exit(entry.main(sys.argv[4:]))
