@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from dtrain import __version__
-from dtrain.cli import checkpoint, cluster, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
+from dtrain.cli import checkpoint, cluster, dashboard, doctor, explain, launch, pack, plan, runs, ship, top, trace
 
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -42,6 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     train = verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
     train.set_defaults(run=None)
-    for group in (runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster):
+    for group in (launch, runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster):
         group.add_to(verbs)
     return parser

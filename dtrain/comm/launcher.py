@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from dtrain.comm import slurm
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A worker's place. `launcher` is torchrun, mpirun, horovodrun or none."""
+    """A worker's place. `launcher` is torchrun, mpirun, horovodrun, srun or none."""
 
     launcher: str
     rank: int
@@ -50,4 +52,6 @@ def detect_launch(environ: Mapping[str, str]) -> Launch:
             raise ValueError(f"{launcher} set variables that contradict themselves ({values}): unset or correct them")
         name = "mpirun" if launcher == "mpiexec" else launcher
         return Launch(name, rank, local_rank, world_size, local_world_size)
+    if slurm.is_task(environ):
+        return replace(detect_launch(slurm.read_task(environ)), launcher="srun")
     return Launch("none", 0, 0, 1, 1)

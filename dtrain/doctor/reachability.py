@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Mapping
-from fcntl import ioctl
 
 from dtrain.doctor.check import Check, Severity
-from dtrain.meter.nic import LOOPBACK, read_counters
+from dtrain.meter.nic import LOOPBACK, addresses
 
 RENDEZVOUS_PORT = 29500
-_SIOCGIFADDR = 0x8915
-
-
-def addresses() -> dict[str, str | None]:
-    """The IPv4 address of every interface, None where it has none."""
-    found: dict[str, str | None] = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for name in read_counters():
-            try:
-                answer = ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found[name] = socket.inet_ntoa(answer[20:24])
-            except OSError:
-                found[name] = None
-    return found
 
 
 def interfaces() -> Check:

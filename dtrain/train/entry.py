@@ -12,7 +12,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together
+from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together, join_step
 from dtrain.meter.rendezvous import AddressError
 from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.train.agreement import DivergedError
@@ -47,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if launch.rank == 0:
                 print(request.text, end="")
             return 0
-        return train(from_data(plain(request.composed)), launch, request.composed)
+        config = from_data(plain(request.composed))
+        launch = join_step(launch, config.backend.name, os.environ)
+        return train(config, launch, request.composed)
     except (*USER_ERRORS, *RUN_ERRORS, OSError) as error:
         return _fail(error, launch)
     except KeyboardInterrupt:

@@ -32,6 +32,6 @@ def end_with_agent(environ: Mapping[str, str]) -> None:
 def _is_torch(command: Path) -> bool:
     """Whether process 1 is an agent itself, as in a container, and not what takes in orphans."""
     try:
-        return b"torch" in command.read_bytes()
+        return any(agent in command.read_bytes() for agent in (b"torch", b"dtrain.launch"))
     except OSError:
         return True

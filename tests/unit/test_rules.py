@@ -110,8 +110,10 @@ def test_no_code_from_data() -> None:
     assert not found("exec", "compile", allowed_in=("meter/script.py",))  # the program that the user names
     assert not found("hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_class", "hydra.utils.get_method")
     assert not found("instantiate", "os.system")
-    # what the user asks it to run; launchers asked for their version, and a second rank of its own; pretended ranks
-    allowed = ("cluster/processes.py", "doctor/backends.py", "doctor/run.py", "plan/neighbours.py")
+    # what the user asks it to run; Slurm asked for a host's address; launchers asked for their version, and a second
+    # rank of its own; ssh to the hosts that the user names; pretended ranks
+    allowed = ("cluster/processes.py", "comm/slurm.py", "doctor/backends.py", "doctor/run.py")
+    allowed += ("launch/processes.py", "launch/ssh.py", "plan/neighbours.py")
     assert not found("subprocess", allowed_in=allowed)
 
 
@@ -122,7 +124,15 @@ def test_no_object_collectives() -> None:
 
 
 def test_torch_distributed_only_where_it_belongs() -> None:
-    allowed = ("comm/torch_dist.py", "meter", "plan/auto_ddp.py", "sync/ddp.py", "sync/program.py", "sync/models.py")
+    allowed = (
+        "comm/torch_dist.py",
+        "launch/agent.py",
+        "meter",
+        "plan/auto_ddp.py",
+        "sync/ddp.py",
+        "sync/program.py",
+        "sync/models.py",
+    )
     assert not found("torch.distributed", allowed_in=allowed)
     assert not found("torch.nn.parallel", allowed_in=(*allowed, "__init__.py"))  # there for a type annotation only
     assert not found(
