@@ -147,8 +147,9 @@ def _here(parsed: argparse.Namespace, program: Sequence[str]) -> Command:
     from dtrain.launch.command import DEFAULT_PORT, Torchrun, check_program, parse_master, threads_per_rank
 
     num_hosts = os.environ.get("SLURM_JOB_NUM_NODES", "1")
-    nodes, ranks = parsed.nodes or 1, parsed.ranks or _DEFAULT_RANKS
-    if num_hosts != "1" and "SLURM_STEP_ID" not in os.environ and not (parsed.nodes or parsed.elastic):
+    in_step = "SLURM_STEP_ID" in os.environ  # of one task
+    nodes, ranks = parsed.nodes or 1, parsed.ranks or (1 if in_step else _DEFAULT_RANKS)
+    if num_hosts != "1" and not in_step and not (parsed.nodes or parsed.elastic):
         raise ValueError(f"this job of Slurm's has {num_hosts} hosts, and one would be used: srun dtrain launch ...")
     if parsed.elastic is not None:
         if parsed.id is None or parsed.nodes is not None or parsed.node_rank is not None:
@@ -182,6 +183,8 @@ def _in_step(parsed: argparse.Namespace, program: Sequence[str]) -> Command:
 
     given = {"-n": parsed.ranks, "--id": parsed.id, "--restarts": parsed.restarts, **_by_hand(parsed)}
     for option in (option for option, value in given.items() if value is not None):
+        if os.environ["SLURM_PROCID"] != "0":
+            raise SystemExit(2)  # task 0 says it
         cure = "srun --ntasks=N says how many ranks" if option == "-n" else "resume=latest goes on with what a job left"
         raise ValueError(f"{option} has no use in a step of Slurm's, whose tasks are the ranks: leave it out ({cure})")
     check_program(program)
