@@ -68,7 +68,6 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _launch(parsed: argparse.Namespace) -> int:
-    from dtrain.comm import slurm
     from dtrain.launch import mpi
     from dtrain.launch.command import check_interface, program_of
 
@@ -84,9 +83,9 @@ def _launch(parsed: argparse.Namespace) -> int:
     if launcher == "torchrun":
         if parsed.interface is not None:
             check_interface(parsed.interface)
-        made = _in_step(parsed, program) if slurm.is_task(os.environ) else _here(parsed, program)
+        made = _in_step(parsed, program) if _is_task_of_slurm() else _here(parsed, program)
     else:
-        hosts = _hosts(parsed) if has_hosts else ()
+        hosts = _hosts(parsed, None) if has_hosts else ()
         ranks = parsed.ranks or (sum(host.ranks for host in hosts) or _DEFAULT_RANKS)
         if launcher == "mpirun":
             made = mpi.mpirun(program, ranks, hosts, parsed.hostfile)
@@ -107,6 +106,14 @@ def _split(parsed: argparse.Namespace) -> tuple[list[str], list[str] | None]:
         raise ValueError("name one program: with --program, or behind --")
     at = settings.index("--")
     return settings[:at], settings[at + 1 :]
+
+
+def _is_task_of_slurm() -> bool:
+    if "SLURM_STEP_ID" not in os.environ:
+        return False
+    from dtrain.comm import slurm
+
+    return slurm.is_task(os.environ)
 
 
 def _needed_by(settings: Sequence[str]) -> str:
@@ -199,7 +206,7 @@ def _by_ssh(parsed: argparse.Namespace, program: Sequence[str]) -> int:
     from dtrain.launch import processes, ssh
     from dtrain.launch.command import Torchrun
 
-    hosts = _hosts(parsed)
+    hosts = _hosts(parsed, parsed.ranks)
     how = ssh.Ssh(tuple(parsed.ssh_options), parsed.python or sys.executable)
     job = Torchrun(0, id=parsed.id, restarts=parsed.restarts)
     made = ssh.commands(how, hosts, job, program, parsed.interface)
@@ -210,12 +217,12 @@ def _by_ssh(parsed: argparse.Namespace, program: Sequence[str]) -> int:
     return processes.run_on_all(hosts, made)
 
 
-def _hosts(parsed: argparse.Namespace) -> tuple[Host, ...]:
+def _hosts(parsed: argparse.Namespace, default_ranks: int | None) -> tuple[Host, ...]:
     from dtrain.launch.hosts import parse_hosts, read_hostfile
 
     if parsed.hosts is not None:
-        return parse_hosts(parsed.hosts, parsed.ranks)
-    return read_hostfile(parsed.hostfile, parsed.ranks)
+        return parse_hosts(parsed.hosts, default_ranks)
+    return read_hostfile(parsed.hostfile, default_ranks)
 
 
 def _positive(text: str) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dtrain.comm.communicator import CollectiveError, Communicator, Handle, all_gather, broadcast, perform
 from dtrain.comm.failing import QUIET_SECONDS, fail_together
-from dtrain.comm.launcher import Launch, detect_launch
+from dtrain.comm.launcher import Launch, detect_launch, threads_per_rank, usable_cores
 from dtrain.comm.opening import BACKENDS, join_step, open_communicator
 
 __all__ = [
@@ -24,4 +24,6 @@ __all__ = [
     "join_step",
     "open_communicator",
     "perform",
+    "threads_per_rank",
+    "usable_cores",
 ]

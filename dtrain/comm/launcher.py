@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,18 @@ _VARIABLES = {
     ),
     "mpiexec": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
 }
+
+
+def threads_per_rank(launch: Launch, environ: Mapping[str, str]) -> int:
+    """How many of the cores that this process may use are its own: Slurm says it of its tasks, others share them."""
+    if slurm.is_task(environ):
+        return slurm.threads_per_task(environ)
+    return max(1, usable_cores() // launch.local_world_size)
+
+
+def usable_cores() -> int:
+    """The cores of this host that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def detect_launch(environ: Mapping[str, str]) -> Launch:

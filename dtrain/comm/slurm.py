@@ -73,7 +73,7 @@ def threads_per_task(environ: Mapping[str, str]) -> int:
     here = int(read_task(environ)["LOCAL_WORLD_SIZE"])
     own = environ.get("SLURM_CPUS_PER_TASK", "")
     on_host = environ.get("SLURM_CPUS_ON_NODE", "")
-    cores = int(on_host) if on_host.isdecimal() else len(os.sched_getaffinity(0))
+    cores = int(on_host) if on_host.isdecimal() else os.cpu_count() or 1
     return int(own) if own.isdecimal() else max(1, cores // here)
 
 
@@ -82,7 +82,10 @@ def expand_hosts(text: str) -> Iterator[str]:
 
     Raises ValueError for a text that is no such list.
     """
-    for part in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
+    parts = re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text)
+    if ",".join(parts) != text:
+        raise ValueError(f"Slurm's list of hosts is none: {text}")
+    for part in parts:
         yield from _expand_one(part)
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from dtrain.meter.nic import read_counters
-
 DEFAULT_PORT = 29500
 TRAINER = ("-m", "dtrain.train")
 
@@ -127,6 +125,8 @@ def on_interface(name: str) -> dict[str, str]:
 
 def check_interface(name: str) -> None:
     """Raises ValueError for one that this host does not have."""
+    from dtrain.meter.nic import read_counters
+
     if name not in read_counters():
         raise ValueError(f"--interface {name} does not exist here: choose one of {', '.join(read_counters())}")
 
@@ -135,7 +135,9 @@ def threads_per_rank(ranks: int) -> int:
     """What the user set, else this host's cores shared out. Raises ValueError for a setting that is no number."""
     text = os.environ.get("OMP_NUM_THREADS")
     if text is None:
-        return max(1, len(os.sched_getaffinity(0)) // ranks)
+        from dtrain.comm import usable_cores
+
+        return max(1, usable_cores() // ranks)
     if not text.isdecimal() or int(text) == 0:
         raise ValueError(f"OMP_NUM_THREADS={text} is not a number of threads: correct or unset it")
     return int(text)

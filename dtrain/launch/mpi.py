@@ -13,7 +13,7 @@ from pathlib import Path
 from dtrain.launch.command import Command, as_process, threads_per_rank
 from dtrain.launch.hosts import Host
 
-_RANK = Path(__file__).with_name("mpi_rank.sh")
+_SCRIPT = Path(__file__).with_name("mpi_rank.sh")
 _VERSION_SECONDS = 20.0
 _OPEN_MPI = ("Open MPI", "OpenRTE", "PRRTE")
 
@@ -41,7 +41,7 @@ def mpirun(program: Sequence[str], ranks: int, hosts: Sequence[Host], hostfile: 
         options += ["-f", str(hostfile)]
     elif hosts:
         options += ["-hosts", listed]
-    return Command((mpiexec, *options, "bash", str(_RANK), *as_process(program)), threads)
+    return Command((mpiexec, *options, "bash", str(_SCRIPT), *as_process(program)), threads)
 
 
 def horovodrun(program: Sequence[str], ranks: int, hosts: Sequence[Host], interface: str | None) -> Command:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from dtrain import __version__
 from dtrain.launch.command import on_interface, threads_per_rank
-from dtrain.meter.nic import addresses, interface_towards
 
 KILL = "SIGKILL"
 GRACE_SECONDS = 40.0
@@ -73,6 +72,8 @@ def _probe(folder: str, interface: str | None) -> dict[str, object]:
     address = (os.environ.get("SSH_CONNECTION", "").split() or [""])[2:3]
     found["address"] = address[0] if address else ""
     if interface is not None:
+        from dtrain.meter.nic import addresses
+
         found["address"] = addresses().get(interface)
         if found["address"] is None:
             with_address = ", ".join(name for name, address in addresses().items() if address)
@@ -85,6 +86,8 @@ def _probe(folder: str, interface: str | None) -> dict[str, object]:
 
 def _prepare(parsed: argparse.Namespace) -> None:
     """The folder, threads for each rank, and the interface that leads to the other hosts."""
+    from dtrain.meter.nic import interface_towards
+
     os.chdir(parsed.folder)
     os.environ["OMP_NUM_THREADS"] = str(threads_per_rank(parsed.ranks))
     if parsed.interface is not None:

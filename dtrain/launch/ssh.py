@@ -22,7 +22,6 @@ from typing import Any
 from dtrain import __version__
 from dtrain.launch.command import Command, Torchrun
 from dtrain.launch.hosts import Host
-from dtrain.meter.nic import own_address_towards
 
 _OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15")
 _FORWARDED = ("PYTHONPATH", "OMP_NUM_THREADS", "NCCL_", "GLOO_", "TORCH_", "DTRAIN_")
@@ -137,5 +136,7 @@ def _reachable(addresses: Sequence[str]) -> list[str]:
     others = [address for address in addresses if not is_loopback(address)]
     if not others or len(others) == len(addresses):
         return list(addresses)
+    from dtrain.meter.nic import own_address_towards
+
     here = own_address_towards(others[0])
     return [here if is_loopback(address) else address for address in addresses]

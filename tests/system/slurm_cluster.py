@@ -83,7 +83,12 @@ def slurm(folder: Path, num_nodes: int) -> Iterator[Mapping[str, str]]:
             begin("slurmd", "-D", "-N", f"node{index}")
         states = ["sinfo", "--noheader", "--format=%T %D"]
         _await(lambda: _said(states, env) == f"idle {num_nodes}", folder)
-        yield {"SLURM_CONF": env["SLURM_CONF"]}
+        try:
+            yield {"SLURM_CONF": env["SLURM_CONF"]}
+        finally:  # what daemons started would outlive them
+            _said(["scancel", "--state=PENDING"], env)
+            _said(["scancel", "--signal=KILL", "--full", "--state=RUNNING"], env)
+            _await(lambda: _said(["squeue", "--noheader"], env) == "", folder)
 
 
 def _said(command: list[str], env: Mapping[str, str]) -> str:

@@ -11,20 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import REPOSITORY, environment, read_summary, run, train_command
+from programs import REPOSITORY, environment, read_summary, run
 from safetensors.torch import load_file
 from slurm_cluster import missing, slurm
 
 NUM_NODES = 4
-SETTINGS = (
-    "num_steps=60",
-    "batch_size=8",
-    "log_every=5",
-    "eval_every_epochs=0",
-    "seed=1",
-    "compressor=int4",
-    "threads=1",
-)
+SETTINGS = ("num_steps=60", "batch_size=8", "log_every=5", "eval_every_epochs=0", "seed=1", "compressor=int4")
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd and munged need root"),
@@ -52,7 +44,14 @@ def await_text(path: Path, text: str) -> None:
         time.sleep(0.1)
 
 
-def test_a_preempted_job_goes_back_into_the_queue_and_ends_as_if_nothing_had_been(
+def await_state(cluster: Mapping[str, str], folder: Path, job: str, wanted: str) -> None:
+    deadline = time.monotonic() + 60
+    while f"JobState={wanted} " not in (state := said(cluster, folder, "scontrol", "--oneliner", "show", "job", job)):
+        assert time.monotonic() < deadline, state
+        time.sleep(0.2)
+
+
+def test_a_preempted_job_goes_back_into_the_queue_and_ends_with_the_weights_of_one_that_srun_started_undisturbed(
     tmp_path: Path, cluster: Mapping[str, str]
 ) -> None:
     script, output = str(REPOSITORY / "launch" / "slurm.sbatch"), tmp_path / "output"
@@ -61,14 +60,13 @@ def test_a_preempted_job_goes_back_into_the_queue_and_ends_as_if_nothing_had_bee
     said(cluster, tmp_path, "scancel", "--batch", "--signal=TERM", job)  # as --signal=B:TERM@60 does before the limit
     await_text(output, "stopped by SIGTERM")
 
-    undisturbed = train_command(*SETTINGS, "run_dir=undisturbed", ranks=NUM_NODES)
-    run(undisturbed, tmp_path).expect(0)
-    deadline = time.monotonic() + 60
-    while (state := said(cluster, tmp_path, "squeue", "--noheader", f"--jobs={job}", "--format=%T")) != "PENDING":
-        assert time.monotonic() < deadline, (state, output.read_text())
-        time.sleep(0.2)
+    # meanwhile, by the trainer's own command
+    undisturbed = [sys.executable, "-m", "dtrain.train", *SETTINGS, "run_dir=undisturbed"]
+    run(["srun", f"--nodes={NUM_NODES}", f"--ntasks={NUM_NODES}", *undisturbed], tmp_path, env=cluster).expect(0)
+    await_state(cluster, tmp_path, job, "PENDING")
     said(cluster, tmp_path, "scontrol", "update", f"JobId={job}", "StartTime=now")  # else Slurm waits two minutes
     await_text(output, "results in")
+    await_state(cluster, tmp_path, job, "COMPLETED")
 
     text, summary = output.read_text(), read_summary(tmp_path / "runs" / f"slurm-{job}")
     assert "going on from" in text
@@ -79,14 +77,3 @@ def test_a_preempted_job_goes_back_into_the_queue_and_ends_as_if_nothing_had_bee
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_srun_starts_the_trainer_itself_too_and_says_a_mistake_once(tmp_path: Path, cluster: Mapping[str, str]) -> None:
-    srun = ["srun", f"--nodes={NUM_NODES}", f"--ntasks={NUM_NODES}"]
-    train = [sys.executable, "-m", "dtrain.train", "num_steps=2", "batch_size=8", "run_dir=run", "threads=1"]
-    run([*srun, *train, "observe.progress=false"], tmp_path, env=cluster).expect(0)
-    assert read_summary(tmp_path / "run")["world_size"] == NUM_NODES
-
-    ended = run([*srun, "dtrain", "launch", "-n", "4"], tmp_path, env=cluster).expect(2)
-    (line,) = [line for line in ended.stderr.splitlines() if not line.startswith("srun: ")]
-    assert "-n has no use in a step of Slurm's, whose tasks are the ranks: leave it out" in line

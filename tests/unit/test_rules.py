@@ -113,7 +113,7 @@ def test_no_code_from_data() -> None:
     # what the user asks it to run; Slurm asked for a host's address; launchers asked for their version, and a second
     # rank of its own; ssh to the hosts that the user names; pretended ranks
     allowed = ("cluster/processes.py", "comm/slurm.py", "doctor/backends.py", "doctor/run.py")
-    allowed += ("launch/processes.py", "launch/ssh.py", "plan/neighbours.py")
+    allowed += ("launch/mpi.py", "launch/processes.py", "launch/ssh.py", "plan/neighbours.py")
     assert not found("subprocess", allowed_in=allowed)
 
 
@@ -149,7 +149,7 @@ def test_mpi4py_only_in_its_backend() -> None:
 
 def test_horovod_only_in_its_backend() -> None:
     assert found("horovod") != []
-    assert not found("horovod", allowed_in=("comm/horovod.py",))
+    assert not found("horovod", allowed_in=("comm/horovod.py", "launch/horovodrun.py"))
     assert not found("dtrain.comm.horovod", allowed_in=("comm", "sync/horovod.py", "doctor/backends.py"))
 
 
