@@ -63,6 +63,11 @@ def add_to(verbs: Verbs) -> None:
         "--elastic", type=_range, metavar="MIN:MAX", help="go on with so many hosts, which come and leave; needs --id"
     )
 
+    kubernetes = launch.add_argument_group("Kubernetes, with Kubeflow").add_argument
+    kubernetes("--kubernetes", action="store_true", help="print a TrainJob of -n pods, one rank each")
+    kubernetes("--pytorchjob", action="store_true", help="print a PyTorchJob, of Kubeflow's older training operator")
+    kubernetes("--image", help="of the pods (default: dtrain:torch, which docker/Dockerfile builds)")
+
     launch.add_argument("settings", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     launch.set_defaults(run=_launch, known=[name for action in launch._actions for name in action.option_strings])
 
@@ -78,6 +83,8 @@ def _launch(parsed: argparse.Namespace) -> int:
     launcher = parsed.launcher or _needed_by(settings)
     has_hosts = parsed.hosts is not None or parsed.hostfile is not None
     _refuse_what_has_no_use(parsed, launcher, has_hosts)
+    if parsed.kubernetes or parsed.pytorchjob:
+        return _print_manifest(parsed, program, launcher)
     if has_hosts and launcher == "torchrun":
         return _by_ssh(parsed, program)
     if launcher == "torchrun":
@@ -95,6 +102,22 @@ def _launch(parsed: argparse.Namespace) -> int:
         print(made.line())
         return 0
     return made.become()
+
+
+def _print_manifest(parsed: argparse.Namespace, program: Sequence[str], launcher: str) -> int:
+    from dtrain.launch import kubernetes
+
+    given = {**_by_hand(parsed), "--restarts": parsed.restarts, "--interface": parsed.interface}
+    given |= {"-H": parsed.hosts, "--hostfile": parsed.hostfile}
+    for option in (option for option, value in given.items() if value is not None):
+        raise ValueError(f"{option} goes without a manifest for Kubernetes: leave it out")
+    if launcher != "torchrun":
+        raise ValueError("Kubeflow's pods start torchrun, for ranks of gloo and NCCL: leave out backend=mpi, horovod")
+    make = kubernetes.pytorchjob if parsed.pytorchjob else kubernetes.trainjob
+    ranks = parsed.ranks or _DEFAULT_RANKS
+    name, image = parsed.id or kubernetes.DEFAULT_NAME, parsed.image or kubernetes.DEFAULT_IMAGE
+    print(kubernetes.as_text(make(name, image, ranks, program), ranks), end="")
+    return 0
 
 
 def _split(parsed: argparse.Namespace) -> tuple[list[str], list[str] | None]:
@@ -131,6 +154,8 @@ def _refuse_what_has_no_use(parsed: argparse.Namespace, launcher: str, has_hosts
         raise ValueError("--interface goes without MPI, which chooses by itself: leave it out")
     if (parsed.python is not None or parsed.ssh_options) and not (has_hosts and launcher == "torchrun"):
         raise ValueError("--python and --ssh-options are for hosts that are reached by ssh: add -H or --hostfile")
+    if parsed.image is not None and not (parsed.kubernetes or parsed.pytorchjob):
+        raise ValueError("--image is for a manifest: add --kubernetes")
     if parsed.hosts is not None and parsed.hostfile is not None:
         raise ValueError("-H and --hostfile both name the hosts: leave one out")
     by_hand = [option for option, value in _by_hand(parsed).items() if value is not None]
