@@ -184,8 +184,10 @@ def _here(parsed: argparse.Namespace, program: Sequence[str]) -> Command:
     if num_hosts != "1" and not in_step and not (parsed.nodes or parsed.elastic):
         raise ValueError(f"this job of Slurm's has {num_hosts} hosts, and one would be used: srun dtrain launch ...")
     if parsed.elastic is not None:
-        if parsed.id is None or parsed.nodes is not None or parsed.node_rank is not None:
-            raise ValueError("--elastic MIN:MAX needs --id, and with several hosts --master, and neither of the others")
+        if parsed.id is None or parsed.master is None or parsed.nodes is not None or parsed.node_rank is not None:
+            raise ValueError(
+                "--elastic MIN:MAX goes with --id ID and --master HOST, and without --nodes and --node-rank"
+            )
     elif nodes == 1:
         if parsed.node_rank is not None or parsed.master is not None:
             raise ValueError("--node-rank and --master are for several hosts: add --nodes N")
@@ -195,6 +197,7 @@ def _here(parsed: argparse.Namespace, program: Sequence[str]) -> Command:
         raise ValueError(f"--node-rank {parsed.node_rank} is not from 0 to {nodes - 1}")
     master, port = (None, DEFAULT_PORT) if parsed.master is None else parse_master(parsed.master)
     check_program(program)
+    by_environment = "PET_NNODES" in os.environ and parsed.nodes is None and parsed.elastic is None
     job = Torchrun(
         ranks,
         nodes,
@@ -204,6 +207,7 @@ def _here(parsed: argparse.Namespace, program: Sequence[str]) -> Command:
         elastic=parsed.elastic,
         id=parsed.id,
         restarts=parsed.restarts,
+        by_environment=by_environment,
     )
     return job.command(program, threads=threads_per_rank(ranks), interface=parsed.interface)
 

@@ -33,7 +33,7 @@ def gloo_interface(environ: Mapping[str, str]) -> Check:
     name = LOOPBACK if address is None or address.startswith("127.") else None
     name = name or next((name for name, own in found.items() if own == address), LOOPBACK)
     if name == LOOPBACK:
-        cure = "with several hosts, set GLOO_SOCKET_IFNAME (launch/torchrun.sh --interface) on each"
+        cure = "with several hosts, set GLOO_SOCKET_IFNAME on each (dtrain launch -H does, or --interface)"
         return Check("gloo's interface", Severity.NOTE, f"{LOOPBACK}, by the host's name: good on one host only", cure)
     return Check("gloo's interface", Severity.OK, f"{name} {address}, by the host's name")
 
@@ -70,7 +70,7 @@ def rendezvous_port(environ: Mapping[str, str]) -> Check:
             probe.bind(("", int(text)))
             probe.listen()
         except OSError as error:
-            cure = "end what holds it (`ss -ltnp`), or choose another (launch/torchrun.sh --master HOST:PORT)"
+            cure = "end what holds it (`ss -ltnp`), or choose another (dtrain launch --master HOST:PORT)"
             return Check("port", Severity.WARNING, f"{text}, for the rendezvous: {error.strerror}", cure)
     return Check("port", Severity.OK, f"{text}, for the rendezvous, is free")
 

@@ -48,6 +48,7 @@ class Torchrun:
     elastic: at least and at most so many hosts, in place of `nodes`; all ranks start again when one comes or goes.
     id: the job's name; a later start under it goes on with what this one leaves (ADR 20).
     restarts: how often all ranks are started again after one failed.
+    by_environment: the environment says how hosts meet (PET_*), as in `dtrain cluster run` and Kubeflow's pods.
     """
 
     ranks: int
@@ -58,13 +59,16 @@ class Torchrun:
     elastic: tuple[int, int] | None = None
     id: str | None = None
     restarts: int | None = None
+    by_environment: bool = False
 
     def arguments(self, program: Sequence[str]) -> tuple[str, ...]:
         """Those of the agent, and then the program, as `program_of` has it."""
         options = [f"--nproc-per-node={self.ranks}"]
-        if self.elastic is not None:
+        if self.by_environment:
+            pass
+        elif self.elastic is not None:
             options += ["--nnodes={}:{}".format(*self.elastic), "--rdzv-backend=c10d"]
-            options += [f"--rdzv-endpoint={self.master or 'localhost'}:{self.port if self.master else 0}"]
+            options += [f"--rdzv-endpoint={self.master}:{self.port}"]
         elif self.nodes > 1:
             options += [f"--nnodes={self.nodes}", f"--node-rank={self.node_rank}"]
             options += [f"--master-addr={self.master}", f"--master-port={self.port}"]

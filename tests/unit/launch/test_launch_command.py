@@ -67,6 +67,11 @@ def test_several_hosts_by_hand_meet_at_the_master(dry_run: DryRun) -> None:
     assert " --master-addr=a --master-port=4000 " in dry_run(*hosts, "a:4000")
 
 
+def test_where_the_environment_says_how_hosts_meet_it_stays(dry_run: DryRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PET_NNODES", "2")  # of dtrain cluster run, and of Kubeflow
+    assert dry_run("-n", "1") == f"{AGENT} --nproc-per-node=1 -m dtrain.train"
+
+
 def test_hosts_that_come_and_go(dry_run: DryRun) -> None:
     line = dry_run("--elastic", "1:4", "--id", "mine", "--master", "a", "--restarts", "3")
     rendezvous = "--nnodes=1:4 --rdzv-backend=c10d --rdzv-endpoint=a:29500 --rdzv-id=mine --max-restarts=3"
@@ -125,7 +130,7 @@ def test_in_slurm_what_says_how_many_ranks_is_srun(
         (["--nodes", "2", "--node-rank", "0", "--master", "a:b"], "--master a:b is not HOST or HOST:PORT"),
         (["--master", "a"], "add --nodes N"),
         (["--elastic", "4:1"], "4:1 is not MIN:MAX"),
-        (["--elastic", "1:4"], "--elastic MIN:MAX needs --id"),
+        (["--elastic", "1:4"], "--elastic MIN:MAX goes with --id ID and --master HOST"),
         (["--interface", "eth99"], "--interface eth99 does not exist here: choose one of"),
         (["--ssh-options", "-p 1"], "add -H or --hostfile"),
         (["-H", "a", "--hostfile", "b"], "leave one out"),
