@@ -59,9 +59,7 @@ def add_to(verbs: Verbs) -> None:
     by_hand("--nodes", type=_positive, metavar="N", help="how many hosts, with -n ranks each")
     by_hand("--node-rank", type=_count, metavar="R", help="which of them this is, from 0")
     by_hand("--master", metavar="HOST[:PORT]", help="host 0 as the others reach it (default port: 29500)")
-    by_hand(
-        "--elastic", type=_range, metavar="MIN:MAX", help="go on with so many hosts, which come and leave; needs --id"
-    )
+    by_hand("--elastic", type=_range, metavar="MIN:MAX", help="go on with so many hosts, which come and leave")
 
     kubernetes = launch.add_argument_group("Kubernetes, with Kubeflow").add_argument
     kubernetes("--kubernetes", action="store_true", help="print a TrainJob of -n pods, one rank each")

@@ -121,7 +121,7 @@ def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float 
     """
     if launch.launcher not in ("mpirun", "none"):
         raise ValueError(
-            f"{launch.launcher} started these workers, and backend=mpi cannot join them: start them with mpiexec "
+            f"{launch.launcher} started these workers, and backend=mpi cannot join them: start them with mpirun "
             "(dtrain launch backend=mpi)"
         )
     world = _initialise()
