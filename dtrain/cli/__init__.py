@@ -1,5 +1,5 @@
 """`dtrain <verb>`. Exit codes: 0 done, 1 something failed on the way, 2 a mistake in the request, 130 interrupted;
-of `dtrain train` also 75: saved for SIGTERM.
+of `dtrain train` and `resume` also 75: saved for SIGTERM.
 
 A file for each group of verbs has their options and, beside them, what they do. What a verb needs is imported when it
 runs: a device that receives models has no torch, and --help should not wait for it.
@@ -12,7 +12,21 @@ import sys
 from collections.abc import Sequence
 
 from dtrain import __version__
-from dtrain.cli import checkpoint, cluster, dashboard, doctor, explain, launch, pack, plan, runs, ship, top, trace
+from dtrain.cli import (
+    checkpoint,
+    cluster,
+    dashboard,
+    doctor,
+    elastic,
+    explain,
+    launch,
+    pack,
+    plan,
+    runs,
+    ship,
+    top,
+    trace,
+)
 
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -25,6 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.argv = ["dtrain train", *arguments[1:]]
         return train()
+    if arguments[:1] == ["resume"]:
+        from dtrain.train.entry import resume
+
+        return resume(arguments[1:])
     parsed = _parser().parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
@@ -42,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     train = verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
     train.set_defaults(run=None)
-    for group in (launch, runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster):
+    resume = verbs.add_parser("resume", help="go on with a run in its own directory (see `dtrain resume --help`)")
+    resume.set_defaults(run=None)
+    for group in (launch, runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, elastic):
         group.add_to(verbs)
     return parser

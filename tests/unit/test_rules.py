@@ -111,9 +111,9 @@ def test_no_code_from_data() -> None:
     assert not found("hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_class", "hydra.utils.get_method")
     assert not found("instantiate", "os.system")
     # what the user asks it to run; Slurm asked for a host's address; launchers asked for their version, and a second
-    # rank of its own; ssh to the hosts that the user names; pretended ranks
+    # rank of its own; workers; ssh to the hosts that the user names; pretended ranks
     allowed = ("cluster/processes.py", "comm/slurm.py", "doctor/backends.py", "doctor/run.py")
-    allowed += ("launch/mpi.py", "launch/processes.py", "launch/ssh.py", "plan/neighbours.py")
+    allowed += ("elastic/supervisor.py", "launch/mpi.py", "launch/processes.py", "launch/ssh.py", "plan/neighbours.py")
     assert not found("subprocess", allowed_in=allowed)
 
 
