@@ -57,7 +57,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck launch/*.sh docker/*.sh .ci/run
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch dtrain/launch/*.sh docker/*.sh .ci/run
 
 format: install
 	$(BIN)/ruff format .

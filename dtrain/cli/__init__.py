@@ -12,7 +12,21 @@ import sys
 from collections.abc import Sequence
 
 from dtrain import __version__
-from dtrain.cli import checkpoint, cluster, dashboard, doctor, elastic, explain, pack, plan, runs, ship, top, trace
+from dtrain.cli import (
+    checkpoint,
+    cluster,
+    dashboard,
+    doctor,
+    elastic,
+    explain,
+    launch,
+    pack,
+    plan,
+    runs,
+    ship,
+    top,
+    trace,
+)
 
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -48,6 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=None)
     resume = verbs.add_parser("resume", help="go on with a run in its own directory (see `dtrain resume --help`)")
     resume.set_defaults(run=None)
-    for group in (runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, elastic):
+    for group in (launch, runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, elastic):
         group.add_to(verbs)
     return parser

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dtrain.comm.communicator import CollectiveError, Communicator, Handle, all_gather, broadcast, perform
 from dtrain.comm.failing import QUIET_SECONDS, fail_together
-from dtrain.comm.launcher import Launch, detect_launch
-from dtrain.comm.opening import BACKENDS, open_communicator
+from dtrain.comm.launcher import Launch, detect_launch, threads_per_rank, usable_cores
+from dtrain.comm.opening import BACKENDS, join_step, open_communicator
 
 __all__ = [
     "BACKENDS",
@@ -21,6 +21,9 @@ __all__ = [
     "broadcast",
     "detect_launch",
     "fail_together",
+    "join_step",
     "open_communicator",
     "perform",
+    "threads_per_rank",
+    "usable_cores",
 ]

@@ -129,7 +129,7 @@ def open_world(
     if launch.launcher not in ("horovodrun", "mpirun", "none"):
         raise ValueError(
             f"{launch.launcher} started these workers, and backend=horovod cannot join them: start them with "
-            "horovodrun (launch/horovodrun.sh)"
+            "horovodrun (dtrain launch backend=horovod)"
         )
     hvd = _import()
     if launch.launcher == "mpirun" and not hvd.mpi_built():
@@ -143,7 +143,7 @@ def open_world(
     if hvd.size() != launch.world_size:
         raise ValueError(
             f"{launch.launcher} started {launch.world_size} workers, but Horovod sees {hvd.size()}: start them with "
-            "the horovodrun or mpiexec of this environment (launch/horovodrun.sh does)"
+            "the horovodrun or mpiexec of this environment (dtrain launch does)"
         )
     communicator = HorovodCommunicator(ledger, timeout_seconds=timeout_seconds)
     # After an error too: Horovod then tells the other ranks, instead of leaving them to wait.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from dtrain.comm import slurm
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A worker's place. `launcher` is torchrun, mpirun, horovodrun or none."""
+    """A worker's place. `launcher` is torchrun, mpirun, horovodrun, srun or none."""
 
     launcher: str
     rank: int
@@ -28,6 +31,18 @@ _VARIABLES = {
     ),
     "mpiexec": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
 }
+
+
+def threads_per_rank(launch: Launch, environ: Mapping[str, str]) -> int:
+    """How many of the cores that this process may use are its own: Slurm says it of its tasks, others share them."""
+    if slurm.is_task(environ):
+        return slurm.threads_per_task(environ)
+    return max(1, usable_cores() // launch.local_world_size)
+
+
+def usable_cores() -> int:
+    """The cores of this host that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def detect_launch(environ: Mapping[str, str]) -> Launch:
@@ -50,4 +65,6 @@ def detect_launch(environ: Mapping[str, str]) -> Launch:
             raise ValueError(f"{launcher} set variables that contradict themselves ({values}): unset or correct them")
         name = "mpirun" if launcher == "mpiexec" else launcher
         return Launch(name, rank, local_rank, world_size, local_world_size)
+    if slurm.is_task(environ):
+        return replace(detect_launch(slurm.read_task(environ)), launcher="srun")
     return Launch("none", 0, 0, 1, 1)

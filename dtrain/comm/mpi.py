@@ -121,14 +121,14 @@ def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float 
     """
     if launch.launcher not in ("mpirun", "none"):
         raise ValueError(
-            f"{launch.launcher} started these workers, and backend=mpi cannot join them: start them with mpiexec "
-            "(launch/mpirun.sh)"
+            f"{launch.launcher} started these workers, and backend=mpi cannot join them: start them with mpirun "
+            "(dtrain launch backend=mpi)"
         )
     world = _initialise()
     if world.Get_size() != launch.world_size:
         raise ValueError(
             f"mpirun started {launch.world_size} workers, but mpi4py's MPI sees {world.Get_size()}: they are of "
-            "different MPIs; start them with the mpiexec beside this python (launch/mpirun.sh does)"
+            "different MPIs; start them with the mpiexec beside this python (dtrain launch does)"
         )
     communicator = MpiCommunicator(world, ledger, timeout_seconds=timeout_seconds)
     yield communicator

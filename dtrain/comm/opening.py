@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from contextlib import AbstractContextManager, closing
+from dataclasses import replace
 
+from dtrain.comm import slurm
 from dtrain.comm.communicator import Communicator
 from dtrain.comm.launcher import Launch
 from dtrain.meter.ledger import Ledger
 
 BACKENDS = ("gloo", "nccl", "mpi", "horovod")
+
+
+def join_step(launch: Launch, backend: str, environ: MutableMapping[str, str]) -> Launch:
+    """A launch that srun made as the backend knows launches; any other as it is.
+
+    For gloo and NCCL the variables by which ranks meet are added to the environment. MPI asks Slurm by itself, by what
+    `srun --mpi` chose. Raises ValueError, naming the cure, where the step's hosts cannot be found.
+    """
+    if launch.launcher != "srun":
+        return launch
+    if backend in ("mpi", "horovod"):
+        return replace(launch, launcher="mpirun")
+    environ.update(slurm.rendezvous(environ))
+    return replace(launch, launcher="torchrun")
 
 
 def open_communicator(

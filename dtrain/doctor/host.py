@@ -34,7 +34,7 @@ def threads(environ: Mapping[str, str], local_world_size: int) -> Check:
             "threads",
             Severity.NOTE,
             f"{cores} cores; OMP_NUM_THREADS is not set, so each rank takes all of them",
-            "use launch/*.sh, which share the cores out, or set it to cores / ranks per host",
+            "use dtrain launch, which shares the cores out, or set it to cores / ranks per host",
         )
     if not text.isdecimal() or int(text) == 0:
         return Check("threads", Severity.ERROR, f"OMP_NUM_THREADS={text} is not a number of threads", "correct it")

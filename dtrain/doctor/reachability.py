@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import Mapping
-from fcntl import ioctl
 
 from dtrain.doctor.check import Check, Severity
-from dtrain.meter.nic import LOOPBACK, read_counters
+from dtrain.meter.nic import LOOPBACK, addresses
 
 RENDEZVOUS_PORT = 29500
-_SIOCGIFADDR = 0x8915
-
-
-def addresses() -> dict[str, str | None]:
-    """The IPv4 address of every interface, None where it has none."""
-    found: dict[str, str | None] = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for name in read_counters():
-            try:
-                answer = ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                found[name] = socket.inet_ntoa(answer[20:24])
-            except OSError:
-                found[name] = None
-    return found
 
 
 def interfaces() -> Check:
@@ -49,7 +33,7 @@ def gloo_interface(environ: Mapping[str, str]) -> Check:
     name = LOOPBACK if address is None or address.startswith("127.") else None
     name = name or next((name for name, own in found.items() if own == address), LOOPBACK)
     if name == LOOPBACK:
-        cure = "with several hosts, set GLOO_SOCKET_IFNAME (launch/torchrun.sh --interface) on each"
+        cure = "with several hosts, set GLOO_SOCKET_IFNAME on each (dtrain launch -H does, or --interface)"
         return Check("gloo's interface", Severity.NOTE, f"{LOOPBACK}, by the host's name: good on one host only", cure)
     return Check("gloo's interface", Severity.OK, f"{name} {address}, by the host's name")
 
@@ -86,7 +70,7 @@ def rendezvous_port(environ: Mapping[str, str]) -> Check:
             probe.bind(("", int(text)))
             probe.listen()
         except OSError as error:
-            cure = "end what holds it (`ss -ltnp`), or choose another (launch/torchrun.sh --master HOST:PORT)"
+            cure = "end what holds it (`ss -ltnp`), or choose another (dtrain launch --master HOST:PORT)"
             return Check("port", Severity.WARNING, f"{text}, for the rendezvous: {error.strerror}", cure)
     return Check("port", Severity.OK, f"{text}, for the rendezvous, is free")
 

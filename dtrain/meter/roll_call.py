@@ -27,6 +27,8 @@ POLL_SECONDS = 1.0
 """How often a rank looks whether the roll is called."""
 ANSWER_SECONDS = 5.0
 """How long the others have to answer."""
+LEAVE_SECONDS = 5.0
+"""How long the rank that keeps the store stays for the others."""
 
 ALIVE, IDLE, FAILED, LEFT = "alive", "idle", "failed", "left"
 
@@ -197,13 +199,22 @@ class RollCall:
         except RuntimeError:  # the store is gone, and nobody can ask
             return True
 
-    def leave(self) -> None:
-        """End the thread, and tell those who call the roll later that this rank ended on its own account."""
+    def _keeps_store(self) -> bool:
+        return self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+    def leave(self, *, all_is_well: bool = False) -> None:
+        """End the thread, and tell those who call the roll later that this rank ended on its own account.
+
+        Where all is well, a rank that keeps the store itself waits a little until the others have left: the store ends
+        with it, and torch writes stack traces for whoever still asks it something.
+        """
         self._over.set()
         self._thread.join(1.0)
         try:
             if not self._store.check([f"answer/{self._rank}"]):
                 self._store.set(f"answer/{self._rank}", LEFT)
+            if all_is_well and self._keeps_store() and not self._store.check(["call"]):
+                await_keys(self._store, [f"answer/{rank}" for rank in range(self._world_size)], LEAVE_SECONDS)
         except RuntimeError:  # nobody is there any more to call it
             pass
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together
+from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together, join_step
 from dtrain.comm.membership import MEMBER, NOTHING, Member
 from dtrain.meter.rendezvous import AddressError
 from dtrain.sync.synchronizer import NonFiniteGradientError
@@ -65,6 +65,7 @@ def _run(read: Callable[[], Request]) -> int:
         config = from_data(plain(request.composed))
         if MEMBER in os.environ:
             return train_with_others(config, request.composed)
+        launch = join_step(launch, config.backend.name, os.environ)
         return train(config, launch, request.composed)
     except (*USER_ERRORS, *RUN_ERRORS, OSError) as error:
         return _fail(error, detect_launch(os.environ) if MEMBER in os.environ else launch)

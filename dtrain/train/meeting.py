@@ -78,9 +78,11 @@ def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger, start:
         return ledger.recent.say_last()
 
     roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle, say_last)
+    all_is_well = False
     try:
         roll_call.await_all(backend.start_timeout_seconds or START_SECONDS)
         yield
+        all_is_well = True
     except RendezvousError as error:
         if not roll_call.is_first_of_host():
             time.sleep(QUIET_SECONDS)
@@ -91,7 +93,7 @@ def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger, start:
             time.sleep(QUIET_SECONDS)  # the one that speaks may wait for what is under way before it ends
         raise CollectiveError(f"{missing}: {error}" if missing else str(error)) from error
     finally:
-        roll_call.leave()
+        roll_call.leave(all_is_well=all_is_well)
 
 
 @contextmanager

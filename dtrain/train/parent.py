@@ -25,13 +25,13 @@ def end_with_agent(environ: Mapping[str, str]) -> None:
     if "TORCHELASTIC_RUN_ID" not in environ or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() == 1 and not _is_torch(Path("/proc/1/cmdline")):
+    if os.getppid() == 1 and not _is_agent(Path("/proc/1/cmdline")):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _is_torch(command: Path) -> bool:
+def _is_agent(command: Path) -> bool:
     """Whether process 1 is an agent itself, as in a container, and not what takes in orphans."""
     try:
-        return b"torch" in command.read_bytes()
+        return any(agent in command.read_bytes() for agent in (b"torch", b"dtrain.launch"))
     except OSError:
         return True

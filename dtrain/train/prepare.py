@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dtrain import __version__, compressors
-from dtrain.comm import Launch
+from dtrain.comm import Launch, threads_per_rank
 from dtrain.comm.polled import check_summed
 from dtrain.compressors.none import NoCompression
 from dtrain.compressors.trials import IMAGES, check
@@ -54,7 +54,7 @@ class Prepared:
 
 def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // launch.local_world_size))
+    torch.set_num_threads(config.threads or threads_per_rank(launch, os.environ))
     checkpoint = open_checkpoint(Path(config.resume)) if config.resume not in (None, LATEST) else None
     options = dict(config.data.options)
     augment, num_workers = options.pop("augment"), options.pop("num_workers")

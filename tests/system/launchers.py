@@ -96,7 +96,7 @@ MPI = Launcher(
     known_as="mpirun",
     starts=(str(Path(sys.executable).with_name("mpiexec")), "-n"),
     rank_variable="PMI_RANK",
-    killed=f"launch/mpirun.sh: rank 1 on {socket.gethostname()} was killed by SIGKILL; the job ends",
+    killed=f"dtrain launch: rank 1 on {socket.gethostname()} was killed by SIGKILL; the job ends",
 )
 HOROVOD = Launcher(
     backend="horovod",
@@ -104,7 +104,7 @@ HOROVOD = Launcher(
     known_as="horovodrun",
     starts=(sys.executable, "-m", "horovod.runner.launch", "--gloo", "--network-interfaces", "lo", "-np"),
     rank_variable="HOROVOD_RANK",
-    killed="launch/horovodrun.sh: rank 1 on localhost was killed by signal 9, so the others were ended",
+    killed="dtrain launch: rank 1 on localhost was killed by signal 9, so the others were ended",
     prefix="[0]<stderr>:",
     failed="rank 0 on localhost ended with exit code 2",
 )

@@ -43,11 +43,11 @@ def dry_run(folder: Path, *arguments: str) -> str:
 
 
 def test_the_script_s_command(tmp_path: Path) -> None:
-    launcher, training = "python launch/horovodrun.py --gloo -np", "python -m dtrain.train backend=horovod"
+    launcher, training = "python -m dtrain.launch.horovodrun --gloo -np", "python -m dtrain.train backend=horovod"
     assert dry_run(tmp_path, "seed=1") == f"{launcher} 2 --network-interfaces lo {training} seed=1"
-    hosts = dry_run(tmp_path, "-n", "4", "--hosts", "node0:2,node1:2", r"run_dir=a b")
-    assert hosts == rf"{launcher} 4 --hosts node0:2\,node1:2 {training} run_dir=a\ b"
-    assert dry_run(tmp_path, "--mpi", "seed=1").endswith(f" -n 2 launch/mpi_rank.sh {training} seed=1")
+    hosts = dry_run(tmp_path, "-n", "4", "--hosts", "node0:2,node1:2", "run_dir=a b")
+    assert hosts == f"{launcher} 4 --hosts node0:2,node1:2 {training} 'run_dir=a b'"
+    assert dry_run(tmp_path, "--mpi", "seed=1").endswith(f" -n 2 bash dtrain/launch/mpi_rank.sh {training} seed=1")
 
 
 def test_the_script_that_builds_it_has_help(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_when_a_rank_is_killed_the_others_end_and_it_is_named(tmp_path: Path, la
         os.kill(launcher.ranks_in(tmp_path)[1], signal.SIGKILL)
         ended = finish(process, 120)
     assert ended.code != 0
-    assert [said for said in ended.stderr.splitlines() if said.startswith("launch/")] == [launcher.killed]
+    assert [said for said in ended.stderr.splitlines() if said.startswith("dtrain launch: ")] == [launcher.killed]
     if launcher is MPI:
         assert "Traceback" not in ended.stderr
 
@@ -154,33 +154,25 @@ def test_bf16_is_one_line_with_the_cure(tmp_path: Path, launcher: Launcher) -> N
 
 
 MISTAKES = [
-    (launcher, arguments, part)
-    for launcher in (MPI, HOROVOD)
-    for arguments, part in (
-        (["-n"], "-n needs a value"),
-        (["-n", "two"], "-n two is not a number of workers"),
-        (["-n", "0"], "-n 0 is not a number of workers"),
-        (["--nodes", "2"], "no option --nodes"),
-    )
-]
-MISTAKES += [
+    (MPI, ["-n", "two"], "two is not a number from 1"),
+    (MPI, ["--nodes", "2"], "--nodes is for ranks of gloo and NCCL"),
     (MPI, ["--hostfile", "nowhere"], "nowhere cannot be read"),
-    (HOROVOD, ["--hosts", "node0,node1"], "node0,node1 is not of the form node0:2,node1:2"),
-    (HOROVOD, ["--mpi", "--hosts", "node0:2"], "use launch/mpirun.sh --backend horovod"),
+    (MPI, ["--interface", "lo"], "--interface goes without MPI"),
+    (HOROVOD, ["--hosts", "node0:"], "-H node0: is not of the form node0:2,node1:2"),
+    (HOROVOD, ["--mpi", "--interface", "lo"], "--interface goes without MPI"),
 ]
 
 
 @pytest.mark.parametrize(
     ("launcher", "arguments", "part"), MISTAKES, ids=[f"{m[0].script} {' '.join(m[1])}" for m in MISTAKES]
 )
-def test_the_script_says_a_mistake_in_one_line(
+def test_the_script_says_a_mistake_with_its_cure(
     tmp_path: Path, launcher: Launcher, arguments: list[str], part: str
 ) -> None:
     ended = run([launcher.path, *arguments], tmp_path, env=ENVIRONMENT).expect(2)
-    assert part in ended.stderr
-    assert ended.stderr.count("\n") == 1
+    assert part in ended.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("launcher", [MPI, HOROVOD], ids=lambda launcher: launcher.script)
 def test_the_script_has_help(tmp_path: Path, launcher: Launcher) -> None:
-    assert f"Usage: launch/{launcher.script}" in run([launcher.path, "--help"], tmp_path).expect(0).stdout
+    assert "usage: dtrain launch" in run([launcher.path, "--help"], tmp_path).expect(0).stdout

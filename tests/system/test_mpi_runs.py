@@ -73,12 +73,12 @@ def dry_run(folder: Path, version: str, *arguments: str) -> str:
 def test_the_script_fits_its_command_to_the_mpi(tmp_path: Path) -> None:
     (tmp_path / "hosts").write_text("node0\nnode1\n")
     root = " --allow-run-as-root" if os.getuid() == 0 else ""
-    training = f"{REPOSITORY}/launch/mpi_rank.sh python -m dtrain.train backend=mpi"
+    training = f"bash {REPOSITORY}/dtrain/launch/mpi_rank.sh python -m dtrain.train backend=mpi"
     hydra, open_mpi = "HYDRA build details:", "mpiexec (Open MPI) 5.0.11"
-    hosts = ("-n", "4", "--hostfile", "hosts", r"run_dir=a b")
+    hosts = ("-n", "4", "--hostfile", "hosts", "run_dir=a b")
     mpiexec = "OMP_NUM_THREADS=1 mpiexec"
     assert dry_run(tmp_path, hydra, "seed=1") == f"{mpiexec} -n 2 {training} seed=1"
-    assert dry_run(tmp_path, hydra, *hosts) == rf"{mpiexec} -n 4 -f hosts {training} run_dir=a\ b"
+    assert dry_run(tmp_path, hydra, *hosts) == f"{mpiexec} -n 4 -f hosts {training} 'run_dir=a b'"
     assert dry_run(tmp_path, open_mpi) == f"{mpiexec} -n 2 --bind-to none{root} --oversubscribe {training}"
     with_hosts = f"{mpiexec} -n 4 --bind-to none{root} --hostfile hosts -x OMP_NUM_THREADS"
-    assert dry_run(tmp_path, open_mpi, *hosts) == rf"{with_hosts} {training} run_dir=a\ b"
+    assert dry_run(tmp_path, open_mpi, *hosts) == f"{with_hosts} {training} 'run_dir=a b'"

@@ -1,13 +1,15 @@
-"""launch/torchrun.sh: the command it makes of its options, and a run with it."""
+"""launch/torchrun.sh and `dtrain launch` on one host: what becomes of the ranks (what is run, tests/unit/launch)."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from programs import REPOSITORY, environment, read_summary, run
+from programs import REPOSITORY, dtrain_command, environment, finish, read_summary, run, start
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -15,33 +17,7 @@ TORCHRUN = str(REPOSITORY / "launch" / "torchrun.sh")
 ENVIRONMENT = environment({"PYTHON": sys.executable})
 
 
-def dry_run(folder: Path, *arguments: str, threads: str = "3") -> str:
-    env = {**ENVIRONMENT, "OMP_NUM_THREADS": threads}
-    done = run([TORCHRUN, "--dry-run", *arguments], folder, env=env).expect(0)
-    return done.stdout.strip().replace(sys.executable, "python")
-
-
-def test_one_host_is_a_job_of_its_own(tmp_path: Path) -> None:
-    torchrun = "OMP_NUM_THREADS=3 python -m torch.distributed.run"
-    assert dry_run(tmp_path) == f"{torchrun} --nproc-per-node=2 --standalone -m dtrain.train"
-    many = dry_run(tmp_path, "-n", "4", "run_dir=a b", "seed=1")
-    assert many == rf"{torchrun} --nproc-per-node=4 --standalone -m dtrain.train run_dir=a\ b seed=1"
-
-
-def test_several_hosts_meet_at_the_master(tmp_path: Path) -> None:
-    hosts = ("--nodes", "2", "--node-rank", "1", "--master")
-    ranks = "python -m torch.distributed.run --nproc-per-node=2 --nnodes=2 --node-rank=1"
-    end = "-m dtrain.train seed=1"
-    assert f"{ranks} --master-addr=node0 --master-port=29500 {end}" in dry_run(tmp_path, *hosts, "node0", "seed=1")
-    assert f"{ranks} --master-addr=node0 --master-port=4000 {end}" in dry_run(tmp_path, *hosts, "node0:4000", "seed=1")
-
-
-def test_the_interface_is_gloo_s_and_nccl_s(tmp_path: Path) -> None:
-    line = dry_run(tmp_path, "--interface", "lo")
-    assert line.startswith("OMP_NUM_THREADS=3 GLOO_SOCKET_IFNAME=lo NCCL_SOCKET_IFNAME=lo python ")
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 1000])
+@pytest.mark.parametrize("ranks", [2, 1000])
 @pytest.mark.parametrize("script", ["torchrun.sh", "mpirun.sh"])
 def test_the_ranks_share_the_cores(tmp_path: Path, script: str, ranks: int) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // ranks)
@@ -57,26 +33,22 @@ def test_two_ranks_train(tmp_path: Path) -> None:
     assert (summary["world_size"], summary["num_steps"], summary["complete"]) == (2, 2, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        (["-n"], "-n needs a value"),
-        (["-n", "two"], "-n two is not a number of workers"),
-        (["--nodes", "0"], "--nodes 0 is not a number of hosts"),
-        (["--nodes", "2"], "--nodes 2 needs --node-rank R and --master HOST"),
-        (["--nodes", "2", "--node-rank", "2", "--master", "a"], "--node-rank 2 is not from 0 to 1"),
-        (["--nodes", "2", "--node-rank", "0", "--master", "a:b"], "--master a:b is not HOST or HOST:PORT"),
-        (["--master", "a"], "add --nodes N"),
-        (["--interface", "eth99"], "--interface eth99 does not exist here"),
-        (["--hostfile", "x"], "no option --hostfile"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], part: str) -> None:
-    ended = run([TORCHRUN, *arguments], tmp_path, env=ENVIRONMENT).expect(2)
-    assert part in ended.stderr
-    assert ended.stderr.count("\n") == 1
+def test_the_exit_code_is_that_of_the_rank_which_failed_and_there_is_one_line(tmp_path: Path) -> None:
+    program = "[ $RANK = 1 ] && exit 7; sleep 60"
+    ended = run(dtrain_command("launch", "-n", "2", "--", "sh", "-c", program), tmp_path).expect(7)
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("dtrain launch: rank 1 on ")
+    assert line.endswith(" ended with exit code 7, so the others were ended")
 
 
-def test_it_has_help(tmp_path: Path) -> None:
-    assert "Usage: launch/torchrun.sh" in run([TORCHRUN, "--help"], tmp_path).expect(0).stdout
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_reach_the_ranks(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    program = f"trap 'echo told; exit 0' {number.name[3:]}; echo up; while :; do sleep 0.1; done"
+    process = start(dtrain_command("launch", "-n", "2", "--", "bash", "-c", program), tmp_path)
+    assert process.stdout is not None
+    assert [process.stdout.readline() for _ in range(2)] == ["up\n", "up\n"]
+    time.sleep(0.2)
+    os.kill(process.pid, number)
+    ended = finish(process, 60).expect(code)
+    assert ended.stdout == "told\ntold\n"
+    assert "Traceback" not in ended.stderr

@@ -62,7 +62,7 @@ def test_it_holds_the_configuration_the_data_and_the_report_s_template(wheel: Pa
     conf = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "conf").rglob("*.yaml")}
     assert {f"dtrain/{name}" for name in conf} <= names
     assert {"dtrain/vision/data/digits.npz", "dtrain/report/report.html", "dtrain/report/report.css"} <= names
-    assert "dtrain/py.typed" in names
+    assert {"dtrain/py.typed", "dtrain/launch/mpi_rank.sh"} <= names
     assert {f"dtrain/metrics/{name}" for name in ("prometheus.yml", "rules/alerts.yml")} <= names
     assert "dtrain/metrics/grafana/dashboards/bandwidth.json" in names
     outside = ("tests/", "benchmarks/", "build/", "dtrain/metrics/rules/tests/")

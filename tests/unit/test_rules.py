@@ -110,15 +110,10 @@ def test_no_code_from_data() -> None:
     assert not found("exec", "compile", allowed_in=("meter/script.py",))  # the program that the user names
     assert not found("hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_class", "hydra.utils.get_method")
     assert not found("instantiate", "os.system")
-    # what the user asks it to run; launchers asked for their version, and a second rank of its own; workers; pretended
-    # ranks
-    allowed = (
-        "cluster/processes.py",
-        "doctor/backends.py",
-        "doctor/run.py",
-        "elastic/supervisor.py",
-        "plan/neighbours.py",
-    )
+    # what the user asks it to run; Slurm asked for a host's address; launchers asked for their version, and a second
+    # rank of its own; workers; ssh to the hosts that the user names; pretended ranks
+    allowed = ("cluster/processes.py", "comm/slurm.py", "doctor/backends.py", "doctor/run.py")
+    allowed += ("elastic/supervisor.py", "launch/mpi.py", "launch/processes.py", "launch/ssh.py", "plan/neighbours.py")
     assert not found("subprocess", allowed_in=allowed)
 
 
@@ -129,7 +124,15 @@ def test_no_object_collectives() -> None:
 
 
 def test_torch_distributed_only_where_it_belongs() -> None:
-    allowed = ("comm/torch_dist.py", "meter", "plan/auto_ddp.py", "sync/ddp.py", "sync/program.py", "sync/models.py")
+    allowed = (
+        "comm/torch_dist.py",
+        "launch/agent.py",
+        "meter",
+        "plan/auto_ddp.py",
+        "sync/ddp.py",
+        "sync/program.py",
+        "sync/models.py",
+    )
     assert not found("torch.distributed", allowed_in=allowed)
     assert not found("torch.nn.parallel", allowed_in=(*allowed, "__init__.py"))  # there for a type annotation only
     assert not found(
@@ -146,7 +149,7 @@ def test_mpi4py_only_in_its_backend() -> None:
 
 def test_horovod_only_in_its_backend() -> None:
     assert found("horovod") != []
-    assert not found("horovod", allowed_in=("comm/horovod.py",))
+    assert not found("horovod", allowed_in=("comm/horovod.py", "launch/horovodrun.py"))
     assert not found("dtrain.comm.horovod", allowed_in=("comm", "sync/horovod.py", "doctor/backends.py"))
 
 

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from dtrain.meter import nic
-from dtrain.meter.nic import Counters, is_loopback, isolated_interface, read_counters
+from dtrain.meter.nic import (
+    Counters,
+    addresses,
+    interface_towards,
+    is_loopback,
+    isolated_interface,
+    own_address_towards,
+    read_counters,
+)
 
 PROC_NET_DEV = """\
 Inter-|   Receive                                              |  Transmit
@@ -74,3 +82,13 @@ def test_a_node_of_a_cluster_is_told_which_interface_is_its_own(monkeypatch: pyt
 )
 def test_what_listens_beyond_this_machine_is_told_apart(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+def test_the_interface_towards_a_host_is_the_one_whose_address_packets_go_from() -> None:
+    assert interface_towards("127.0.0.1") == interface_towards("localhost") == "lo"
+    for name, address in addresses().items():
+        if address is not None and name != "lo":
+            assert own_address_towards(address) == address
+            assert interface_towards(address) == name
+    with pytest.raises(OSError):
+        interface_towards("no-such-host.invalid")

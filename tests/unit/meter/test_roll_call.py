@@ -95,3 +95,17 @@ def test_keys_that_come_late_are_waited_for() -> None:
 @pytest.mark.parametrize("environ", [{}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}])
 def test_a_single_process_has_no_store(environ: dict[str, str]) -> None:
     assert job_store(environ) is None
+
+
+def test_who_keeps_the_store_leaves_last_where_all_is_well(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roll_call, "LEAVE_SECONDS", 0.5)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    keeper, second, third = join(0), join(1), join(2)
+    second.leave(all_is_well=True)
+    begun = time.monotonic()
+    keeper.leave(all_is_well=True)  # until time is up, since the third stays
+    assert time.monotonic() - begun > 0.4
+    third.leave(all_is_well=True)
+    begun = time.monotonic()
+    keeper.leave(all_is_well=True)
+    assert time.monotonic() - begun < 0.4

@@ -65,7 +65,12 @@ def killed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(
     ("first_process", "ends"),
-    [(b"/sbin/init\0", True), (b"python\0-m\0torch.distributed.run\0", False), (b"/opt/bin/torchrun\0", False)],
+    [
+        (b"/sbin/init\0", True),
+        (b"python\0-m\0torch.distributed.run\0", False),
+        (b"/opt/bin/torchrun\0", False),
+        (b"python\0-m\0dtrain.launch.agent\0", False),
+    ],
 )
 def test_an_agent_that_is_gone_already_is_noticed(
     killed: list[int], monkeypatch: pytest.MonkeyPatch, first_process: bytes, ends: bool

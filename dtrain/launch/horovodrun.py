@@ -16,11 +16,11 @@ def main() -> int:
     except RuntimeError as error:
         failed = re.search(r"Process name: (\d+)\s+Exit code: (\d+)", str(error))
         if failed is None:
-            print(f"launch/horovodrun.sh: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"dtrain launch: {' '.join(str(error).split())}", file=sys.stderr)
             return 1
         rank, code = int(failed[1]), int(failed[2])
         how = f"was killed by signal {code - 128}" if code > 128 else f"ended with exit code {code}"
-        print(f"launch/horovodrun.sh: rank {rank} on {_host(rank)} {how}, so the others were ended", file=sys.stderr)
+        print(f"dtrain launch: rank {rank} on {_host(rank)} {how}, so the others were ended", file=sys.stderr)
         return code
     return 0
 

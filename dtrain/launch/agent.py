@@ -1,0 +1,62 @@
+"""`python -m dtrain.launch.agent ARGUMENTS`: torchrun, with its arguments, that ends as the first rank to fail did.
+
+torchrun itself ends with 1 whatever the ranks said, after a page about it. Here the exit code is that rank's own, so
+that scripts and schedulers see it (2, a mistake; 75, saved for SIGTERM), and there is one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from signal import Signals
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.run import parse_args, run
+
+FAILED, MISTAKE, BY_SIGNAL = 1, 2, 128
+_SAID_HERE = ("failed (exitcode", "Sending process", "Received %s death signal")
+"""How torch's log lines begin that say the same as ours."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run torchrun's agent to its end. Returns 0, the exit code of the rank that failed first, or 128 + a signal."""
+    for name in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").addFilter(_is_news)
+    try:
+        run(parse_args(list(sys.argv[1:] if arguments is None else arguments)))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = int(failure.exitcode)
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {Signals(-code).name}"
+        return _say(f"rank {rank} on {socket.gethostname()} {how}, so the others were ended", _code(code))
+    except SignalException as error:
+        return _code(-int(error.sigval))
+    except ValueError as error:
+        return _say(str(error), MISTAKE)
+    except (RendezvousError, RuntimeError, OSError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        cure = ": give --master HOST:PORT with another port" if "EADDRINUSE" in str(error) else ""
+        return _say(f"the hosts cannot meet: {lines[0]}{cure}", FAILED)
+    return 0
+
+
+def _code(code: int) -> int:
+    """As a shell has it."""
+    return BY_SIGNAL - code if code < 0 else code
+
+
+def _say(message: str, code: int) -> int:
+    print(f"dtrain launch: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_SAID_HERE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
