@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dtrain import __version__
 from dtrain.cli import cluster, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
+    except MemoryError:
+        print("dtrain: error: memory is not enough for it: free some, or give a smaller file", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     return code

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from dtrain.files import open_file
+
 SIGNATURE = "Dtrain-Signature"
 """The header of an answer that has it, in hexadecimal digits."""
 
@@ -49,8 +51,9 @@ def read_signing_key(path: Path) -> Sign:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    content = _read(path)
     try:
-        key = load_pem_private_key(_read(path), password=None)
+        key = load_pem_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
         key = None
     if not isinstance(key, Ed25519PrivateKey):
@@ -64,8 +67,9 @@ def read_public_key(path: Path) -> Check:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    content = _read(path)
     try:
-        key = load_pem_public_key(_read(path))
+        key = load_pem_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
@@ -85,7 +89,7 @@ def read_public_key(path: Path) -> Check:
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(_MAX_KEY_BYTES)
 
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dtrain.files import write_whole
-from dtrain.train.model_files import parse_tensors
+from dtrain.files import parse_json, read_file, write_whole
+from dtrain.train.model_files import metadata, parse_tensors
 from dtrain.train.progress import Progress
 
 MANIFEST, FORMAT = "manifest.json", "dtrain-checkpoint-2"
@@ -30,6 +30,7 @@ MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 CONSTRAINTS, TEACHER = "constraints.safetensors", "teacher.safetensors"
 RANDOM = "random/cpu"
 """The name of the random generator's state in a rank's file."""
+_MAX_BYTES = 1 << 26  # of a manifest: a line for each rank
 
 
 class Digest(NamedTuple):
@@ -75,21 +76,27 @@ class Checkpoint:
 
     def description(self) -> dict[str, Any]:
         """Of the model."""
-        return _metadata(self._content(MODEL), self.folder / MODEL)
+        found = _metadata(self._content(MODEL), self.folder / MODEL)
+        if not isinstance(found.get("model"), dict):
+            raise ValueError(f"{self.folder / MODEL}: does not describe its model: give another")
+        return found
 
     def rank(self, rank: int) -> tuple[dict[str, Any], Tensor]:
         """What one rank had: its synchroniser's state dict, and its random generator's state."""
         path, content = self.folder / rank_file(rank), self._content(rank_file(rank))
         tensors, parameters = parse_tensors(content, path), dict[str, dict[str, Tensor]]()
-        random = tensors.pop(RANDOM)
+        random = tensors.pop(RANDOM, None)
+        names = {name: name.split("/") for name in tensors}
+        if random is None or any(len(parts) != 3 for parts in names.values()):
+            raise ValueError(f"{path}: was not saved as part of a checkpoint: give another")
         for name, tensor in tensors.items():
-            _, parameter, key = name.split("/")
+            _, parameter, key = names[name]
             parameters.setdefault(parameter, {})[key] = tensor
         return {**_metadata(content, path), "parameters": parameters}, random
 
     def identity(self) -> str:
         """The SHA-256 of the manifest, and so of everything."""
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(self.folder / MANIFEST)).hexdigest()
 
     def _content(self, name: str) -> bytes:
         path = self.folder / name
@@ -97,7 +104,7 @@ class Checkpoint:
             raise ValueError(f"{self.folder / MANIFEST} does not name {name}: this is no checkpoint of such a run")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; give a whole checkpoint, with the files of all ranks")
-        content = path.read_bytes()
+        content = read_file(path)
         if digest(content) != self.manifest.files[name]:
             raise ValueError(
                 f"{path} is not the file that was saved (its size or SHA-256 is another): copy the checkpoint "
@@ -112,7 +119,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no whole checkpoint ({MANIFEST} is missing): give another")
     try:
-        return Checkpoint(folder, _parse(json.loads(path.read_text(encoding="utf-8"))))
+        return Checkpoint(folder, _parse(parse_json(read_file(path, _MAX_BYTES), not_finite=True)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a checkpoint of this version ({error}): give another") from None
 
@@ -127,11 +134,19 @@ def _parse(content: Any) -> Manifest:
     for name, value in {**counts, **sizes}.items():
         if type(value) is not int or value < (1 if name in sizes else 0):
             raise ValueError(f"{name} is {value!r}")
-    files = {name: Digest(int(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
+    files = {name: Digest(_count(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
+    if sizes["world_size"] > len(files):
+        raise ValueError(f"a file of each of its {sizes['world_size']} ranks is not listed")
     expected = {MODEL, OPTIMIZER, *(rank_file(rank) for rank in range(sizes["world_size"]))}
     if not expected <= files.keys():
         raise ValueError(f"{min(expected - files.keys())} is not listed")
     return Manifest(**counts, **sizes, settings=dict(content["settings"]), files=files)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"a count is {value!r:.40}")
+    return value
 
 
 def rank_file(rank: int) -> str:
@@ -152,10 +167,8 @@ def digest(content: bytes) -> Digest:
 
 
 def _metadata(content: bytes, path: Path) -> dict[str, Any]:
-    """What was saved besides the tensors; the header of safetensors is JSON behind its length."""
-    length = int.from_bytes(content[:8], "little")
-    try:
-        found: dict[str, Any] = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["dtrain"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: was not saved as part of a checkpoint: give another") from None
+    """What was saved besides the tensors."""
+    found = metadata(content, path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: was not saved as part of a checkpoint: give another")
     return found
