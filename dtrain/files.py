@@ -62,13 +62,12 @@ def read_file(path: Path, max_bytes: int | None = None) -> bytes:
     """All of a regular file. Raises as `open_file`, and ValueError for one of more than `max_bytes`, or than memory."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"{path} has more than {max_bytes:,} bytes, and no such file of ours has: give another")
         try:
-            content = file.read() if max_bytes is None else file.read(max_bytes + 1)
+            return file.read()
         except MemoryError:
             raise ValueError(f"{path} has {size:,} bytes, more than memory is free: give a smaller file") from None
-    if max_bytes is not None and len(content) > max_bytes:
-        raise ValueError(f"{path} has more than {max_bytes:,} bytes, and no such file of ours has: give another")
-    return content
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from dtrain.exchange import Op
-from dtrain.files import open_file, parse_json
+from dtrain.files import parse_json, read_file
 from dtrain.meter.ledger import Purpose
 
 VERSION = 1
@@ -137,11 +137,8 @@ def read_trace(path: Path) -> Trace:
     Raises ValueError, in one line that names the file, for one that is no trace, is cut off, or holds what cannot be;
     OSError for one that cannot be read.
     """
-    with open_file(path) as file:
-        text = file.read(MAX_BYTES + 1)
+    text = read_file(path, MAX_BYTES)
     try:
-        if len(text) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         if not text.strip():
             raise ValueError("it is empty; the job that should have written it has not ended, or was killed")
         return _trace(_Fields(parse_json(text), "the file"))

@@ -47,7 +47,7 @@ def parse_safetensors(data: bytes, path: Path) -> Model:
         (header_bytes,) = struct.unpack_from("<Q", data)
         header = parse_json(data[8 : 8 + header_bytes])
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({_plain(error)})") from None
     metadata = header.pop("__metadata__", {})
     tensors = {}
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
@@ -71,8 +71,15 @@ def read_npz(path: Path) -> Model:
                     raise TypeError(f"{name} holds {array.dtype}")
                 tensors[name] = Tensor.of(array)
     except Exception as error:  # a damaged file makes this parser raise some fifteen kinds of exception
-        raise ValueError(f"{path}: not readable as numpy arrays by name ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{path}: not readable as numpy arrays by name ({type(error).__name__}: {_plain(error)})"
+        ) from None
     return Model(tensors, {})
+
+
+def _plain(error: Exception) -> str:
+    """What a parser says, in which the file's own words may be."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
 
 
 def _check_claims(file: IO[bytes]) -> None:

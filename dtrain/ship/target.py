@@ -77,7 +77,7 @@ def read_held(target: Path, max_bytes: int) -> bytes | None:
     with open_file(target) as file:
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
             raise ValueError(f"{target} has {size:,} bytes, and --max-bytes is {max_bytes:,}")
-        return file.read(max_bytes)
+        return file.read()
 
 
 def check_space(target: Path, num_bytes: int) -> None:

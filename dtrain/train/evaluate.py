@@ -29,7 +29,7 @@ def evaluate(
     Raises ValueError or FileNotFoundError, naming the cure.
     """
     model, description = load_model(path)
-    built, trained, step = description["model"], _trained_on(description.get("data"), path), description.get("step", 0)
+    built, trained, step = description["model"], described(description.get("data"), path), description.get("step", 0)
     if image_size is None and trained.image_size > MAX_IMAGE_SIZE:
         raise ValueError(f"{path}: asks for images of {trained.image_size:,} pixels a side: give --image-size")
     options = trained.options if name in (None, trained.name) else {}
@@ -62,7 +62,9 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _TrainedOn:
+class TrainedOn:
+    """The data set of a model, as its file describes it; mean and deviation of its images by colour."""
+
     name: str
     options: Mapping[str, Any]
     image_size: int
@@ -70,7 +72,7 @@ class _TrainedOn:
     std: tuple[float, float, float]
 
 
-def _trained_on(told: Any, path: Path) -> _TrainedOn:
+def described(told: Any, path: Path) -> TrainedOn:
     """The data set of a description. Raises ValueError for what is none."""
     if not isinstance(told, dict):
         told = {}
@@ -82,7 +84,7 @@ def _trained_on(told: Any, path: Path) -> _TrainedOn:
         raise ValueError(f"{path}: has no mean and deviation of its images: give the model.safetensors of a run")
     if any(name in options for name in _NOT_OF_A_MODEL):
         raise ValueError(f"{path}: has options that no data set has: give the model.safetensors of a run")
-    return _TrainedOn(name, options, image_size, mean, std)
+    return TrainedOn(name, options, image_size, mean, std)
 
 
 def _three(values: Any) -> tuple[float, float, float] | None:

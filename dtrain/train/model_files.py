@@ -86,7 +86,7 @@ def metadata(content: bytes, path: Path) -> Any:
         texts = header.get("__metadata__", {})
         return parse_json(texts.get("dtrain", "null"), not_finite=True)  # settings may be
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({_plain(error)})") from None
 
 
 def load_model_state(model: nn.Module, path: Path) -> None:
@@ -125,4 +125,9 @@ def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return load(content)
     except Exception as error:  # SafetensorError, or whatever torch says of a type or shape that it has not
-        raise ValueError(f"{path}: not a readable safetensors file ({str(error)[:200]})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({_plain(error)})") from None
+
+
+def _plain(error: Exception) -> str:
+    """What a parser says, in which the file's own words may be."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
