@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import Store
 
 from dtrain.exchange import Op
 from dtrain.files import parse_json
+from dtrain.meter.command_line import without_secrets
 from dtrain.meter.ledger import Activity
 from dtrain.meter.nic import Counters
 from dtrain.meter.roll_call import await_keys
@@ -159,7 +160,7 @@ class JobTraffic:
         """Plain JSON data; docs/metering.md says what each field means."""
         total = _added(figures.total for figures in self.ranks)
         return {
-            "command": list(self.command),
+            "command": without_secrets(self.command),
             "world_size": self.world_size,
             "missing_ranks": self.missing_ranks,
             "unmetered_ranks": self.num_unmetered_ranks,

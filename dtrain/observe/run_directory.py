@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from dtrain.files import write_whole
+from dtrain.meter.command_line import without_secrets
 
 _VARIABLES = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -47,9 +48,9 @@ def make(path: Path) -> None:
 
 
 def write_environment(path: Path, launch: Mapping[str, Any]) -> None:
-    """environment.json: host, hardware, versions, launcher, command."""
+    """environment.json: host, hardware, versions, launcher, command (without what looks like a secret)."""
     content = {
-        "command": sys.argv,
+        "command": without_secrets(sys.argv),
         "launch": dict(launch),
         "host": platform.node(),
         "platform": platform.platform(),
