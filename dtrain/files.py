@@ -103,6 +103,11 @@ def parse_json(text: str | bytes, *, not_finite: bool = False) -> Any:
         raise ValueError(f"it is not JSON, or cut off: {error}") from None
 
 
+def short(error: object) -> str:
+    """What a parser says, in which the words of whoever made the file may be: printable, and at most 200 letters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
+
+
 # writing: into a file beside the target, under a name that nothing else has, which is on the disk before it takes the
 # target's place, and takes it by a rename. So whoever opens the target, at any time and after any kill or loss of
 # power, finds the version before or the version after. A process that is killed while it writes leaves its

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.exchange import Op
-from dtrain.files import parse_json, read_file
+from dtrain.files import parse_json, read_file, short
 from dtrain.meter.recent import SCHEMA, name_collective
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -100,7 +100,7 @@ def _read(path: Path) -> Dump:
             {(one.group, one.number): one for one in collectives},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no dump of a rank's last collectives ({error})") from None
+        raise ValueError(f"{path} is no dump of a rank's last collectives ({short(error)})") from None
 
 
 def _collective(one: Mapping[str, Any]) -> Collective:

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch._C._distributed_c10d import Store
 
 from dtrain.exchange import Op
-from dtrain.files import parse_json
+from dtrain.files import parse_json, short
 from dtrain.meter.command_line import without_secrets
 from dtrain.meter.ledger import Activity
 from dtrain.meter.nic import Counters
@@ -95,7 +95,7 @@ def read_figures(text: str | bytes) -> RankFigures:
             steps=None if data["steps"] is None else checked(data["steps"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"what a rank says of its traffic is damaged ({str(error)[:100]})") from None
+        raise ValueError(f"what a rank says of its traffic is damaged ({short(error)})") from None
 
 
 def gather(store: Store, world_size: int, timeout_seconds: float) -> list[RankFigures]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from dtrain.exchange import Op
-from dtrain.files import parse_json, read_file
+from dtrain.files import parse_json, read_file, short
 from dtrain.meter.ledger import Purpose
 
 VERSION = 1
@@ -143,7 +143,7 @@ def read_trace(path: Path) -> Trace:
             raise ValueError("it is empty; the job that should have written it has not ended, or was killed")
         return _trace(_Fields(parse_json(text), "the file"))
     except ValueError as error:
-        raise ValueError(f"{path} is no trace of python -m dtrain.meter --trace: {error}") from None
+        raise ValueError(f"{path} is no trace of python -m dtrain.meter --trace: {short(error)}") from None
 
 
 class _Fields:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from safetensors import SafetensorError, deserialize
 
-from dtrain.files import open_file, parse_json, read_file, whole_file
+from dtrain.files import open_file, parse_json, read_file, short, whole_file
 from dtrain.pack.tensor import Tensor, num_bytes
 
 MAX_RATIO = 1032
@@ -47,7 +47,7 @@ def parse_safetensors(data: bytes, path: Path) -> Model:
         (header_bytes,) = struct.unpack_from("<Q", data)
         header = parse_json(data[8 : 8 + header_bytes])
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({_plain(error)})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({short(error)})") from None
     metadata = header.pop("__metadata__", {})
     tensors = {}
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
@@ -72,14 +72,9 @@ def read_npz(path: Path) -> Model:
                 tensors[name] = Tensor.of(array)
     except Exception as error:  # a damaged file makes this parser raise some fifteen kinds of exception
         raise ValueError(
-            f"{path}: not readable as numpy arrays by name ({type(error).__name__}: {_plain(error)})"
+            f"{path}: not readable as numpy arrays by name ({type(error).__name__}: {short(error)})"
         ) from None
     return Model(tensors, {})
-
-
-def _plain(error: Exception) -> str:
-    """What a parser says, in which the file's own words may be."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
 
 
 def _check_claims(file: IO[bytes]) -> None:

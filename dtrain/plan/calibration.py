@@ -15,7 +15,7 @@ import torch
 
 from dtrain import compressors
 from dtrain.compressors.registry import sends_few
-from dtrain.files import parse_json, read_file, write_whole
+from dtrain.files import parse_json, read_file, short, write_whole
 from dtrain.plan.candidates import Candidate
 from dtrain.plan.measure import record_gradients, record_updates
 from dtrain.plan.program import Lane, Program, as_json, combined, from_json, with_steps
@@ -175,7 +175,7 @@ def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration:
         calibration = Calibration(str(told["subject"]), machine, tuple(map(from_json, told["step"])), recordings)
         _check(calibration)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no calibration ({error}): {cure}") from error
+        raise ValueError(f"{path} is no calibration ({short(error)}): {cure}") from error
     if version != VERSION or machine != this_machine():
         raise ValueError(f"{path} is of another machine, torch or dtrain: {cure}")
     if calibration.subject != subject:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dtrain.exchange import Op
-from dtrain.files import MAX_JSON_BYTES, parse_json, read_file
+from dtrain.files import MAX_JSON_BYTES, parse_json, read_file, short
 from dtrain.meter.wire import wire_bytes
 
 _UNITS = MappingProxyType({"kbit": 1e3, "mbit": 1e6, "gbit": 1e9})
@@ -106,7 +106,7 @@ def _of_probe(path: Path) -> Link:
         return Link(**parse_json(content)["link"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not from `python -m dtrain.plan.probe --write` ({error}): measure again"
+            f"{path} is not from `python -m dtrain.plan.probe --write` ({short(error)}): measure again"
         ) from error
 
 

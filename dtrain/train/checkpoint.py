@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dtrain.files import parse_json, read_file, write_whole
+from dtrain.files import parse_json, read_file, short, write_whole
 from dtrain.train.model_files import metadata, parse_tensors
 from dtrain.train.progress import Progress
 
@@ -121,7 +121,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     try:
         return Checkpoint(folder, _parse(parse_json(read_file(path, _MAX_BYTES), not_finite=True)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this version ({error}): give another") from None
+        raise ValueError(f"{path}: not a checkpoint of this version ({short(error)}): give another") from None
 
 
 def _parse(content: Any) -> Manifest:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dtrain.files import parse_json, read_file, write_whole
+from dtrain.files import parse_json, read_file, short, write_whole
 from dtrain.vision import models
 
 FORMAT = "dtrain-model-1"
@@ -86,7 +86,7 @@ def metadata(content: bytes, path: Path) -> Any:
         texts = header.get("__metadata__", {})
         return parse_json(texts.get("dtrain", "null"), not_finite=True)  # settings may be
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({_plain(error)})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({short(error)})") from None
 
 
 def load_model_state(model: nn.Module, path: Path) -> None:
@@ -125,9 +125,4 @@ def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return load(content)
     except Exception as error:  # SafetensorError, or whatever torch says of a type or shape that it has not
-        raise ValueError(f"{path}: not a readable safetensors file ({_plain(error)})") from None
-
-
-def _plain(error: Exception) -> str:
-    """What a parser says, in which the file's own words may be."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
+        raise ValueError(f"{path}: not a readable safetensors file ({short(error)})") from None
