@@ -48,7 +48,7 @@ def parse_safetensors(data: bytes, path: Path) -> Model:
         header = parse_json(data[8 : 8 + header_bytes])
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({short(error)})") from None
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     tensors = {}
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         entry = entries[name]
