@@ -103,9 +103,9 @@ def parse_json(text: str | bytes, *, not_finite: bool = False) -> Any:
         raise ValueError(f"it is not JSON, or cut off: {error}") from None
 
 
-def short(error: object) -> str:
-    """What a parser says, in which the words of whoever made the file may be: printable, and at most 200 letters."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:200])
+def short(error: object, most: int = 200) -> str:
+    """What a parser says, in which the words of whoever made the file may be: printable, of so many letters at most."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(error)[:most])
 
 
 # writing: into a file beside the target, under a name that nothing else has, which is on the disk before it takes the

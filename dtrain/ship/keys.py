@@ -47,14 +47,13 @@ def make_keys(path: Path) -> Path:
 
 def read_signing_key(path: Path) -> Sign:
     """What signs with the private key in that file. Raises ValueError for another file, OSError for none."""
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     content = _read(path)
     try:
         key = load_pem_private_key(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
+    except Exception:  # ValueError, and TypeError of an encrypted one, or whatever OpenSSL says of a damaged one
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise ValueError(f"{path}: give a private key that `dtrain ship keygen` wrote")
@@ -63,14 +62,14 @@ def read_signing_key(path: Path) -> Sign:
 
 def read_public_key(path: Path) -> Check:
     """What checks with the public key in that file. Raises ValueError for another file, OSError for none."""
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     content = _read(path)
     try:
         key = load_pem_public_key(content)
-    except (ValueError, UnsupportedAlgorithm):
+    except Exception:  # ValueError, or whatever OpenSSL says of a damaged one
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError(f"{path}: give a public key that `dtrain ship keygen` wrote, whose name ends in .pub")
