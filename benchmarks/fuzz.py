@@ -28,7 +28,7 @@ import hostile_payloads
 import hostile_texts
 from hostile import MOST_BYTES, MOST_SECONDS, Format, Outcome, attempts
 
-TURN_SECONDS = 20.0
+TURN_SECONDS = 5.0
 """So long each format has its turn in a run of so many hours."""
 
 
