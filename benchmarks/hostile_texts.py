@@ -44,6 +44,8 @@ from dtrain.train.evaluate import described
 from dtrain.train.model_files import FORMAT, load_model
 from dtrain.vision import models
 
+torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first imports much, which is no input's fault
+
 
 @cache
 def folder() -> Path:
