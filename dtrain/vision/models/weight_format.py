@@ -42,7 +42,7 @@ def _format_of_archive(path: Path) -> Format:
     try:
         with ZipFile(path) as archive:
             names = archive.namelist()
-    except BadZipFile:
+    except (BadZipFile, NotImplementedError, OSError, ValueError):  # of a damaged table of contents
         raise ValueError(f"cannot read {path} as weights: it is an archive without its end: fetch it again") from None
     if any(name.endswith("data.pkl") for name in names):
         return "torch"
