@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import io
 import json
@@ -51,7 +52,9 @@ torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first imports much,
 def folder() -> Path:
     """Where inputs lie while they are read: in memory, where there is such a place."""
     shared = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="dtrain-fuzz-", dir=shared if shared.is_dir() else None))
+    made = tempfile.TemporaryDirectory(prefix="dtrain-fuzz-", dir=shared if shared.is_dir() else None)
+    atexit.register(made.cleanup)
+    return Path(made.name)
 
 
 def formats() -> dict[str, Format]:
