@@ -9,7 +9,7 @@ SYSTEM_WORKERS ?= 3
 DEMO := runs/demo
 DEMO_SETTINGS := experiment=digits overwrite=true
 
-.PHONY: help install demo test test-system horovod examples check format clean
+.PHONY: help install demo test test-system horovod examples check lock audit sbom format clean
 
 help:
 	@echo "make demo         train AlexNet and SqueezeNet with 2 workers, compare their bytes, write a report"
@@ -18,6 +18,9 @@ help:
 	@echo "make horovod      build Horovod for backend=horovod (some minutes, once) and install it"
 	@echo "make examples     install what the examples with accelerate, Lightning, transformers and Ray Train need"
 	@echo "make check        formatting, lint, types, layers, shell scripts"
+	@echo "make lock         the versions and hashes that images are built of, anew from constraints.txt"
+	@echo "make audit        known vulnerabilities of what is pinned (asks PyPI)"
+	@echo "make sbom         what images are built of, as CycloneDX JSON in dist/"
 
 install: $(VENV)/installed
 
@@ -58,6 +61,27 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch dtrain/launch/*.sh docker/*.sh .ci/run
+
+# Tools in an environment of their own: what they depend on is no version that dtrain runs with
+TOOLS := build/tools
+$(TOOLS)/installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet pip-tools pip-audit cyclonedx-bom
+	touch $@
+
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+lock: $(TOOLS)/installed
+	$(TOOLS)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --constraint constraints.txt --extra-index-url $(TORCH_INDEX) --extra mpi \
+	  --output-file docker/requirements.lock pyproject.toml
+
+audit: $(TOOLS)/installed
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+sbom: $(TOOLS)/installed
+	mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-format JSON \
+	  --output-file dist/dtrain.cdx.json docker/requirements.lock
 
 format: install
 	$(BIN)/ruff format .

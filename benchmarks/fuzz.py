@@ -1,297 +1,146 @@
-"""Hostile files, made of sound ones: what reads them may refuse with one line, quickly and in little memory, or read.
+"""Hostile inputs, made of sound ones: what reads them may refuse with one line, quickly and in little memory, or read.
 
     python benchmarks/fuzz.py --inputs 20000 --seed 1
+    python benchmarks/fuzz.py --hours 1 --log fuzz.log --output benchmarks/results/fuzz_cpu2_202611.md
 
-Digests are repaired, so that it is not they that refuse. To add a format: a function that gives one hostile input, and
-its line in `formats`. A short run is among the unit tests (tests/unit/pack/test_pack_hostile.py).
+To add a format: a function that gives one hostile input, and its line in `formats` of a `hostile_*.py`. A short run is
+among the unit tests (tests/unit/test_hostile_inputs.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import bz2
-import hashlib
-import json
-import random
+import importlib.metadata
+import platform
 import resource
-import struct
+import shlex
+import subprocess
+import sys
 import time
 import tracemalloc
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import numpy as np
+import hostile_files
+import hostile_packed
+import hostile_payloads
+import hostile_texts
+from hostile import MOST_BYTES, MOST_SECONDS, Format, Outcome, attempts
 
-from dtrain.pack import (
-    PRESETS,
-    Model,
-    Tensor,
-    apply_difference,
-    from_bytes,
-    make_difference,
-    pack,
-    to_bytes,
-    unpack,
-)
-from dtrain.pack.entropy import CODECS
-from dtrain.pack.presets import STAGES
-from dtrain.pack.tensor import BITS
-
-MOST_SECONDS, MOST_BYTES = 2.0, 256_000_000
-"""Of processor and of memory, for one input."""
-CONTAINER_SHA256, CONTAINER_HEADER = slice(9, 41), 41
-DIFFERENCE_BASE_SHA256, DIFFERENCE_PREFIX = slice(13, 45), 77
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one input: "read", "refused", or a fault in words."""
-
-    kind: str
-    seconds: float
-    peak_bytes: int
-
-    @property
-    def is_fault(self) -> bool:
-        return self.kind not in ("read", "refused") or self.seconds > MOST_SECONDS or self.peak_bytes > MOST_BYTES
-
-
-@dataclass(frozen=True)
-class Format:
-    """`hostile` gives an input, and `read` reads it or raises ValueError."""
-
-    hostile: Callable[[random.Random], bytes]
-    read: Callable[[bytes], object]
+TURN_SECONDS = 5.0
+"""So long each format has its turn in a run of so many hours."""
 
 
 def formats() -> dict[str, Format]:
     """By name."""
-    files = [to_bytes(pack(_model(1), preset, coder=coder)) for preset in PRESETS for coder in ("contexts", "huffman")]
-    base, *others = (
-        to_bytes(pack(_model(seed), preset)) for seed, preset in ((1, "smallest"), (2, "smallest"), (2, "lossless"))
-    )
-    ways = [make_difference(base, other) for other in others]
     return {
-        "container": Format(
-            lambda rng: hostile_container(rng, rng.choice(files)), lambda data: unpack(from_bytes(data))
-        ),
-        "difference": Format(
-            lambda rng: hostile_difference(rng, rng.choice(ways)), lambda data: apply_difference(base, data)
-        ),
+        **hostile_packed.formats(),
+        **hostile_texts.formats(),
+        **hostile_files.formats(),
+        **hostile_payloads.formats(),
     }
 
 
-def attempt(read: Callable[[bytes], object], data: bytes) -> Outcome:
-    """Read it once. Memory is numpy's and Python's; tracemalloc must be tracing."""
-    tracemalloc.reset_peak()
-    before, start = tracemalloc.get_traced_memory()[0], time.process_time()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            read(data)
-        kind = "read"
-    except ValueError as error:
-        kind = "refused" if len(str(error)) < 500 and str(error).isprintable() else "a message that is not one line"
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a panic of a Rust library is no Exception
-        kind = f"{type(error).__name__}: {str(error)[:60]}"
-    return Outcome(kind, time.process_time() - start, tracemalloc.get_traced_memory()[1] - before)
+@dataclass
+class Tally:
+    """Of one format: inputs by what came of them, and the most that one took, with its seed."""
 
+    kinds: Counter[str] = field(default_factory=Counter)
+    seconds: tuple[float, int] = (0.0, 0)
+    peak_bytes: tuple[int, int] = (0, 0)
+    faults: list[int] = field(default_factory=list)
 
-def attempts(chosen: Format, inputs: int, seed: int) -> Iterator[tuple[int, Outcome]]:
-    """Of inputs with the seeds from `seed` on, by which each can be made again."""
-    for one in range(seed, seed + inputs):
-        yield one, attempt(chosen.read, chosen.hostile(random.Random(one)))
+    @property
+    def inputs(self) -> int:
+        """How many there were."""
+        return sum(self.kinds.values())
 
+    def add(self, seed: int, outcome: Outcome) -> None:
+        """Count one."""
+        self.kinds[outcome.kind] += 1
+        self.seconds = max(self.seconds, (outcome.seconds, seed))
+        self.peak_bytes = max(self.peak_bytes, (outcome.peak_bytes, seed))
+        if outcome.is_fault:
+            self.faults.append(seed)
 
-# bytes
-
-
-def hostile_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Some bits, a cut, a part put elsewhere, or a part of equal bytes."""
-    if not data:
-        return rng.randbytes(rng.randrange(40))
-    place, other = sorted(rng.randrange(len(data) + 1) for _ in range(2))
-    to = rng.randrange(len(data))
-    return rng.choice(
-        (
-            lambda: data[:to] + bytes([data[to] ^ 1 << rng.randrange(8)]) + data[to + 1 :],
-            lambda: data[:place] + rng.randbytes(rng.randrange(8)) + data[place:],
-            lambda: data[:place] + rng.randbytes(other - place) + data[other:],
-            lambda: data[:place] + bytes([rng.choice((0, 1, 85, 127, 255))]) * (other - place) + data[other:],
-            lambda: data[:place] + data[other:],
-            lambda: data[:to] + data[place:other] + data[to:],
-            lambda: data[:place],
+    def row(self, name: str) -> str:
+        """Of the table."""
+        return (
+            f"| {name} | {self.inputs:,} | {self.kinds['read']:,} | {self.kinds['refused']:,} | {len(self.faults)} | "
+            f"{self.seconds[0]:.2f} (seed {self.seconds[1]}) | {self.peak_bytes[0] / 1e6:.1f} "
+            f"(seed {self.peak_bytes[1]}) |"
         )
-    )()
-
-
-# containers
-
-
-def sealed(header: bytes, sections: bytes, start: bytes) -> bytes:
-    """A container, its digest right."""
-    start += struct.pack("<I", len(header))
-    return start + hashlib.sha256(start + header + sections).digest() + header + sections
-
-
-def hostile_container(rng: random.Random, data: bytes) -> bytes:
-    """Another header, other sections, or more padding, under a digest that is right."""
-    (header_bytes,) = struct.unpack_from("<I", data, 5)
-    header = json.loads(bz2.decompress(data[CONTAINER_HEADER:][:header_bytes]))
-    arrays = [there for there, key in _places(header) if key == "codec"]
-    ends = np.cumsum([CONTAINER_HEADER + header_bytes] + [array["bytes"] for array in arrays]).tolist()
-    sections = [data[start:end] for start, end in pairwise(ends)]
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        change = rng.choice((_change_anywhere, _change_shapes, _change_types, None))
-        if change is not None:
-            change(rng, header)
-            continue
-        one = rng.randrange(len(sections))
-        sections[one] = in_words(rng, hostile_bytes(rng, sections[one]))
-        arrays[one]["bytes"] = len(sections[one])
-    if rng.random() < 0.3:  # more may be claimed, and what was claimed before is again
-        header["padding"] = rng.choice((1 << 10, 1 << 13, 1 << 14))
-    padding = header.get("padding")
-    sections.append(bytes(padding if type(padding) is int and 0 <= padding < 1 << 15 else 0))
-    packed = bz2.compress(json.dumps(header).encode())
-    return sealed(hostile_bytes(rng, packed) if rng.random() < 0.05 else packed, b"".join(sections), data[:5])
-
-
-def in_words(rng: random.Random, section: bytes) -> bytes:
-    """Mostly as many bytes as coded sections have, so that it is not this which is refused."""
-    return section[: len(section) // 4 * 4] if rng.random() < 0.9 else section
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every list or mapping in a tree, with a key of it."""
-    for key in list(value) if isinstance(value, dict) else range(len(value)):
-        yield value, key
-        if isinstance(value[key], dict | list):
-            yield from _places(value[key])
-
-
-def _change_anywhere(rng: random.Random, header: Any) -> None:
-    places = list(_places(header))
-    if places:
-        there, key = rng.choice(places)
-        if isinstance(there, dict) and rng.random() < 0.2:
-            there[str(_value(rng, key))] = there.pop(key)
-        elif rng.random() < 0.3:  # what stands elsewhere
-            other, of = rng.choice(places)
-            there[key] = json.loads(json.dumps(other[of]))
-        else:
-            there[key] = _value(rng, there[key])
-
-
-def _value(rng: random.Random, old: Any) -> Any:
-    if isinstance(old, str) and rng.random() < 0.8:
-        words = (*BITS, *CODECS, *STAGES, "", "\ud800", "__metadata__", "a\nb", "x" * 5000, "../x")
-        return rng.choice(words)
-    numbers = (0, 1, -1, 2, 3, 127, 255, 4096, 1 << 16, 1 << 28, 1 << 31, 1 << 39, 1 << 63, 1 << 64, 10**400)
-    floats = (0.0, -1.0, 1e-320, 1e308, float("nan"), float("inf"), 0.5)
-    return rng.choice((rng.choice(numbers), rng.choice(floats), True, None, "", [], {}, [[]], {"": []}, _shape(rng)))
-
-
-def _shape(rng: random.Random) -> list[int]:
-    sizes = [rng.choice((0, 1, 2, 7, 64, 256, 1 << 12, 1 << 17, 1 << 28, 1 << 39)) for _ in range(rng.randrange(6))]
-    return [*sizes, 0] if rng.random() < 0.3 else sizes
-
-
-def _change_shapes(rng: random.Random, header: Any) -> None:
-    """One shape to another wherever it stands, so that parts fit their tensor."""
-    _change_all(rng, header, "shape", _shape(rng))
-
-
-def _change_types(rng: random.Random, header: Any) -> None:
-    _change_all(rng, header, "dtype", rng.choice(list(BITS)))
-
-
-def _change_all(rng: random.Random, header: Any, key: str, new: Any) -> None:
-    nodes = [there for there, at in _places(header) if at == key]
-    if nodes:
-        old = rng.choice(nodes)[key]
-        for node in nodes:
-            if node[key] == old:
-                node[key] = new
-
-
-# differences
-
-
-def hostile_difference(rng: random.Random, data: bytes) -> bytes:
-    """Another container in it, other coefficients, or another count of zeros, from the same base."""
-    _, _, fits_bytes, zeros = struct.unpack_from("<4sBII", data)
-    fits, inner = data[DIFFERENCE_PREFIX:][:fits_bytes], data[DIFFERENCE_PREFIX + fits_bytes :] + bytes(zeros)
-    match rng.randrange(10):
-        case 0 | 1 | 2:
-            fits = in_words(rng, hostile_bytes(rng, fits))
-        case 3:
-            inner = hostile_bytes(rng, inner)
-        case _:
-            inner = hostile_container(rng, inner)
-    stripped = inner.rstrip(b"\0")
-    counts = struct.pack("<II", len(fits), len(inner) - len(stripped))
-    return data[:5] + counts + data[DIFFERENCE_BASE_SHA256.start : DIFFERENCE_PREFIX] + fits + stripped
-
-
-def _model(seed: int) -> Model:
-    """Small, and with every kind of tensor that some stage or codec is for."""
-    rng = np.random.default_rng(seed)
-    dense = rng.normal(0, 0.1, (8, 8, 3, 3)).astype("<f4")
-    low_rank = rng.normal(size=(24, 2)) @ rng.normal(size=(2, 40))
-    return Model(
-        {
-            "conv.weight": Tensor.of(dense),
-            "conv.bias": Tensor.of(dense[0, 0, 0]),
-            "low_rank": Tensor.of(low_rank.astype("<f4")),
-            "shared": Tensor.of(rng.choice(np.array([-0.5, 0, 0.25], "<f2"), (20, 30))),
-            "sparse": Tensor.of((dense.reshape(8, 72) * (rng.uniform(size=(8, 72)) < 0.3)).astype("<f8")),
-            "counts": Tensor.of(rng.integers(-9, 9, (6, 7)).astype("<i4")),
-            "steps": Tensor.of(np.array(7, "<i8")),
-            "ascending": Tensor.of(np.sort(rng.normal(size=20).astype("<f4"))),
-            "nothing": Tensor.of(np.zeros((0, 3), "<f2")),
-        },
-        {"dtrain": "{}"},
-    )
 
 
 def main() -> None:
     """Print, for each format, inputs by what came of them, and the most that one took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--inputs", type=int, default=20_000, help="of each format")
+    parser.add_argument("--inputs", type=int, default=1000, help="of each format")
+    parser.add_argument("--hours", type=float, help="go on for so long, each format in turn, in place of --inputs")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--format", choices=list(formats()), help="only this one")
+    parser.add_argument("--format", action="append", help="only this one (repeatable)")
+    parser.add_argument("--log", type=Path, help="write counts there as it goes")
+    parser.add_argument("--output", type=Path, help="write the table there")
     parsed = parser.parse_args()
+    known = formats()
+    if unknown := sorted(set(parsed.format or ()) - set(known)):
+        parser.error(f"no format {unknown[0]!r}: there are {', '.join(known)}")
+    chosen = {name: known[name] for name in parsed.format or known}
     tracemalloc.start()
-    faults = 0
-    for name, chosen in formats().items():
-        if parsed.format not in (None, name):
-            continue
-        kinds: Counter[str] = Counter()
-        worst = {"seconds": (0.0, 0), "peak_bytes": (0, 0)}
-        for seed, outcome in attempts(chosen, parsed.inputs, parsed.seed):
-            kinds[outcome.kind] += 1
-            for what, (most, _) in worst.items():
-                if getattr(outcome, what) > most:
-                    worst[what] = (getattr(outcome, what), seed)
-            if outcome.is_fault:
-                faults += 1
-                print(f"{name} {seed}: {outcome}", flush=True)
-        print(
-            f"{name}: {sum(kinds.values()):,} inputs: " + ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
-        )
-        print(
-            f"  at most {worst['seconds'][0]:.2f} s of processor (seed {worst['seconds'][1]}), "
-            f"{worst['peak_bytes'][0] / 1e6:.1f} MB (seed {worst['peak_bytes'][1]})"
-        )
-    print(f"{faults} faults; peak of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
-    raise SystemExit(bool(faults))
+    tallies = {name: Tally() for name in chosen}
+    ends = None if parsed.hours is None else time.monotonic() + 3600 * parsed.hours
+    while True:
+        for name, one in chosen.items():
+            _turn(name, one, tallies[name], parsed.seed, parsed.inputs if ends is None else None, ends)
+            if parsed.log is not None:
+                parsed.log.write_text(_report(tallies, parsed.seed))
+        if ends is None or time.monotonic() >= ends:
+            break
+    text = _report(tallies, parsed.seed)
+    print(text)
+    if parsed.output is not None:
+        parsed.output.write_text(text)
+    raise SystemExit(any(tally.faults for tally in tallies.values()))
+
+
+def _turn(name: str, chosen: Format, tally: Tally, seed: int, inputs: int | None, ends: float | None) -> None:
+    """So many inputs, or some seconds' worth, after those that the tally has."""
+    if not tally.kinds:  # what is imported by the first takes its time, and is no fault of it
+        list(attempts(chosen, 20, seed))
+    until = time.monotonic() + TURN_SECONDS if ends is None else min(ends, time.monotonic() + TURN_SECONDS)
+    for one, outcome in attempts(chosen, inputs or 1 << 62, seed + tally.inputs):
+        tally.add(one, outcome)
+        if outcome.is_fault and len(tally.faults) <= 20:
+            print(f"{name} {one}: {outcome}", flush=True)
+        if inputs is None and time.monotonic() >= until:
+            break
+
+
+def _report(tallies: dict[str, Tally], seed: int) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numpy", "safetensors", "constriction")
+    )
+    command = shlex.join(["python", *sys.argv])
+    faults = sum(len(tally.faults) for tally in tallies.values())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    lines = [
+        "# Hostile inputs",
+        "",
+        f"`{command}`, commit {commit.strip()}, Python {platform.python_version()}, {versions}, {platform.machine()}.",
+        f"Seeds from {seed} on, of each format. A fault: anything but reading and a refusal in one line, more than "
+        f"{MOST_SECONDS:g} s of processor, more than {MOST_BYTES / 1e6:.0f} MB.",
+        "",
+        f"{sum(tally.inputs for tally in tallies.values()):,} inputs, {faults} faults; "
+        f"the process had {peak:.0f} MB at most.",
+        "",
+        "| format | inputs | read | refused | faults | most seconds | most MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *(tally.row(name) for name, tally in tallies.items()),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from dtrain.cli import (
     trace,
 )
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr)
         return MISTAKE
+    except MemoryError:
+        print("dtrain: error: memory is not enough for it: free some, or give a smaller file", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     return code

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtrain.files import read_file
+
+_MOST_BYTES = 1 << 20
+"""Of a host file."""
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.@%-]*[A-Za-z0-9_])?"
 """Also user@host; never what ssh would take for an option."""
 
@@ -36,8 +40,8 @@ def read_hostfile(path: Path, default_ranks: int | None) -> tuple[Host, ...]:
     Raises ValueError, with the cure, for a line of another form, and where none names a host.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_file(path, _MOST_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
         raise ValueError(f"--hostfile {path} cannot be read ({error}): correct its path") from None
     hosts = []
     for number, line in enumerate(lines, 1):

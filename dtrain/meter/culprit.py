@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dtrain.exchange import Op
+from dtrain.files import parse_json, read_file, short
 from dtrain.meter.recent import SCHEMA, name_collective
 
 MAX_BYTES = 16 * 1024 * 1024
 """Of a dump; ours have 60 KB."""
+_MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -80,32 +82,39 @@ def read_dumps(paths: Iterable[Path]) -> list[Dump]:
 
 
 def _read(path: Path) -> Dump:
+    content = read_file(path, MAX_BYTES)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("it is too large")
-        data = json.loads(path.read_bytes())
+        data = parse_json(content)
         if data["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {data['schema']}")
+            raise ValueError(f"its schema is {data['schema']!r:.40}")
         collectives = [_collective(one) for one in data["collectives"]]
-        rank, world_size = int(data["rank"]), int(data["world_size"])
-        if not 0 <= rank < world_size:
+        rank, world_size = _count(data["rank"]), _count(data["world_size"])
+        if not rank < world_size <= _MOST_RANKS:
             raise ValueError(f"it is of rank {rank} of {world_size}")
         return Dump(
             rank,
             world_size,
             _text(data["host"]),
             None if data["error"] is None else _text(data["error"]),
-            {str(name): tuple(int(member) for member in ranks) for name, ranks in data["groups"].items()},
+            {_text(name): tuple(map(_count, ranks)) for name, ranks in data["groups"].items()},
             {(one.group, one.number): one for one in collectives},
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no dump of a rank's last collectives ({error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no dump of a rank's last collectives ({short(error)})") from None
 
 
 def _collective(one: Mapping[str, Any]) -> Collective:
     op, purpose, group = _text(one["op"]), _text(one["purpose"]), _text(one["group"])
-    number, payload_bytes = int(one["number"]), int(one["payload_bytes"])
-    return Collective(group, number, op, purpose, payload_bytes, float(one["started"]), bool(one["ended"]))
+    number, payload_bytes, started = _count(one["number"]), _count(one["payload_bytes"]), one["started"]
+    if not isinstance(started, int | float) or not math.isfinite(started):
+        raise ValueError(f"a collective started at {started!r:.40}")
+    return Collective(group, number, op, purpose, payload_bytes, float(started), bool(one["ended"]))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
 
 
 def _text(value: Any) -> str:

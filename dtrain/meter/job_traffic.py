@@ -12,10 +12,12 @@ from rich.table import Table
 from torch._C._distributed_c10d import Store
 
 from dtrain.exchange import Op
+from dtrain.files import parse_json, short
+from dtrain.meter.command_line import without_secrets
 from dtrain.meter.ledger import Activity
 from dtrain.meter.nic import Counters
 from dtrain.meter.roll_call import await_keys
-from dtrain.meter.tally import Kind, Sum, Tally, from_json
+from dtrain.meter.tally import Kind, Sum, Tally, checked, from_json
 
 TIMES_NOTE = (
     "Times run from a collective's start on a rank to its completion, waiting for slower ranks included, and so does "
@@ -77,15 +79,27 @@ def own_figures(
 
 
 def read_figures(text: str | bytes) -> RankFigures:
-    """What `own_figures` gave."""
-    data = json.loads(text)
-    nic = None if data["nic"] is None else Counters(*data["nic"])
-    uncounted = {Op(op): calls for op, calls in data["uncounted"].items()}
-    return RankFigures(**{**data, "sums": from_json(data["sums"]), "nic": nic, "uncounted": uncounted})
+    """What `own_figures` gave. Raises ValueError for anything else."""
+    try:
+        data = parse_json(text)
+        nic = None if data["nic"] is None else Counters(*map(checked, data["nic"]))
+        uncounted = {Op(op): checked(calls) for op, calls in data["uncounted"].items()}
+        return RankFigures(
+            rank=checked(data["rank"]),
+            host=str(data["host"]),
+            seconds=checked(data["seconds"]),
+            under_way_seconds=checked(data["under_way_seconds"]),
+            sums=from_json(data["sums"]),
+            nic=nic,
+            uncounted=uncounted,
+            steps=None if data["steps"] is None else checked(data["steps"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"what a rank says of its traffic is damaged ({short(error)})") from None
 
 
 def gather(store: Store, world_size: int, timeout_seconds: float) -> list[RankFigures]:
-    """The figures of the ranks that have set theirs when all have or time is up."""
+    """The figures of the ranks that have set theirs when all have or time is up. Raises ValueError for damaged ones."""
     keys = [f"figures/{rank}" for rank in range(world_size)]
     missing = await_keys(store, keys, timeout_seconds)
     return [read_figures(store.get(key)) for key in keys if key not in missing]
@@ -146,7 +160,7 @@ class JobTraffic:
         """Plain JSON data; docs/metering.md says what each field means."""
         total = _added(figures.total for figures in self.ranks)
         return {
-            "command": list(self.command),
+            "command": without_secrets(self.command),
             "world_size": self.world_size,
             "missing_ranks": self.missing_ranks,
             "unmetered_ranks": self.num_unmetered_ranks,

@@ -15,9 +15,12 @@ from dataclasses import asdict, dataclass
 
 from torch._C._distributed_c10d import Store
 
+from dtrain.files import parse_json
 from dtrain.meter.job_traffic import count_of, with_unit
+from dtrain.meter.tally import checked
 
 PUBLISH_SECONDS = 1.0
+_FIGURES = ("seconds", "steps", "collectives", "wire_bytes")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -88,8 +91,19 @@ class LiveReport:
         for rank in self._ranks[1:]:
             assert self._store is not None
             key = f"so_far/{rank}"
-            found.append(SoFar(**json.loads(self._store.get(key))) if self._store.check([key]) else None)
+            found.append(read_so_far(self._store.get(key)) if self._store.check([key]) else None)
         return found
+
+
+def read_so_far(text: bytes) -> SoFar | None:
+    """What another rank said of itself; None for what is damaged, as for one that said nothing yet."""
+    try:
+        told = parse_json(text)
+        purposes = {str(name): checked(sent) for name, sent in told["purposes"].items()}
+        seconds, steps, collectives, wire = (checked(told[name]) for name in _FIGURES)
+        return SoFar(seconds, steps, collectives, wire, purposes)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def line(before: Sequence[SoFar | None], now: Sequence[SoFar | None]) -> str:

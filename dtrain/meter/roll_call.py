@@ -180,7 +180,7 @@ class RollCall:
             for rank in ranks:
                 if rank in missing:
                     continue
-                state, _, last = self._store.get(f"answer/{rank}").decode().partition(" ")
+                state, _, last = _said(self._store.get(f"answer/{rank}")).partition(" ")
                 if state == IDLE:
                     faults.append(self._describe(rank, f"is alive but in no collective{last and f' ({last})'}"))
         except RuntimeError:
@@ -190,7 +190,7 @@ class RollCall:
     def _describe(self, rank: int, fault: str) -> str:
         if not self._store.check([f"host/{rank}"]):
             return f"rank {rank} never started"
-        return f"rank {rank} on host {self._store.get(f'host/{rank}').decode()} {fault}"
+        return f"rank {rank} on host {_said(self._store.get(f'host/{rank}'))} {fault}"
 
     def is_first_of_host(self) -> bool:
         """Whether no other rank of this host has asked this before: then it speaks for the host."""
@@ -217,6 +217,11 @@ class RollCall:
                 await_keys(self._store, [f"answer/{rank}" for rank in range(self._world_size)], LEAVE_SECONDS)
         except RuntimeError:  # nobody is there any more to call it
             pass
+
+
+def _said(text: bytes) -> str:
+    """By another rank, as it may be shown."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:1000].decode(errors="replace"))
 
 
 def _address() -> str:

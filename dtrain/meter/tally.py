@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dtrain.exchange import Op
 from dtrain.meter.ledger import MAX_GROUPS, Activity, Entry, Group, Ledger, Purpose, StepRecord
@@ -13,6 +13,16 @@ from dtrain.meter.wire import bus_bytes
 
 FURTHER_GROUPS = Group("further groups", ())
 """What is sent in groups beyond the first MAX_GROUPS is told apart no more."""
+
+
+N = TypeVar("N", int, float)
+
+
+def checked(number: N) -> N:
+    """A count, or seconds, of another rank. Raises ValueError for what is none."""
+    if type(number) not in (int, float) or not 0 <= number < 1 << 64:
+        raise ValueError(f"{number!r:.40} is no figure")
+    return number
 
 
 class Kind(NamedTuple):
@@ -114,14 +124,14 @@ class Tally:
 
 
 def from_json(data: Iterable[dict[str, Any]]) -> dict[Kind, Sum]:
-    """The sums that `Tally.as_json` gave."""
+    """The sums that `Tally.as_json` gave. Raises ValueError, KeyError or TypeError for anything else."""
     return {
         Kind(
             Op(item["op"]),
             Activity(item["phase"]),
             Purpose(item["purpose"]),
-            Group(item["group"], tuple(item["group_ranks"])),
-            item["size"],
-        ): Sum(**{field.name: item[field.name] for field in fields(Sum)})
+            Group(str(item["group"]), tuple(map(checked, item["group_ranks"]))),
+            checked(item["size"]),
+        ): Sum(**{field.name: checked(item[field.name]) for field in fields(Sum)})
         for item in data
     }

@@ -5,7 +5,6 @@ docs/metering.md has the format. Files come from anywhere, so whatever is in the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from dtrain.exchange import Op
+from dtrain.files import parse_json, read_file, short
 from dtrain.meter.ledger import Purpose
 
 VERSION = 1
@@ -137,28 +137,13 @@ def read_trace(path: Path) -> Trace:
     Raises ValueError, in one line that names the file, for one that is no trace, is cut off, or holds what cannot be;
     OSError for one that cannot be read.
     """
-    with path.open("rb") as file:
-        text = file.read(MAX_BYTES + 1)
+    text = read_file(path, MAX_BYTES)
     try:
-        if len(text) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         if not text.strip():
             raise ValueError("it is empty; the job that should have written it has not ended, or was killed")
-        return _trace(_Fields(_parsed(text), "the file"))
+        return _trace(_Fields(parse_json(text), "the file"))
     except ValueError as error:
-        raise ValueError(f"{path} is no trace of python -m dtrain.meter --trace: {error}") from None
-
-
-def _parsed(text: bytes) -> Any:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ValueError("it is not JSON, or cut off") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(f"{path} is no trace of python -m dtrain.meter --trace: {short(error)}") from None
 
 
 class _Fields:

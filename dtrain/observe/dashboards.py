@@ -7,7 +7,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from dtrain.files import write_whole
+from dtrain.files import read_file, write_whole
 
 FOLDERS = ("rules", "grafana", "dashboards", "provisioning", "datasources")
 
@@ -20,7 +20,7 @@ def export(folder: Path, *, overwrite: bool = False) -> list[Path]:
     Raises ValueError, before anything is written, for a file there that is another and `overwrite` not given.
     """
     contents = {folder / path: text for path, text in _shipped(files("dtrain") / "metrics", Path())}
-    changed = [path for path, text in contents.items() if path.exists() and path.read_bytes() != text.encode()]
+    changed = [path for path, text in contents.items() if path.exists() and read_file(path) != text.encode()]
     if changed and not overwrite:
         raise ValueError(f"{changed[0]} is there and differs: choose another folder, or add --overwrite to replace it")
     for path, text in contents.items():

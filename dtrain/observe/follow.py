@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dtrain.files import MAX_JSON_BYTES, open_file, parse_json, read_file
 from dtrain.observe.frame import RankNow, RunNow
 
 STEPS = 20
 """Latest ones that means are of."""
 _TAIL_BYTES, _MAX_TAIL_BYTES = 1 << 17, 1 << 24
-_MAX_FILE_BYTES = 1 << 22
 
 
 def check_run(path: Path) -> None:
@@ -61,8 +60,9 @@ def _rank_now(path: Path, host: str | None, *, complete: bool) -> RankNow:
     try:
         records = _records(path)
         idle = max(0.0, time.time() - path.stat().st_mtime)
-    except OSError as error:
-        return RankNow(rank, str(path), host, error=f"cannot be read: {error.strerror}")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return RankNow(rank, str(path), host, error=f"cannot be read: {reason}")
     steps = [record for record in records if record.get("step") is not None and isinstance(record.get("times"), dict)]
     figures = [figure for record in steps[-STEPS:] if (figure := _step(record)) is not None]
     if not figures:
@@ -127,7 +127,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path, length: int) -> list[dict[str, Any]]:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - length))
         lines = file.read(length).split(b"\n")  # part of a line, at either end, is no JSON
     return [data for line in lines if isinstance(data := _parsed(line), dict)]
@@ -135,14 +135,13 @@ def _lines(path: Path, length: int) -> list[dict[str, Any]]:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text, not_finite=True)
+    except ValueError:
         return None
 
 
 def _object(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        data = _parsed(file.read(_MAX_FILE_BYTES))
+    data = _parsed(read_file(path, MAX_JSON_BYTES))
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} is not the JSON of a run")
     return data

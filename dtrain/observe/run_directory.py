@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from dtrain.files import make_folder, move_into, write_whole
+from dtrain.files import make_folder, move_into, read_file, read_json, write_whole
+from dtrain.meter.command_line import without_secrets
 
 CHECKPOINTS, EARLIER, RESUMED = "checkpoints", "earlier", "resumed.json"
 """What a next sitting leaves where it is."""
@@ -91,9 +92,9 @@ def make(path: Path, launch: Mapping[str, Any], *, goes_on: bool) -> None:
 
 
 def write_environment(path: Path, launch: Mapping[str, Any]) -> None:
-    """environment.json: host, hardware, versions, launcher, job, command."""
+    """environment.json: host, hardware, versions, launcher, job, command (without what looks like a secret)."""
     content = {
-        "command": sys.argv,
+        "command": without_secrets(sys.argv),
         "launch": dict(launch),
         "job": _job(),
         "host": platform.node(),
@@ -119,7 +120,7 @@ def _keep_sitting(path: Path) -> None:
     move_into(folder, [left for left in sorted(path.iterdir()) if left.name not in stays])
     for name in copied:  # not moved: a job that is killed now could not go on without them
         if (path / name).is_file():
-            write_whole(folder / name, (path / name).read_bytes())
+            write_whole(folder / name, read_file(path / name))
 
 
 def _job() -> dict[str, Any] | None:
@@ -157,7 +158,7 @@ def _is_of(folder: Path, job: Mapping[str, Any]) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A file of JSON; nothing where it is missing, empty or broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

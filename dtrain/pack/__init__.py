@@ -4,7 +4,7 @@ from dtrain.pack.container import Container, arrays, from_bytes, to_bytes
 from dtrain.pack.deep_compression import read_net
 from dtrain.pack.difference import apply_difference, make_difference
 from dtrain.pack.entropy import CODERS
-from dtrain.pack.model_file import Model, read_npz, read_safetensors, write_safetensors
+from dtrain.pack.model_file import Model, parse_safetensors, read_npz, read_safetensors, write_safetensors
 from dtrain.pack.pipeline import pack, unpack
 from dtrain.pack.presets import PRESETS
 from dtrain.pack.stage import Stage
@@ -24,6 +24,7 @@ __all__ = [
     "from_bytes",
     "make_difference",
     "pack",
+    "parse_safetensors",
     "read_net",
     "read_npz",
     "read_safetensors",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dtrain.files import read_file
 from dtrain.pack.model_file import Model
 from dtrain.pack.tensor import Tensor
 
@@ -25,7 +26,7 @@ def read_net(path: Path, layers: Mapping[str, tuple[int, ...]]) -> Model:
 
     Raises ValueError for a file that is not of these layers.
     """
-    data = path.read_bytes()
+    data = read_file(path)
     header_bytes = 4 * len(layers)
     if len(data) < header_bytes:
         raise ValueError(f"{path}: too short for a Deep Compression file of {len(layers)} layers")

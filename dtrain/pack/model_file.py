@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+from zipfile import ZipFile
 
 import numpy as np
+from numpy.lib import format as npy
 from safetensors import SafetensorError, deserialize
 
-from dtrain.files import whole_file
+from dtrain.files import open_file, parse_json, read_file, short, whole_file
 from dtrain.pack.tensor import Tensor, num_bytes
+
+MAX_RATIO = 1032
+"""Bytes that an array of a .npz file may unpack to, for each of its own, beyond the first MiB: what deflate reaches."""
+_FREE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,15 +36,19 @@ class Model:
 
 
 def read_safetensors(path: Path) -> Model:
-    """Raises ValueError for a file that is not one, or with tensors that cannot be packed."""
-    data = path.read_bytes()
+    """Raises ValueError for a file that is not one, or with tensors that cannot be packed; OSError."""
+    return parse_safetensors(read_file(path), path)
+
+
+def parse_safetensors(data: bytes, path: Path) -> Model:
+    """Of a file's content. Raises ValueError, naming the file, as `read_safetensors`."""
     try:
         entries = dict(deserialize(data))  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    (header_bytes,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + header_bytes])
-    metadata = header.pop("__metadata__", {})
+        (header_bytes,) = struct.unpack_from("<Q", data)
+        header = parse_json(data[8 : 8 + header_bytes])
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({short(error)})") from None
+    metadata = header.pop("__metadata__", None) or {}
     tensors = {}
     for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
         entry = entries[name]
@@ -51,15 +63,33 @@ def read_npz(path: Path) -> Model:
     """Arrays by name. Raises ValueError for a file that is not one, or with arrays that safetensors cannot hold."""
     tensors = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+            _check_claims(file)
             for name in arrays.files:
                 array = arrays[name]
                 if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
                     raise TypeError(f"{name} holds {array.dtype}")
                 tensors[name] = Tensor.of(array)
     except Exception as error:  # a damaged file makes this parser raise some fifteen kinds of exception
-        raise ValueError(f"{path}: not readable as numpy arrays by name ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{path}: not readable as numpy arrays by name ({type(error).__name__}: {short(error)})"
+        ) from None
     return Model(tensors, {})
+
+
+def _check_claims(file: IO[bytes]) -> None:
+    """Of the arrays in a .npz file, before memory is taken for them: their sizes are those of the archive."""
+    with ZipFile(file) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                read_header = (
+                    npy.read_array_header_1_0 if npy.read_magic(member) == (1, 0) else npy.read_array_header_2_0
+                )
+                shape, _, dtype = read_header(member)
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename[:80]!r} claims more bytes than it has")
+            if entry.file_size > _FREE_BYTES and entry.file_size > MAX_RATIO * entry.compress_size:
+                raise ValueError(f"{entry.filename[:80]!r} unpacks to more than {MAX_RATIO} times its own size")
 
 
 def write_safetensors(model: Model, path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from dtrain import compressors
 from dtrain.compressors.registry import sends_few
-from dtrain.files import write_whole
+from dtrain.files import parse_json, read_file, short, write_whole
 from dtrain.plan.candidates import Candidate
 from dtrain.plan.measure import record_gradients, record_updates
 from dtrain.plan.program import Lane, Program, as_json, combined, from_json, with_steps
@@ -24,6 +24,7 @@ from dtrain.sync.local import Method
 from dtrain.sync.rounds import Rounds
 
 VERSION = 1
+_MAX_BYTES = 1 << 26
 MEASURED_WITH = (2, 4, 8)
 """Workers that are pretended where there are more than the last: work grows by a fixed amount with each."""
 GROWS = 1.5
@@ -158,8 +159,9 @@ def save(calibration: Calibration, path: Path) -> None:
 def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration:
     """Read what `save` wrote of this job. Raises ValueError for anything else, or where another machine measured it."""
     cure = "delete it, and it is measured anew"
+    content = read_file(path, _MAX_BYTES)
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = parse_json(content)
         version, machine = told["version"], told["machine"]
         recordings = {
             label: {
@@ -171,8 +173,9 @@ def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration:
             for label, by_size in told["recordings"].items()
         }
         calibration = Calibration(str(told["subject"]), machine, tuple(map(from_json, told["step"])), recordings)
+        _check(calibration)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no calibration ({error}): {cure}") from error
+        raise ValueError(f"{path} is no calibration ({short(error)}): {cure}") from error
     if version != VERSION or machine != this_machine():
         raise ValueError(f"{path} is of another machine, torch or dtrain: {cure}")
     if calibration.subject != subject:
@@ -180,3 +183,16 @@ def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration:
     if missing := [label for label in labels if label not in recordings]:
         raise ValueError(f"{path} has no {missing[0]}: {cure}")
     return calibration
+
+
+def _check(calibration: Calibration) -> None:
+    """Raises ValueError where there is nothing measured, or not of the same work."""
+    for by_size in calibration.recordings.values():
+        sizes = sorted(by_size)
+        if not sizes or sizes[0] < 1 or any(one.steps < 1 or not one.exchange for one in by_size.values()):
+            raise ValueError("a recording of nothing")
+        for lane in ("exchange", "compute"):
+            combined([made for one in by_size.values() for made in getattr(one, lane)] or [()], max)
+    if not calibration.step:
+        raise ValueError("no step was measured")
+    combined(calibration.step, max)

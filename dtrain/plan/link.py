@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dtrain.exchange import Op
+from dtrain.files import MAX_JSON_BYTES, parse_json, read_file, short
 from dtrain.meter.wire import wire_bytes
 
 _UNITS = MappingProxyType({"kbit": 1e3, "mbit": 1e6, "gbit": 1e9})
@@ -46,6 +46,8 @@ class Link:
     exchanged_share: float = 1.0
 
     def __post_init__(self) -> None:
+        if any(type(count) is not int or count < 1 for count in (self.concurrent, self.ranks)):
+            raise ValueError("collectives under way on a link, and ranks of a node, must be 1 or more")
         shares = (self.share, self.gathered_share, self.exchanged_share)
         if not 0 < self.bits_per_second < inf or not all(0 < share <= 1 for share in shares):
             raise ValueError(f"a link of {self.bits_per_second:g} bits per second: give a rate such as 1gbit")
@@ -99,11 +101,12 @@ def read_link(text: str, latency: str | None) -> Link:
 
 
 def _of_probe(path: Path) -> Link:
+    content = read_file(path, MAX_JSON_BYTES)
     try:
-        return Link(**json.loads(path.read_text(encoding="utf-8"))["link"])
+        return Link(**parse_json(content)["link"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not from `python -m dtrain.plan.probe --write` ({error}): measure again"
+            f"{path} is not from `python -m dtrain.plan.probe --write` ({short(error)}): measure again"
         ) from error
 
 

@@ -6,6 +6,7 @@ what waits for what, and what each piece of work takes of a core.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -123,14 +124,16 @@ def from_json(told: Iterable[Sequence[Any]]) -> Lane:
     lane: list[Instruction] = []
     for one in told:
         match one:
-            case ["work" | "step" as kind, float() | int() as seconds]:
+            case ["work" | "step" as kind, float() | int() as seconds] if math.isfinite(seconds) and seconds >= 0:
                 lane.append(Work(float(seconds), kind == "step"))
             case ["signal", str() as kind, int() as number]:
                 lane.append(Signal((kind, number)))
             case ["await", str() as kind, int() as number]:
                 lane.append(Await((kind, number)))
-            case ["start", str() as kind, int() as number, str() as op, int() as payload_bytes]:
+            case ["start", str() as kind, int() as number, str() as op, int() as payload_bytes] if (
+                0 <= payload_bytes < 1 << 53
+            ):
                 lane.append(Start((kind, number), Op(op), payload_bytes))
             case _:
-                raise ValueError(f"{one!r} is no instruction: measure again")
+                raise ValueError(f"{one!r:.80} is no instruction: measure again")
     return tuple(lane)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def of_arrivals(
 
 def of_size(num_parameters: int, seconds: float, optimizer: str | None) -> Subject:
     """A model of so many parameters whose step computes so long: in square matrices, ready in proportion to size."""
+    _check_memory(num_parameters)
     model = _matrices(num_parameters)
     step = (_known_step(model, seconds),)
     return Subject(f"{num_parameters:,} parameters", model, _optimizer(model, optimizer), optimizer, step=step)
@@ -110,6 +112,7 @@ def of_trace(path: Path) -> Subject:
     Raises ValueError for a file that is none, or whose steps exchanged nothing.
     """
     trace = read_trace(path)
+    _check_memory(trace.num_parameters)
     model = nn.Module()
     for number, (size, _) in enumerate(trace.parameters):
         shape = (size // WIDTH, WIDTH) if size % WIDTH == 0 else (size,)
@@ -122,6 +125,16 @@ def of_trace(path: Path) -> Subject:
     return Subject(
         f"{path.name}, {trace.num_parameters:,} parameters", model, _optimizer(model, tried), tried, step=lanes
     )
+
+
+def _check_memory(num_parameters: int) -> None:
+    """Raises ValueError where they do not fit into memory here, where what is planned is measured."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * num_parameters > memory:
+        raise ValueError(
+            f"{num_parameters:,} parameters take {4 * num_parameters / 1e9:,.0f} GB, and there are {memory / 1e9:,.0f} "
+            "here: plan for a part of the model"
+        )
 
 
 def _arrived(step: TracedStep) -> ArrivedStep | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -127,6 +127,8 @@ def compare_data(runs: Sequence[Run]) -> dict[str, object]:
 def _data(run: Run) -> dict[str, object]:
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     del fields["training"], fields["evaluation"]
+    fields["phases"] = [{key: _json_number(value) for key, value in asdict(phase).items()} for phase in run.phases]
+    fields["packed"] = [{"path": str(one.path), "num_bytes": one.num_bytes} for one in run.packed]
     fields["path"] = str(run.path)
     fields["wire_bytes_by_phase_and_purpose"] = dict(run.wire_bytes_by_phase_and_purpose)
     fields["versions"] = dict(run.versions)

@@ -6,11 +6,11 @@ before it is not.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dtrain.files import open_file, parse_json
 from dtrain.report.fields import Fields
 
 
@@ -29,6 +29,7 @@ class Point:
 
 
 Curve = tuple[Point, ...]
+_MAX_BYTES, _MAX_LINE_BYTES = 1 << 29, 1 << 16
 
 
 def read_curves(path: Path) -> tuple[Curve, Curve]:
@@ -37,21 +38,16 @@ def read_curves(path: Path) -> tuple[Curve, Curve]:
     Raises:
         ValueError: a line that is not a metrics record, naming file and line. A cut-off last line is dropped.
     """
-    if not path.is_file():
+    if not path.exists():
         return (), ()
     curves: dict[str, list[Point]] = {"train": [], "eval": []}
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            lines = file.readlines()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions, or remove it") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines) and not line.endswith("\n"):
+            record = parse_json(line, not_finite=True)
+        except ValueError as error:
+            if not line.endswith("\n"):  # the last
                 break
             raise ValueError(f"{path}:{number} is not JSON ({error}): delete that line, or train again") from error
         if not isinstance(record, dict):
@@ -60,6 +56,18 @@ def read_curves(path: Path) -> tuple[Curve, Curve]:
         if curve is not None:
             curve.append(_point(Path(f"{path}:{number}"), record))
     return tuple(curves["train"]), tuple(curves["eval"])
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """One after the other, with their ends."""
+    try:
+        with open_file(path) as file:
+            while line := file.readline(_MAX_LINE_BYTES):
+                if len(line) == _MAX_LINE_BYTES or file.tell() > _MAX_BYTES:
+                    raise ValueError(f"{path} has longer lines, or more of them, than metrics of a run: remove it")
+                yield line.decode("utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions, or remove it") from error
 
 
 def _point(where: Path, record: Mapping[str, object]) -> Point:

@@ -6,11 +6,12 @@ not as a traceback in a chart.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from dtrain.files import MAX_JSON_BYTES, parse_json, read_file
 
 _MOST = 1 << 64
 SCHEMA = 1
@@ -25,14 +26,18 @@ def printable(text: str) -> str:
 def read_object(path: Path) -> Mapping[str, object]:
     """The JSON object in a file. ValueError naming the file and the cure if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_file(path, MAX_JSON_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{error}, or leave this run out") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions, or leave it out") from error
+    try:
+        value = parse_json(content, not_finite=True)  # losses may be
+    except ValueError as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}): the run was probably killed while writing it; "
             "train again, or leave this run out"
         ) from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions, or leave it out") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no JSON object: it was not written by dtrain train; leave this run out")
     return value

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dtrain.files import read_file
 from dtrain.pack import Container, from_bytes, unpack
 from dtrain.pack.container import Node, Staged
 from dtrain.pack.tensor import FLOATS
@@ -63,10 +64,11 @@ def read_packed(directory: Path) -> tuple[Packed, ...]:
 
 def _open(path: Path) -> tuple[Container, int]:
     try:
-        data = path.read_bytes()
-        return from_bytes(data), len(data)
+        data = read_file(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): mend its permissions, or move it") from error
+    try:
+        return from_bytes(data), len(data)
     except ValueError as error:
         raise _refusal(path, error) from None
 

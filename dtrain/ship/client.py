@@ -150,5 +150,19 @@ def plain(text: object) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
 
 
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """What somebody else made can only be refused, in whichever way a decoder fails on it: ValueError, that says what.
+
+    ValueError and OSError are let through.
+    """
+    try:
+        yield
+    except (ValueError, OSError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # what panics in Rust is no Exception
+        raise ValueError(f"{what} ({type(error).__name__}: {plain(error):.200})") from None
+
+
 def _words(error: Exception) -> str:
     return plain((error.strerror if isinstance(error, OSError) else None) or error) or type(error).__name__

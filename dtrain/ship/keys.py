@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from dtrain.files import open_file
+
 SIGNATURE = "Dtrain-Signature"
 """The header of an answer that has it, in hexadecimal digits."""
 
@@ -45,13 +47,13 @@ def make_keys(path: Path) -> Path:
 
 def read_signing_key(path: Path) -> Sign:
     """What signs with the private key in that file. Raises ValueError for another file, OSError for none."""
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    content = _read(path)
     try:
-        key = load_pem_private_key(_read(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
+        key = load_pem_private_key(content, password=None)
+    except Exception:  # ValueError, and TypeError of an encrypted one, or whatever OpenSSL says of a damaged one
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise ValueError(f"{path}: give a private key that `dtrain ship keygen` wrote")
@@ -60,13 +62,14 @@ def read_signing_key(path: Path) -> Sign:
 
 def read_public_key(path: Path) -> Check:
     """What checks with the public key in that file. Raises ValueError for another file, OSError for none."""
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    content = _read(path)
     try:
-        key = load_pem_public_key(_read(path))
-    except (ValueError, UnsupportedAlgorithm):
+        key = load_pem_public_key(content)
+    except Exception:  # ValueError, or whatever OpenSSL says of a damaged one
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError(f"{path}: give a public key that `dtrain ship keygen` wrote, whose name ends in .pub")
@@ -85,7 +88,7 @@ def read_public_key(path: Path) -> Check:
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file.read(_MAX_KEY_BYTES)
 
 

@@ -17,6 +17,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dtrain.files import parse_json
+
 SCHEMA = 1
 SUFFIXES = (".dtz", ".safetensors")
 MAX_OFFER_BYTES = 4096
@@ -58,13 +60,13 @@ class Offer:
     def from_json(cls, data: bytes) -> Offer:
         """Raises ValueError for anything that `to_json` does not write."""
         try:
-            offer = json.loads(data)
-        except (ValueError, RecursionError):
+            offer = parse_json(data)
+        except ValueError:
             offer = None
         if not isinstance(offer, dict) or "schema" not in offer:
             raise ValueError("what answers there is no `dtrain ship publish`")
         if offer["schema"] != SCHEMA:
-            raise ValueError(f"the publisher speaks version {offer['schema']!r}, and this dtrain version {SCHEMA}")
+            raise ValueError(f"the publisher speaks version {offer['schema']!r:.40}, and this dtrain version {SCHEMA}")
         if offer.get("suffix") not in SUFFIXES:
             raise ValueError("the publisher's offer is of no kind of file that is known here")
         difference, version = offer.get("difference"), offer.get("version")
@@ -91,6 +93,6 @@ def is_version(number: Any) -> bool:
 def _blob(fields: Any) -> Blob:
     if not isinstance(fields, dict) or not is_sha256(fields.get("sha256")) or type(fields.get("num_bytes")) is not int:
         raise ValueError("the publisher's offer has no digest and size")
-    if fields["num_bytes"] < 1:
-        raise ValueError("the publisher's offer is of an empty file")
+    if not 1 <= fields["num_bytes"] < 1 << 63:
+        raise ValueError("the publisher's offer is of an empty file, or of one that no disk holds")
     return Blob(fields["sha256"], fields["num_bytes"])

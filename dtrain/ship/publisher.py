@@ -16,8 +16,10 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Literal
 
-from dtrain.pack import from_bytes, make_difference, read_safetensors
+from dtrain.files import read_file
+from dtrain.pack import from_bytes, make_difference, parse_safetensors
 from dtrain.server import BoundedServer
+from dtrain.ship.client import refusing
 from dtrain.ship.keys import SIGNATURE, Sign
 from dtrain.ship.metered import PIECE_BYTES, counted
 from dtrain.ship.offer import FILES, HAVE, SUFFIXES, Blob, Offer, answer_seconds, is_sha256
@@ -112,7 +114,8 @@ class Publisher:
 
     def _make_difference(self, have: str) -> tuple[Blob, bytes] | None:
         try:
-            way = make_difference(self._versions[have], self._versions[self._newest.sha256])
+            with refusing("a difference cannot be made"):
+                way = make_difference(self._versions[have], self._versions[self._newest.sha256])
         except ValueError as error:
             _warn(f"no difference from {have[:12]} can be made ({error}); sending the whole file")
             return None
@@ -124,22 +127,23 @@ def _warn(text: str) -> None:
 
 
 def _state(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}: check the path")
-    status = path.stat()
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file at {path}: check the path") from None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read(path: Path) -> tuple[Blob, bytes]:
-    _state(path)
-    data = path.read_bytes()
-    if path.suffix == ".dtz":
-        try:
-            from_bytes(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; give a whole .dtz file of dtrain pack") from None
-    else:
-        read_safetensors(path)
+    data = read_file(path)
+    with refusing(f"{path} cannot be read"):
+        if path.suffix == ".dtz":
+            try:
+                from_bytes(data)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}; give a whole .dtz file of dtrain pack") from None
+        else:
+            parse_safetensors(data, path)
     return Blob.of(data), data
 
 

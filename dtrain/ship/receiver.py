@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import ssl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +19,7 @@ from safetensors import SafetensorError, deserialize
 
 from dtrain.pack import apply_difference, from_bytes
 from dtrain.ship import target as files
-from dtrain.ship.client import Source, plain
+from dtrain.ship.client import Source, plain, refusing
 from dtrain.ship.keys import Check
 from dtrain.ship.offer import Blob, Offer
 
@@ -66,7 +64,7 @@ def receive(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} into: make it first")
     start = time.perf_counter()
-    with files.alone(target) as partial, _refusing():
+    with files.alone(target) as partial, refusing("what the publisher sent cannot be used"):
         held = files.read_held(target, max_bytes)
         have = None if held is None else hashlib.sha256(held).hexdigest()
         offer = _take_offer(source, have, target, max_bytes, check)
@@ -132,14 +130,3 @@ def _check_model(data: bytes, suffix: str) -> None:
         from_bytes(data) if suffix == ".dtz" else deserialize(data)  # type: ignore[no-untyped-call]
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"what the publisher sent is no whole model: {plain(error)}") from None
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """What a publisher sends can only be refused, in whichever way a decoder fails on it."""
-    try:
-        yield
-    except (ValueError, OSError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # what panics in Rust is no Exception
-        raise ValueError(f"what the publisher sent cannot be used ({type(error).__name__}: {plain(error)})") from None

@@ -19,7 +19,7 @@ from io import FileIO
 from pathlib import Path
 from stat import S_ISREG
 
-from dtrain.files import write_whole
+from dtrain.files import keep_entries, open_file, read_json, write_whole
 from dtrain.ship.offer import is_sha256, is_version
 
 _MAX_VERSION_BYTES = 256
@@ -74,11 +74,10 @@ def read_held(target: Path, max_bytes: int) -> bytes | None:
     """The version that is there. Raises ValueError for what cannot be one."""
     if not target.exists():
         return None
-    if not target.is_file():
-        raise ValueError(f"{target} is not a file: give another name")
-    if target.stat().st_size > max_bytes:
-        raise ValueError(f"{target} has {target.stat().st_size:,} bytes, and --max-bytes is {max_bytes:,}")
-    return target.read_bytes()
+    with open_file(target) as file:
+        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise ValueError(f"{target} has {size:,} bytes, and --max-bytes is {max_bytes:,}")
+        return file.read()
 
 
 def check_space(target: Path, num_bytes: int) -> None:
@@ -99,11 +98,7 @@ def replace(target: Path, partial: FileIO, data: bytes) -> None:
         target.with_name(target.name + ".partial").replace(target)
     except OSError as error:
         raise OSError(f"cannot write {target} ({error.strerror or error}); it is as it was") from None
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    keep_entries(target.parent)
 
 
 # what was last accepted of a publisher that signs
@@ -121,11 +116,10 @@ def read_accepted(target: Path) -> Accepted | None:
     """What was last accepted for `target`. Raises ValueError where that cannot be known."""
     path = _accepted_path(target)
     try:
-        with path.open("rb") as file:
-            fields = json.loads(file.read(_MAX_VERSION_BYTES))
+        fields = read_json(path, _MAX_VERSION_BYTES)
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError):
+    except ValueError:
         fields = None
     if not isinstance(fields, dict) or not is_version(fields.get("version")) or not is_sha256(fields.get("sha256")):
         raise ValueError(f"{path} is damaged, so an old version could not be told: remove it to accept any")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from dtrain.files import open_file
+
 
 def server_context(certificate: Path, private_key: Path) -> ssl.SSLContext:
     """A publisher's, which shows that certificate (PEM, with those that lead to its authority's).
@@ -13,6 +15,8 @@ def server_context(certificate: Path, private_key: Path) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
+        for path in (certificate, private_key):
+            open_file(path).close()  # openssl would wait at a named pipe
         context.load_cert_chain(certificate, private_key, password=lambda: "")  # never asks at the terminal
     except OSError as error:
         raise ValueError(
@@ -28,6 +32,8 @@ def client_context(authority: Path | None) -> ssl.SSLContext:
     Raises ValueError where it cannot be used.
     """
     try:
+        if authority is not None:
+            open_file(authority).close()
         return ssl.create_default_context(cafile=authority)
     except OSError as error:
         raise ValueError(f"--ca {authority} cannot be used ({_reason(error)}): give a certificate in PEM") from None

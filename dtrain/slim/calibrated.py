@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dtrain.files import parse_json
 from dtrain.pack import PRESETS, Model, OnGrid, Stage, Tensor
 from dtrain.pack.tensor import FLOATS, finite
 from dtrain.slim.published import CAFFE, published
@@ -25,6 +26,7 @@ STAND_IN = "dead-leaves"
 """In place of a folder of images: made ones, which need no data."""
 _STEP = 0.222
 _NUM_IMAGES = 128
+_MOST_PIXELS = 1024  # a side
 _CAFFE_MEAN = (104 / 255, 117 / 255, 123 / 255)  # blue, green, red
 
 
@@ -37,6 +39,13 @@ class _Inputs:
     mean: Sequence[float]
     std: Sequence[float]
     blue_first: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError for what no images are."""
+        numbers = [*self.mean, *self.std]
+        sound = len(self.mean) == len(self.std) == 3 and all(math.isfinite(number) for number in numbers)
+        if type(self.image_size) is not int or not 0 < self.image_size <= _MOST_PIXELS or not sound:
+            raise ValueError("images that no network takes")
 
 
 def calibrated(source: Path, model: Model, folder: Path) -> tuple[Model, Sequence[Stage]]:
@@ -59,13 +68,18 @@ def _network(source: Path, model: Model) -> tuple[torch.nn.Module, _Inputs]:
 
     from dtrain.vision import models
 
-    description = json.loads(model.metadata.get("dtrain", "{}"))
     if source.suffix == ".safetensors":
-        if "model" not in description or "data" not in description:
-            raise ValueError(f"{source}: was not saved by dtrain, so its network is unknown and cannot be calibrated")
-        built, data = description["model"], description["data"]
-        network = models.build(built["name"], num_classes=built["num_classes"], **built["options"])
-        inputs = _Inputs(data["image_size"], data["image_size"], data["mean"], data["std"])
+        try:
+            description = parse_json(model.metadata.get("dtrain", "{}"), not_finite=True)
+            data = description["data"]
+            with torch.device("meta"):  # nothing is allocated of what it asks for before its weights are seen
+                network = models.rebuild(description["model"])
+            inputs = _Inputs(data["image_size"], data["image_size"], data["mean"], data["std"])
+            inputs.check()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(
+                f"{source}: was not saved by dtrain, so its network is unknown and cannot be calibrated"
+            ) from None
     else:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
         fitting = [name for name in CAFFE if _shapes(published(name)) == shapes]
@@ -76,8 +90,10 @@ def _network(source: Path, model: Model) -> tuple[torch.nn.Module, _Inputs]:
     state = network.state_dict()
     if not all(name in model.tensors and model.tensors[name].dtype in FLOATS for name in state):
         raise ValueError(f"{source}: lacks weights of its network, or has them in a type that cannot be calibrated")
+    if any(model.tensors[name].shape != tuple(values.shape) for name, values in state.items()):
+        raise ValueError(f"{source}: has weights of other shapes than its network, so it cannot be calibrated")
     weights = {name: finite(name, model.tensors[name]).astype(np.float32) for name in state}
-    network.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
+    network.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()}, assign=True)
     return network.eval(), inputs
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from dtrain.files import write_whole
+from dtrain.files import read_file, write_whole
 from dtrain.pack import (
     Container,
     Model,
@@ -123,8 +123,7 @@ def inspect_table(inspected: Mapping[str, Any]) -> Table:
 
 
 def _open(path: Path) -> tuple[Container, int]:
-    _check_there(path)
-    data = path.read_bytes()
+    data = read_file(path)
     try:
         return from_bytes(data), len(data)
     except ValueError as error:
@@ -140,13 +139,7 @@ def _check_folder(path: Path) -> None:
         raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into: make it first")
 
 
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}: check the path")
-
-
 def _read(path: Path) -> Model:
-    _check_there(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix == ".npz":

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.comm import Communicator, all_gather
+from dtrain.files import parse_json
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.sync.parameters import DIGEST_BYTES, digest
 from dtrain.train.settings import Settings, difference_of, name_ranks
+
+_MAX_BYTES = 1 << 20
+"""Of a rank's settings; ours have some KB."""
 
 
 class DivergedError(RuntimeError):
@@ -31,8 +35,10 @@ def check_settings(settings: Settings, communicator: Communicator, ledger: Ledge
         if len(all_gather(communicator, _bytes(own, device)).unique(dim=0)) == 1:
             return
         lengths = all_gather(communicator, torch.tensor([len(text)], device=device)).view(-1).tolist()
+        if not all(0 < length <= _MAX_BYTES for length in lengths):
+            raise ValueError(f"settings of {lengths} bytes: what ranks say to each other is damaged, or not ours")
         texts = all_gather(communicator, _bytes(text.ljust(max(lengths)), device)).cpu()
-    ranks: list[Settings] = [json.loads(bytes(row.tolist())) for row in texts]
+    ranks = [_read(bytes(row.tolist()), rank) for rank, row in enumerate(texts)]
     raise ValueError(
         f"ranks were started with different settings: {difference_of(ranks)}: give every rank the same command"
     )
@@ -59,6 +65,16 @@ def check_replicas(
             f"replicas have diverged by step {step}: {name_ranks(differing)} {'have' if differing[1:] else 'has'} "
             f"parameters that rank {rows.index(usual)} has not, {list(parameters)[first]} first"
         )
+
+
+def _read(text: bytes, rank: int) -> Settings:
+    try:
+        settings = parse_json(text, not_finite=True)
+    except ValueError as error:
+        raise ValueError(f"the settings of rank {rank} came damaged: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"the settings of rank {rank} came damaged")
+    return settings
 
 
 def _at(digests: bytes, index: int) -> bytes:

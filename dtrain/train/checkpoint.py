@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from dtrain.files import write_whole
-from dtrain.train.model_files import parse_tensors
+from dtrain.files import open_file, parse_json, read_file, short, write_whole
+from dtrain.train.model_files import metadata, parse_tensors
 from dtrain.train.progress import Progress
 
 MANIFEST, FORMAT, _FORMAT_2 = "manifest.json", "dtrain-checkpoint-3", "dtrain-checkpoint-2"
@@ -32,6 +32,7 @@ MODEL, _OPTIMIZER_2 = "model.safetensors", "optimizer.safetensors"
 CONSTRAINTS, TEACHER = "constraints.safetensors", "teacher.safetensors"
 RANDOM = "random/cpu"
 """The name of the random generator's state in a rank's file."""
+_MAX_BYTES = 1 << 26  # of a manifest: a line for each rank
 
 
 class Digest(NamedTuple):
@@ -77,7 +78,10 @@ class Checkpoint:
 
     def description(self) -> dict[str, Any]:
         """Of the model."""
-        return _metadata(self._content(MODEL), self.folder / MODEL)
+        found = _metadata(self._content(MODEL), self.folder / MODEL)
+        if not isinstance(found.get("model"), dict):
+            raise ValueError(f"{self.folder / MODEL}: does not describe its model: give another")
+        return found
 
     def optimizer(self) -> dict[str, tuple[Tensor, Path]]:
         """The optimizer's tensors, with the file that each is from."""
@@ -88,9 +92,12 @@ class Checkpoint:
         """What one rank had: its synchroniser's state dict, and its random generator's state."""
         path, content = self.folder / rank_file(rank), self._content(rank_file(rank))
         tensors, parameters = parse_tensors(content, path), dict[str, dict[str, Tensor]]()
-        random = tensors.pop(RANDOM)
+        random = tensors.pop(RANDOM, None)
+        names = {name: name.split("/") for name in tensors}
+        if random is None or any(len(parts) != 3 for parts in names.values()):
+            raise ValueError(f"{path}: was not saved as part of a checkpoint: give another")
         for name, tensor in tensors.items():
-            _, parameter, key = name.split("/")
+            _, parameter, key = names[name]
             parameters.setdefault(parameter, {})[key] = tensor
         return {**_metadata(content, path), "parameters": parameters}, random
 
@@ -98,15 +105,15 @@ class Checkpoint:
         """Read every file. Raises ValueError or FileNotFoundError for the first that is not the one that was saved."""
         for name in self.manifest.files:
             path = self._path(name)
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 self._check(path, Digest(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()))
 
     def identity(self) -> str:
         """The SHA-256 of the manifest, and so of everything."""
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(self.folder / MANIFEST)).hexdigest()
 
     def _content(self, name: str) -> bytes:
-        content = self._path(name).read_bytes()
+        content = read_file(self._path(name))
         self._check(self.folder / name, digest(content))
         return content
 
@@ -132,9 +139,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no whole checkpoint ({MANIFEST} is missing): give another")
     try:
-        return Checkpoint(folder, _parse(json.loads(path.read_text(encoding="utf-8"))))
+        return Checkpoint(folder, _parse(parse_json(read_file(path, _MAX_BYTES), not_finite=True)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of this version ({error}): give another") from None
+        raise ValueError(f"{path}: not a checkpoint of this version ({short(error)}): give another") from None
 
 
 def _parse(content: Any) -> Manifest:
@@ -147,12 +154,20 @@ def _parse(content: Any) -> Manifest:
     for name, value in {**counts, **sizes}.items():
         if type(value) is not int or value < (1 if name in sizes else 0):
             raise ValueError(f"{name} is {value!r}")
-    files = {name: Digest(int(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
+    files = {name: Digest(_count(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
+    if sizes["world_size"] > len(files):
+        raise ValueError(f"a file of each of its {sizes['world_size']} ranks is not listed")
     optimizer = [_OPTIMIZER_2] if content["format"] == _FORMAT_2 else _of_ranks(optimizer_file, sizes["world_size"])
     expected = {MODEL, *optimizer, *_of_ranks(rank_file, sizes["world_size"])}
     if not expected <= files.keys():
         raise ValueError(f"{min(expected - files.keys())} is not listed")
     return Manifest(**counts, **sizes, settings=dict(content["settings"]), files=files)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"a count is {value!r:.40}")
+    return value
 
 
 def rank_file(rank: int) -> str:
@@ -182,10 +197,8 @@ def digest(content: bytes | memoryview) -> Digest:
 
 
 def _metadata(content: bytes, path: Path) -> dict[str, Any]:
-    """What was saved besides the tensors; the header of safetensors is JSON behind its length."""
-    length = int.from_bytes(content[:8], "little")
-    try:
-        found: dict[str, Any] = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["dtrain"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: was not saved as part of a checkpoint: give another") from None
+    """What was saved besides the tensors."""
+    found = metadata(content, path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: was not saved as part of a checkpoint: give another")
     return found

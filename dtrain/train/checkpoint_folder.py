@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dtrain.files import parse_json, read_file
 from dtrain.observe.run_directory import CHECKPOINTS, EARLIER
 from dtrain.train.checkpoint import MANIFEST, Checkpoint, open_checkpoint
 
@@ -122,10 +122,10 @@ def _look(folder: Path, step: int) -> Found:
 def _evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
     for path in [*run_dir.glob(f"{EARLIER}/*/metrics.jsonl"), run_dir / "metrics.jsonl"]:
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in read_file(path).decode("utf-8", "replace").splitlines():
                 try:
-                    content = json.loads(line)
+                    content = parse_json(line, not_finite=True)
                 except ValueError:  # the last line of a run that was killed
                     continue
-                if content.get("kind") == "eval":
+                if isinstance(content, dict) and content.get("kind") == "eval":
                     yield content

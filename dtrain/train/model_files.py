@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from dtrain.files import write_whole
+from dtrain.files import parse_json, read_file, short, write_whole
+from dtrain.vision import models
 
 FORMAT = "dtrain-model-1"
 _DTYPES = {
@@ -88,17 +88,50 @@ def read_description(path: Path) -> dict[str, Any]:
 
     Raises ValueError for a file that is not a model saved by dtrain, FileNotFoundError for one that is not there.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the model.safetensors of a run")
+    return _description(_read(path), path)
+
+
+def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of a run's file, and its description.
+
+    What the description asks for is compared with the tensors that are there before anything is allocated for it.
+    Raises ValueError or FileNotFoundError, naming the cure.
+    """
+    content = _read(path)
+    description = _description(content, path)
+    built = description.get("model")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        description = json.loads(metadata.get("dtrain", "null"))
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        with torch.device("meta"):
+            model = models.rebuild(built if isinstance(built, Mapping) else {})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}: give the model.safetensors of a run") from None
+    fill_model(model, parse_tensors(content, path), path, assign=True)
+    return model, description
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; give the model.safetensors of a run") from None
+
+
+def _description(content: bytes, path: Path) -> dict[str, Any]:
+    description = metadata(content, path)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: was not saved by dtrain, so its model is unknown; give a run's model.safetensors")
     return description
+
+
+def metadata(content: bytes, path: Path) -> Any:
+    """The JSON data that were saved besides the tensors; None for none. Raises ValueError, naming the file."""
+    length = int.from_bytes(content[:8], "little")  # the header of safetensors is JSON behind its length
+    try:
+        header = parse_json(content[8 : 8 + length])
+        texts = header.get("__metadata__", {})
+        return parse_json(texts.get("dtrain", "null"), not_finite=True)  # settings may be
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({short(error)})") from None
 
 
 def load_model_state(model: nn.Module, path: Path) -> None:
@@ -106,11 +139,14 @@ def load_model_state(model: nn.Module, path: Path) -> None:
 
     Raises ValueError or FileNotFoundError, naming the cure, where they are not its own.
     """
-    fill_model(model, load_tensors(path), path)
+    fill_model(model, parse_tensors(_read(path), path), path)
 
 
-def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Fill `model` with tensors that come from `path`. Raises ValueError where they are not its own."""
+def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, assign: bool = False) -> None:
+    """Fill `model` with tensors that come from `path`: with `assign`, in place of its own, which may be on "meta".
+
+    Raises ValueError where they are not its own.
+    """
     own = model.state_dict()
     for name in sorted({*own, *tensors}):
         if name not in tensors:
@@ -122,19 +158,21 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}, this model needs {tuple(own[name].shape)}: "
                 "give a file that was saved from it"
             )
-    model.load_state_dict(tensors)
+        if own[name].is_floating_point() != tensors[name].is_floating_point():
+            raise ValueError(
+                f"{path}: {name} is of type {tensors[name].dtype}: give a file that was saved from the model"
+            )
+    model.load_state_dict({name: tensors[name].to(own[name].dtype) for name in own}, assign=assign)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a file of them. Raises ValueError or FileNotFoundError, naming the cure."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give one that dtrain saved")
-    return parse_tensors(path.read_bytes(), path)
+    return parse_tensors(read_file(path), path)
 
 
 def parse_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     """The tensors of a file's content. Raises ValueError, naming the file."""
     try:
         return load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    except Exception as error:  # SafetensorError, or whatever torch says of a type or shape that it has not
+        raise ValueError(f"{path}: not a readable safetensors file ({short(error)})") from None

@@ -17,6 +17,7 @@ from dtrain.comm.polled import check_summed
 from dtrain.compressors.none import NoCompression
 from dtrain.compressors.trials import IMAGES, check
 from dtrain.exchange import Compressor
+from dtrain.files import open_file
 from dtrain.train.carry import Carried
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
 from dtrain.train.config import BEFORE, LATEST, Span, TrainConfig
@@ -114,9 +115,11 @@ def _teacher(teacher: str | None) -> str | None:
     """What a file of weights holds; anything else as it is."""
     if teacher in (None, BEFORE):
         return teacher
-    if not Path(str(teacher)).is_file():
-        raise FileNotFoundError(f"no weight file at {teacher}: check the path of teacher")
-    return hashlib.sha256(Path(str(teacher)).read_bytes()).hexdigest()
+    try:
+        with open_file(Path(str(teacher))) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no weight file at {teacher}: check the path of teacher") from None
 
 
 def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:

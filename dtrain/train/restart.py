@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain.files import write_whole
+from dtrain.files import read_json, write_whole
 from dtrain.meter.ledger import StepRecord
 from dtrain.observe import run_directory
 from dtrain.observe.run_directory import RESUMED
@@ -88,7 +88,7 @@ def _choose_new(config: TrainConfig, name: str) -> Path:
 def _attempts(run_dir: Path) -> dict[str, int]:
     """How often each checkpoint, by its identity, was taken up without a step."""
     try:
-        content = json.loads((run_dir / RESUMED).read_text(encoding="utf-8"))
+        content = read_json(run_dir / RESUMED)
         return {str(identity): int(times) for identity, times in content.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

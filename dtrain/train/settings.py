@@ -49,6 +49,9 @@ _OF_A_SITTING = (
 _FIXED = ("model", "data", "compressor", "optimizer.name", "sync.name", "seed", "phases", "facts")
 """What a checkpoint's content is of: another value makes another run, for which there is init_weights."""
 
+_SHOWN, _SHOWN_LETTERS = 8, 200
+"""Of differences between ranks, and of a name or value, in a line of an error."""
+
 
 def shared_by_ranks(config: TrainConfig, facts: Settings) -> Settings:
     """What must be the same on every rank. `facts` are those of data and model that no setting says."""
@@ -91,8 +94,9 @@ def difference_of(ranks: list[Settings]) -> str | None:
             holders.setdefault(_shown(settings, name), []).append(rank)
         if len(holders) > 1:
             values = " and ".join(f"{value} on {name_ranks(who)}" for value, who in holders.items())
-            faults.append(f"{name} is {values}")
-    return "; ".join(faults) if faults else None
+            faults.append(f"{_printable(name)} is {values}")
+    more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return "; ".join(faults[:_SHOWN]) + more if faults else None
 
 
 def name_ranks(ranks: list[int]) -> str:
@@ -101,7 +105,12 @@ def name_ranks(ranks: list[int]) -> str:
 
 
 def _shown(settings: Settings, name: str) -> str:
-    return json.dumps(settings[name]) if name in settings else "not set"
+    """A value as JSON, as far as it fits into a line."""
+    return json.dumps(settings[name])[:_SHOWN_LETTERS] if name in settings else "not set"
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:_SHOWN_LETTERS])
 
 
 def _flat(config: TrainConfig, facts: Settings) -> dict[str, Any]:

@@ -263,6 +263,40 @@ def test_a_whole_file_is_written_in_one_way() -> None:
     assert not [file for file in OWN_WAY if not own[file]], "an exception that nothing needs any more"
 
 
+READ_OTHERWISE = (
+    "files.py",
+    "compressors/trials.py",  # from here on what ships with dtrain
+    "observe/dashboards.py",
+    "report/template.py",
+    "vision/data/digits.py",
+    "meter/nic.py",  # of the kernel's
+    "elastic/supervisor.py",
+    "launch/remote.py",
+    "observe/run_directory.py",
+    "train/parent.py",
+    "meter/script.py",  # the program that the user runs, from a pipe if they like
+)
+
+
+def readings(path: Path) -> Iterator[int]:
+    """The lines of a source in which a file is opened to be read."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            texts = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            is_open = called == "open" and (
+                texts[:1] == ["rb"] or (isinstance(node.func, ast.Attribute) and not node.args)
+            )
+            if called in ("read_text", "read_bytes") or is_open:
+                yield node.lineno
+
+
+def test_whatever_file_a_user_names_is_opened_in_one_way() -> None:
+    own = {path.relative_to(ROOT).as_posix(): list(readings(path)) for path in SOURCES}
+    assert not {file: lines for file, lines in own.items() if lines and file not in READ_OTHERWISE}
+    assert not [file for file in READ_OTHERWISE[1:] if not own[file]], "an exception that nothing needs any more"
+
+
 def test_no_two_test_files_have_one_name() -> None:
     """pytest imports them by it, so one of the two would not be collected."""
     names = [path.name for path in (ROOT.parent / "tests").rglob("test_*.py")]

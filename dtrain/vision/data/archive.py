@@ -21,7 +21,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from dtrain.files import whole_file
+from dtrain.files import open_file, whole_file
 
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30
@@ -64,9 +64,9 @@ def unpacked(archive: Archive, root: Path, *, download: bool) -> Path:
         )
     with _locked(folder / f".{archive.folder}.lock"):
         if not target.is_dir():
-            if not packed.is_file():
+            if not packed.exists():
                 _fetch(archive, packed)
-            with packed.open("rb") as file:
+            with open_file(packed) as file:
                 _check(archive, file, packed)
             _unpack(archive, packed, target)
     return target
@@ -74,7 +74,8 @@ def unpacked(archive: Archive, root: Path, *, download: bool) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    with os.fdopen(opened, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released with the file, also when the process dies
         yield
 

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dtrain.files import open_file
+
 
 def read_image(path: Path, image_size: int, shorter_side: int) -> NDArray[np.uint8]:
     """Decode an image file to RGB, uint8 (3, image_size, image_size).
@@ -17,7 +19,7 @@ def read_image(path: Path, image_size: int, shorter_side: int) -> NDArray[np.uin
     Raises ValueError that names the file if it cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file) as image:
             pixels = np.asarray(_resize_and_crop(_to_rgb(image), image_size, shorter_side))
     except Exception as error:  # decoders raise anything for a broken file: OSError, SyntaxError, struct.error, ...
         raise ValueError(f"cannot read {path} as an image ({error}); replace or remove the file") from error

@@ -14,6 +14,7 @@ from dtrain.vision.data.dataset import Dataset, Split
 from dtrain.vision.data.random_bits import Stream, random_bits
 
 _CELLS = 4
+_MOST_CLASSES, _MOST_IMAGES = 1 << 20, 1 << 26
 # The mean of two independent uniform values in 0..1 has mean 1/2 and standard deviation 1/sqrt(24).
 _MEAN = 0.5
 _STD = 0.204
@@ -30,15 +31,17 @@ def open_synthetic(
 ) -> Dataset:
     """Class-dependent images; image i has label i % num_classes. Both splits share prototypes and no noise.
 
-    `data_seed` makes the data and is independent of the seed of the run. Raises ValueError for a count below 1.
+    `data_seed` makes the data and is independent of the seed of the run.
+
+    Raises ValueError for a count below 1, or beyond what memory is for.
     """
-    for option, count in (
-        ("num_classes", num_classes),
-        ("num_train_images", num_train_images),
-        ("num_test_images", num_test_images),
+    for option, count, most in (
+        ("num_classes", num_classes, _MOST_CLASSES),
+        ("num_train_images", num_train_images, _MOST_IMAGES),
+        ("num_test_images", num_test_images, _MOST_IMAGES),
     ):
-        if count < 1:
-            raise ValueError(f"synthetic: {option} is {count}; it must be at least 1")
+        if not 1 <= count <= most:
+            raise ValueError(f"synthetic: {option} is {count}; it must be at least 1, and at most {most:,}")
     num_images = num_train_images if split == "train" else num_test_images
     cells = _random_bytes((num_classes, 3, _CELLS, _CELLS), Stream.PROTOTYPE, data_seed)
     return Dataset(

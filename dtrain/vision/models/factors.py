@@ -19,11 +19,13 @@ def factorise(model: nn.Module, ranks: Mapping[str, int], *, fill: bool = True) 
 
     The two are `<name>.0` and `<name>.1`; their weights share the singular values evenly. For a grouped convolution the
     rank is that of each group. Without `fill` the weights are anything: for a model whose factors are then loaded.
+    Raises ValueError for a name or a rank of no layer.
     """
     for name, rank in ranks.items():
         parent, _, own = name.rpartition(".")
-        layer = model.get_submodule(name)
-        assert isinstance(layer, Layer), name
+        layer = dict(model.named_modules()).get(name)
+        if not isinstance(layer, Layer) or type(rank) is not int or rank < 1:
+            raise ValueError(f"{name!r:.80} is no layer that can be of rank {rank!r:.20}")
         first, second = _two(layer, rank)
         if fill:
             _fill(first, second, layer, rank)

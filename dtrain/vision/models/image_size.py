@@ -4,7 +4,7 @@ Networks for 227x227 images shrink them by strides and pooling without padding. 
 nothing left, and torch's own error then speaks of a layer deep inside; users should hear about their images instead.
 """
 
-from itertools import count
+from bisect import bisect_left
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ def smallest_image(features: nn.Sequential) -> int:
     Follows the direct children that are convolutions or max-pools; other children must keep the size.
     """
     shrinking = [layer for layer in features if isinstance(layer, nn.Conv2d | nn.MaxPool2d)]
-    return next(size for size in count(1) if _survives(size, shrinking))
+    return bisect_left(range(1 << 62), True, key=lambda size: _survives(size, shrinking))
 
 
 def check_image_size(images: Tensor, smallest: int, model: str) -> None:
@@ -29,6 +29,8 @@ def check_image_size(images: Tensor, smallest: int, model: str) -> None:
 
 
 def _survives(size: int, layers: list[nn.Conv2d | nn.MaxPool2d]) -> bool:
+    if size < 1:
+        return False
     for layer in layers:
         stride = _side(layer.stride)
         round_up = stride - 1 if isinstance(layer, nn.MaxPool2d) and layer.ceil_mode else 0

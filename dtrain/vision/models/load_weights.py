@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dtrain.files import short
 from dtrain.vision.models.alexnet import AlexNet
 from dtrain.vision.models.squeezenet import SqueezeNet
 from dtrain.vision.models.weight_format import FORMATS, format_of
@@ -124,7 +125,7 @@ def _read(path: Path, reader: Callable[[Path], dict[str, T]]) -> dict[str, T]:
     try:
         return reader(path)
     except _NotWeightsError as error:
-        raise ValueError(f"cannot read {path} as weights: {error}") from None
+        raise ValueError(f"cannot read {path} as weights: {short(error, 600)}") from None
     except Exception as error:  # a damaged file makes these parsers raise some fifteen kinds of exception
         raise ValueError(
             f"cannot read {path} as weights ({type(error).__name__}): "

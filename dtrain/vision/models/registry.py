@@ -69,9 +69,21 @@ def build(name: str, *, num_classes: int, **options: object) -> nn.Module:
 
 
 def rebuild(description: Mapping[str, Any]) -> nn.Module:
-    """The model that a saved file's description is of: `build`'s arguments, and the `ranks` of its factored layers."""
-    model = build(description["name"], num_classes=description["num_classes"], **description["options"])
-    factorise(model, description.get("ranks", {}), fill=False)
+    """The model that a saved file's description is of: `build`'s arguments, and the `ranks` of its factored layers.
+
+    On torch's default device: on "meta" nothing is allocated, whatever the description says. Raises ValueError for one
+    that describes no model.
+    """
+    name, options, ranks = (description.get(key) for key in ("name", "options", "ranks"))
+    if not isinstance(name, str) or not isinstance(options, Mapping) or not isinstance(ranks, Mapping | None):
+        raise ValueError("its description names no model with options")
+    try:
+        model = build(name, num_classes=description.get("num_classes"), **options)  # type: ignore[arg-type]
+        factorise(model, ranks or {}, fill=False)
+    except ValueError:
+        raise
+    except Exception as error:  # torch fails in several ways where a size is beyond all bounds
+        raise ValueError(f"its description is of no model that can be built ({type(error).__name__})") from None
     return model
 
 

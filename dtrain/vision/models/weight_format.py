@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 from zipfile import BadZipFile, ZipFile
 
+from dtrain.files import open_file
+
 Format = Literal["safetensors", "torch", "npz"]
 FORMATS = "safetensors, a state dict saved by torch (tensors by name, nothing else), or .npz"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz")
@@ -25,7 +27,7 @@ def format_of(path: Path) -> Format:
         raise ValueError(f"cannot read {path} as weights: it is a folder; {_files_in(path)}")
     if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}: check the path, or download it first")
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(1024)
     if start.startswith(b"PK"):
         return _format_of_archive(path)
@@ -40,7 +42,7 @@ def _format_of_archive(path: Path) -> Format:
     try:
         with ZipFile(path) as archive:
             names = archive.namelist()
-    except BadZipFile:
+    except (BadZipFile, NotImplementedError, OSError, ValueError):  # of a damaged table of contents
         raise ValueError(f"cannot read {path} as weights: it is an archive without its end: fetch it again") from None
     if any(name.endswith("data.pkl") for name in names):
         return "torch"

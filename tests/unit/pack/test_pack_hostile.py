@@ -18,7 +18,8 @@ import pytest
 from packable import small_model
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
-import fuzz
+from hostile import attempt, attempts
+from hostile_packed import DIFFERENCE_PREFIX, formats, sealed
 
 from dtrain.pack import Model, Tensor, apply_difference, from_bytes, make_difference, pack, to_bytes, unpack
 from dtrain.pack.container import MAGIC
@@ -26,7 +27,7 @@ from dtrain.pack.entropy import CODECS
 from dtrain.pack.presets import STAGES
 from dtrain.pack.uniform import Uniform
 
-ALL_FORMATS = fuzz.formats()
+ALL_FORMATS = formats()
 BASE = to_bytes(pack(small_model()))
 
 
@@ -39,7 +40,7 @@ def _traced() -> Iterator[None]:
 
 @pytest.mark.parametrize(("name", "inputs"), [("container", 200), ("difference", 40)])
 def test_hostile_inputs_are_read_or_refused_in_one_line_soon_and_in_little_memory(name: str, inputs: int) -> None:
-    outcomes = list(fuzz.attempts(ALL_FORMATS[name], inputs, seed=1))
+    outcomes = list(attempts(ALL_FORMATS[name], inputs, seed=1))
     assert not [(seed, outcome) for seed, outcome in outcomes if outcome.is_fault]
     assert {outcome.kind for _, outcome in outcomes} >= {"refused"}
 
@@ -47,7 +48,7 @@ def test_hostile_inputs_are_read_or_refused_in_one_line_soon_and_in_little_memor
 def with_tensor(node: dict[str, Any], section: bytes = b"U" * 64, name: str = "w") -> bytes:
     """A container of one tensor, whose sections are the bytes given."""
     header = {"preset": "lossless", "metadata": {}, "padding": 0, "tensors": {name: node}}
-    return fuzz.sealed(bz2.compress(json.dumps(header).encode()), section, MAGIC + b"\1")
+    return sealed(bz2.compress(json.dumps(header).encode()), section, MAGIC + b"\1")
 
 
 def array(codec: str, shape: list[int], dtype: str = "I32", num_bytes: int = 64) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def array(codec: str, shape: list[int], dtype: str = "I32", num_bytes: int = 64)
 
 def the_refusal(read: Any) -> str:
     """Of what takes no memory worth the name."""
-    outcome = fuzz.attempt(read, b"")
+    outcome = attempt(read, b"")
     assert outcome.kind in ("read", "refused"), outcome
     assert outcome.peak_bytes < 20_000_000  # bzip2 takes some
     try:
@@ -91,7 +92,7 @@ def test_nor_does_a_stage_of_such_a_shape(stage: str, shape: list[int]) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 def test_nor_does_a_difference_with_one(codec: str) -> None:
     way = make_difference(BASE, BASE)
-    start = way[:5] + (64).to_bytes(4, "little") + bytes(4) + way[13 : fuzz.DIFFERENCE_PREFIX] + b"U" * 64
+    start = way[:5] + (64).to_bytes(4, "little") + bytes(4) + way[13:DIFFERENCE_PREFIX] + b"U" * 64
     hostile = start + with_tensor(array(codec, [1 << 28, 0]))
     the_refusal(lambda _: apply_difference(BASE, hostile))
 

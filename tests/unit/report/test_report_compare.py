@@ -101,3 +101,11 @@ def test_data_has_every_promised_key_with_exact_bytes(tmp_path: Path) -> None:
 def test_data_is_json_even_where_a_loss_diverged(tmp_path: Path) -> None:
     data = compare_data(load_runs([write_run(tmp_path / "a", loss=math.inf)]))
     assert json.loads(json.dumps(data, allow_nan=False))["runs"][0]["loss"] is None
+
+
+def test_phases_and_packed_models_are_json_too(tmp_path: Path) -> None:
+    phase = {"name": "prune", "steps": 3, "exchanged_values": 9, "accuracy": 0.5}
+    sent = {"payload_bytes_per_step": 4000, "wire_bytes_per_step": None}
+    (run,) = json.loads(json.dumps(compare_data(load_runs([write_run(tmp_path / "a", phases=[phase | sent])]))))["runs"]
+    assert run["phases"] == [phase | sent]
+    assert run["packed"] == []

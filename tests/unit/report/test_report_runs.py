@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,34 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path, line: str) -> No
     metrics = directory / "metrics.jsonl"
     metrics.write_text(f"{line}\n{metrics.read_text()}")
     assert f"{metrics}:1" in message_of(directory)
+
+
+@pytest.mark.parametrize("file", ["summary.json", "metrics.jsonl", "model.dtz"])
+def test_a_file_of_a_run_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, file: str) -> None:
+    directory = write_run(tmp_path / "a")
+    (directory / file).unlink(missing_ok=True)
+    os.mkfifo(directory / file)
+    message = message_of(directory)
+    assert "is a named pipe" in message or "has no summary.json" in message
+
+
+@pytest.mark.parametrize("key", ["loss", "accuracy", "wire_bytes_per_step", "num_steps", "seed"])
+@pytest.mark.parametrize("digits", ["1" + "0" * 400, "-1" + "0" * 400, "1e999"])
+def test_a_figure_that_no_float_holds_is_refused(tmp_path: Path, key: str, digits: str) -> None:
+    directory = write_run(tmp_path / "a")
+    path = directory / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "HERE"}).replace('"HERE"', digits))
+    if key == "loss" and digits == "1e999":  # as a run that diverged has
+        assert load_runs([directory])[0].loss == math.inf
+    else:
+        assert str(path) in message_of(directory)
+
+
+def test_metrics_that_are_no_run_s_are_refused_before_they_are_read_whole(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "a")
+    with (directory / "metrics.jsonl").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "has longer lines" in message_of(directory)
+    with (directory / "summary.json").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "has more than 4,194,304 bytes" in message_of(directory)

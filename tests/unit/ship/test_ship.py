@@ -358,3 +358,41 @@ def test_what_keeps_a_receiver_waiting_is_said_once(
     *lines, unchecked, last = capsys.readouterr().err.splitlines()
     assert "give --public-key" in unchecked
     assert [*lines, last] == [f"dtrain: warning: {said}" for said in ("away", "broken", "broken")]
+
+
+class Panic(BaseException):
+    """What a library in Rust raises is no Exception."""
+
+
+def test_a_publisher_serves_on_however_a_new_version_fails_to_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dtrain.ship import publisher
+
+    path = tmp_path / "m.dtz"
+    with published(path) as url:
+        for number, error in enumerate((Panic("a\nb"), RecursionError(), KeyError("x"), MemoryError())):
+
+            def fail(*_: object, error: BaseException = error) -> None:
+                raise error
+
+            monkeypatch.setattr(publisher, "from_bytes", fail)
+            path.write_bytes(NEW + bytes(number))
+            target = tmp_path / f"r{number}.dtz"
+            assert ship.receive(url, target).sha256 == Blob.of(OLD).sha256
+    assert capsys.readouterr().err.count("; still serving") == 4
+
+
+def test_nor_does_a_difference_that_cannot_be_made_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dtrain.ship import publisher
+
+    def fail(*_: object) -> None:
+        raise Panic
+
+    monkeypatch.setattr(publisher, "make_difference", fail)
+    path, target = tmp_path / "m.dtz", tmp_path / "r.dtz"
+    with published(path) as url:
+        ship.receive(url, target)
+        path.write_bytes(NEW)
+        assert ship.receive(url, target).kind == "file"
+    assert target.read_bytes() == NEW
