@@ -6,41 +6,40 @@ runs: a device that receives models has no torch, and --help should not wait for
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from dtrain import __version__
-from dtrain.cli import cluster, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
-
-MISTAKE, INTERRUPTED = 2, 130
+from dtrain.arguments import MISTAKE, Parser, ending, say_error
+from dtrain.cli import cluster, completion, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
+from dtrain.cli.output import add_verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["train"]:
-        from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself
+    with ending():
+        if arguments[:1] == ["train"]:
+            from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself
 
-        sys.argv = ["dtrain train", *arguments[1:]]
-        return train()
-    parsed = _parser().parse_args(arguments)
-    try:
-        code: int = parsed.run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        return INTERRUPTED
+            return train(arguments[1:])
+        try:
+            parsed = command_line().parse_args(arguments)
+            code: int = parsed.run(parsed)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            say_error(error)
+            return MISTAKE
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dtrain", description="Distributed training that counts its bytes.")
+def command_line() -> Parser:
+    """All verbs and their options."""
+    parser = Parser(prog="dtrain", description="Distributed training that counts its bytes.")
     parser.add_argument("--version", action="version", version=f"dtrain {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    train = verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
-    train.set_defaults(run=None)
-    for group in (runs, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster):
+    verbs = add_verbs(parser)
+    verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
+    for group in (runs, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, completion):
         group.add_to(verbs)
     return parser

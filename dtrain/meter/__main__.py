@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from dtrain.arguments import check_name
 from dtrain.meter import script
 from dtrain.meter.live import parse_interval
 from dtrain.meter.nic import read_counters
@@ -49,8 +50,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _asked(parsed: argparse.Namespace) -> Asked:
     """Raises ValueError for what cannot be done."""
-    if parsed.nic is not None and parsed.nic not in read_counters():
-        raise ValueError(f"--nic {parsed.nic} does not exist here: choose one of {', '.join(read_counters())}")
+    if parsed.nic is not None:
+        check_name("--nic ", parsed.nic, read_counters())
     if parsed.steps is not None and parsed.steps < 1:
         raise ValueError(f"--steps {parsed.steps}: give a number of steps from 1 on")
     if parsed.trace is not None and not 1 <= (parsed.steps or 0) <= MAX_STEPS:

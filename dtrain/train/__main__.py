@@ -2,7 +2,10 @@
 
 import sys
 
-from dtrain.train.entry import main
+from dtrain.arguments import ending
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ending():
+        from dtrain.train.entry import main
+
+        sys.exit(main())

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig
 
+from dtrain.arguments import FAILED, INTERRUPTED, MISTAKE, say_error
 from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together
 from dtrain.meter.rendezvous import AddressError
 from dtrain.sync.synchronizer import NonFiniteGradientError
@@ -22,7 +23,6 @@ from dtrain.train.phases import Phases
 
 USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError)
 RUN_ERRORS = (NonFiniteGradientError, CollectiveError, DivergedError)
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,13 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         request = read_request(sys.argv[1:] if arguments is None else arguments)
         if request.composed is None:
             if launch.rank == 0:
-                print(request.text, end="")
+                print(request.text, end="", flush=True)
             return 0
         return train(from_data(plain(request.composed)), launch, request.composed)
+    except BrokenPipeError:
+        raise
     except (*USER_ERRORS, *RUN_ERRORS) as error:
         return _fail(error, launch)
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
@@ -99,11 +99,7 @@ def _fail(error: Exception, launch: Launch) -> int:
     of_meeting = isinstance(error, CollectiveError | AddressError) and launch.launcher == "torchrun"
     speaks = launch.rank == 0 or of_meeting
     if speaks:
-        print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
+        say_error(message)
     if fail_together(launch, message, has_spoken=speaks) and not speaks:
-        print(f"dtrain: error: rank {launch.rank}: {message}", file=sys.stderr, flush=True)
+        say_error(f"rank {launch.rank}: {message}")
     return FAILED if isinstance(error, RUN_ERRORS) else MISTAKE
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,6 +21,8 @@ def evaluate(
 
     Raises ValueError or FileNotFoundError, naming the cure.
     """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size} must be at least 1")
     description = read_description(path)
     trained, built = description["data"], description["model"]
     model = models.rebuild(built)

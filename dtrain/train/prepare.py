@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dtrain import __version__, compressors
+from dtrain.arguments import converted
 from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
 from dtrain.compressors.none import NoCompression
@@ -56,7 +57,9 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // launch.local_world_size))
     checkpoint = open_checkpoint(Path(config.resume)) if config.resume is not None else None
     options = dict(config.data.options)
-    augment, num_workers = options.pop("augment"), options.pop("num_workers")
+    augment = converted(bool, options.pop("augment", False), "data.augment")
+    num_workers = converted(int, options.pop("num_workers", 1), "data.num_workers")
+    options.setdefault("image_size", None)  # which is refused by its name
     train_set = data.open_dataset(config.data.name, split="train", **options)
     test_set = data.open_dataset(config.data.name, split="test", **options)
     loader = data.train_loader(
@@ -112,7 +115,7 @@ def _teacher(teacher: str | None) -> str | None:
 
 def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
     chosen = dict(config.model.options)
-    num_classes = chosen.pop("num_classes", None) or dataset.num_classes
+    num_classes = converted(int | None, chosen.pop("num_classes", None), "model.num_classes") or dataset.num_classes
     if num_classes < dataset.num_classes:
         raise ValueError(
             f"model.num_classes={num_classes} is fewer than the {dataset.num_classes} of data={config.data.name}: "

@@ -22,7 +22,7 @@ def the_line(ended: Ended) -> str:
     ("settings", "part"),
     [
         (["batch_sizes=4"], "batch_sizes"),
-        (["+batch_sizes=4"], "batch_sizes is not a setting; there are: model, data"),
+        (["+batch_sizes=4"], "batch_sizes is not a setting (did you mean batch_size?); there are: model, data"),
         (["batch_size=0"], "batch_size=0 must be at least 1"),
         (["num_steps=5", "num_epochs=1"], "num_steps and num_epochs are both set: set one to null"),
         (["model=resnet50"], "squeezenet1_1"),
