@@ -25,7 +25,8 @@ def nearest_name(name: str, known: Iterable[str]) -> str | None:
     group, _, last = _parts(name)
     lasts = [other for other in names if not group or _parts(other)[0] == group]
     found = (
-        difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)
+        (group and [other for other in lasts if last.lower() == _initials(other)])
+        or difflib.get_close_matches(name, names, n=1, cutoff=_ALIKE)
         or [other for other in lasts if last.lower() in (_initials(other), _parts(other)[2])]
         or _with_the_last_part_alike(last, lasts)
         or [other for other in lasts if len(last) > 1 and _parts(other)[2].startswith(last)]

@@ -33,7 +33,7 @@ _VARIABLES = {
 def detect_launch(environ: Mapping[str, str]) -> Launch:
     """The launch that these environment variables describe; one worker on its own where they describe none.
 
-    Raises ValueError for variables that contradict themselves.
+    Raises ValueError for variables that contradict themselves, and for tasks of srun that have no ranks.
     """
     for launcher, names in _VARIABLES.items():
         if names[0] not in environ or names[2] not in environ:
@@ -50,4 +50,16 @@ def detect_launch(environ: Mapping[str, str]) -> Launch:
             raise ValueError(f"{launcher} set variables that contradict themselves ({values}): unset or correct them")
         name = "mpirun" if launcher == "mpiexec" else launcher
         return Launch(name, rank, local_rank, world_size, local_world_size)
+    _refuse_tasks_without_ranks(environ)
     return Launch("none", 0, 0, 1, 1)
+
+
+def _refuse_tasks_without_ranks(environ: Mapping[str, str]) -> None:
+    """Each of srun's tasks would train alone. The shell of a job of sbatch is one, whatever it may start."""
+    tasks = environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1"))
+    if "SLURM_PROCID" in environ and tasks.isdecimal() and int(tasks) > 1:
+        raise ValueError(
+            f"srun started {tasks} tasks, which have no ranks, so each would train alone: start torchrun on each node "
+            "(srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=RANKS --rdzv-backend=c10d "
+            "--rdzv-endpoint=FIRST_NODE:29500 -m dtrain.train ...), or ranks of MPI (srun --mpi=pmi2, backend=mpi)"
+        )

@@ -25,7 +25,7 @@ def refused(*arguments: str) -> str:
         (["batchsize=4"], "batchsize is not a setting (did you mean batch_size?)"),
         (
             ["optimizer.lr=3"],
-            "optimizer.lr is not a setting (did you mean learning_rate?): optimizer has name, learning_rate, momentum",
+            "optimizer.lr is not a setting (did you mean learning_rate?): optimizer has name, ",
         ),
         (
             ["compressor=top_k", "compressor.densty=1"],

@@ -108,7 +108,7 @@ def test_a_target_is_refused_wherever_it_is() -> None:
         ("observe.progress=1", "observe.progress=1 must be true or false"),
         (
             "+observe.prometheuss=1",
-            "observe.prometheuss is not a setting (did you mean prometheus?); there are: observe.progress",
+            "observe.prometheuss is not a setting (did you mean prometheus?); there are: ",
         ),
         ("observe.prometheus.port=0", "observe.prometheus.port=0 must be from 1 to 65535"),
         ("observe.prometheus.targets=here", "names where endpoints are: add observe.prometheus.enabled=true"),

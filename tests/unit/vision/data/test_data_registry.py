@@ -13,7 +13,7 @@ OF_THE_LOADER = {"augment", "num_workers"}
 
 def test_an_unknown_name_lists_what_exists() -> None:
     with pytest.raises(
-        ValueError, match="data set mnist does not exist: choose one of cifar10, digits, image_folder, synthetic"
+        ValueError, match="data set mnist does not exist: choose one of cifar10, digits, image_folder, "
     ):
         open_dataset("mnist", split="train", image_size=32)
 

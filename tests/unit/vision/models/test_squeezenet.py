@@ -217,7 +217,7 @@ def test_it_learns_from_scratch_at_32_pixels(bypass: str) -> None:
     [
         (
             {"bypass": "simpel"},
-            "bypass simpel does not exist (did you mean simple?): choose one of none, simple, complex",
+            "bypass simpel does not exist (did you mean simple?): choose one of none, ",
         ),
         ({"pct3x3": 1.0}, "0 < pct3x3 < 1"),
         ({"pct3x3": 0.001}, "fire2 would have no filters"),
