@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from dtrain.files import write_whole
+from dtrain.observe.process import this_process
 
 _VARIABLES = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
@@ -47,11 +48,12 @@ def make(path: Path) -> None:
 
 
 def write_environment(path: Path, launch: Mapping[str, Any]) -> None:
-    """environment.json: host, hardware, versions, launcher, command."""
+    """environment.json: host and process of rank 0, hardware, versions, launcher, command."""
     content = {
         "command": sys.argv,
         "launch": dict(launch),
         "host": platform.node(),
+        "process": this_process(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads_per_rank": torch.get_num_threads(),
