@@ -16,7 +16,7 @@ def this_process() -> dict[str, Any]:
 
 
 def has_ended(process: Mapping[str, Any]) -> bool:
-    """Whether it is known to have ended: it is not where it was. False of another machine or container, and of damage."""
+    """Whether it is known to have ended: it is not where it was. False of other machines and containers."""
     number = process.get("pid")
     if (process.get("host"), process.get("namespace")) != (platform.node(), _namespace()) or type(number) is not int:
         return False

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -118,7 +117,7 @@ def test_a_run_that_has_ended_says_so_and_is_not_stalled(tmp_path: Path) -> None
 def test_a_run_whose_process_was_killed_is_gone_whatever_it_did(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run")
     environment = path / "environment.json"
-    program = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    program = subprocess.Popen(["sleep", "60"])
     process = {**this_process(), "pid": program.pid, "started": _started(program.pid)}
     environment.write_text(json.dumps({"process": process}))
     assert [rank.doing for rank in run_now(path).ranks] == ["train", "train"]
