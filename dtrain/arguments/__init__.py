@@ -3,6 +3,7 @@
 Every message about a mistake says the nearest that exists, and is one line; this package is where that is done.
 """
 
+from dtrain.arguments.doing import say_doing
 from dtrain.arguments.ending import FAILED, INTERRUPTED, MISTAKE, ending, say_error
 from dtrain.arguments.names import check_name, nearest, nearest_name
 from dtrain.arguments.options import check_options, converted
@@ -19,5 +20,6 @@ __all__ = [
     "ending",
     "nearest",
     "nearest_name",
+    "say_doing",
     "say_error",
 ]

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from dtrain.arguments.doing import is_first_rank
+
 FAILED, MISTAKE = 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 UNREAD = 128 + signal.SIGPIPE
 """Nobody reads on, as behind `| head`: what a shell sees of any program that ends so, and passes over."""
-
-_RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "HOROVOD_RANK")
-"""Of the launchers; the first rank speaks for all."""
 
 
 def say_error(error: BaseException | str) -> None:
@@ -39,7 +38,7 @@ def ending() -> Iterator[None]:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left to do is short
         with suppress(OSError):
-            if all(os.environ.get(name, "0") == "0" for name in _RANK_VARIABLES):
+            if is_first_rank():
                 print("dtrain: interrupted", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED)
     except SystemExit as end:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dtrain import __version__
-from dtrain.arguments import MISTAKE, Parser, ending, say_error
+from dtrain.arguments import MISTAKE, Parser, ending, say_doing, say_error
 from dtrain.cli import cluster, completion, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
 from dtrain.cli.output import add_verbs
 
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with ending():
         if arguments[:1] == ["train"]:
+            say_doing("starting")
             from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself
 
             return train(arguments[1:])

@@ -10,6 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtrain.arguments import say_doing
 from dtrain.cli.output import Verbs, console, json_option, print_json
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def _measured(parsed: argparse.Namespace, sizes: list[int]) -> tuple[Subject, Jo
     if parsed.cores is not None and not 0 < parsed.cores < inf:
         raise ValueError(f"--cores {parsed.cores:g} must be more than 0")
     link = replace(read_link(parsed.link, parsed.latency), ranks=parsed.ranks_per_node)
+    say_doing("preparing what is to be measured")
     subject = _subject(parsed)
     cores = parsed.cores or os.cpu_count() or 1
     job = Job(max(sizes), Host(cores, parsed.ranks_per_node), link, parsed.backend, subject.tried_as)

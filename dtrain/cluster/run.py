@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from rich.table import Table
 
+from dtrain.arguments import say_doing
 from dtrain.cluster.namespaces import network
 from dtrain.cluster.processes import run_on_all
 
@@ -51,6 +52,7 @@ def run_cluster(command: Sequence[str], *, num_nodes: int, rate: int | None, out
     """
     if "--standalone" in command:
         raise ValueError("--standalone makes every node a job of its own: leave it out, the rendezvous is filled in")
+    say_doing(f"making {num_nodes} nodes" if num_nodes != 1 else "making a node")
     with network(num_nodes, rate) as nodes:
         start, before = time.monotonic(), [node.counters() for node in nodes]
         exit_code = run_on_all(nodes, command, output)

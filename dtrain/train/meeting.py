@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dtrain.arguments import say_doing
 from dtrain.comm import QUIET_SECONDS, CollectiveError, Communicator, Launch, broadcast, open_communicator
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
@@ -45,6 +46,9 @@ def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger) -> Ite
         yield
         return
     start = backend.start_timeout_seconds
+    say_doing(
+        f"waiting for {launch.world_size - 1} other ranks" if launch.world_size > 2 else "waiting for the other rank"
+    )
     try:
         store = join_store(os.environ, start or backend.timeout_seconds)
     except RendezvousError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dtrain import __version__, compressors
-from dtrain.arguments import converted
+from dtrain.arguments import converted, say_doing
 from dtrain.comm import Launch
 from dtrain.comm.polled import check_summed
 from dtrain.compressors.none import NoCompression
@@ -55,6 +55,7 @@ class Prepared:
 def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // launch.local_world_size))
+    say_doing(f"reading {config.data.name}, building {config.model.name}")
     checkpoint = open_checkpoint(Path(config.resume)) if config.resume is not None else None
     options = dict(config.data.options)
     augment = converted(bool, options.pop("augment", False), "data.augment")
