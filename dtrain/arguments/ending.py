@@ -28,7 +28,7 @@ def say_error(error: BaseException | str) -> None:
 def ending() -> Iterator[None]:
     """Around the whole of a command, imports included: Ctrl-C is one line, and a reader that has gone is none.
 
-    Raises SystemExit in place of KeyboardInterrupt, with INTERRUPTED, and of BrokenPipeError, with UNREAD.
+    After KeyboardInterrupt the process ends, with INTERRUPTED. Raises SystemExit in place of BrokenPipeError, with UNREAD.
     """
     try:
         try:
@@ -40,7 +40,7 @@ def ending() -> Iterator[None]:
         with suppress(OSError):
             if is_first_rank():
                 print("dtrain: interrupted", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
+        os._exit(INTERRUPTED)  # threads in the middle of something would keep an orderly end waiting
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # what rich makes of it
             _leave_unread()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from dtrain.observe.figures import EvalFigures, TrainFigures
+
+
+def _clock(seconds: float) -> str:
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{whole_seconds:02}"
 
 
 def _beside(figures: TrainFigures) -> str:
@@ -53,7 +56,7 @@ class ShowProgress:
         before = self._last
         steps = figures.step - (before.step if before else 0)
         bytes_per_step = (figures.wire_bytes - (before.wire_bytes if before else 0.0)) / steps
-        left = f"{timedelta(seconds=round(figures.step_seconds * (self._num_steps - figures.step)))} left"
+        left = f"{_clock(figures.step_seconds * (self._num_steps - figures.step))} left"
         learnt = f"loss {figures.loss:.4f}  {bytes_per_step / 1e6:,.3f} MB/step"
         self._last = figures
         if self._live is not None:

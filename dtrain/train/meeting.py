@@ -46,9 +46,7 @@ def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger) -> Ite
         yield
         return
     start = backend.start_timeout_seconds
-    say_doing(
-        f"waiting for {launch.world_size - 1} other ranks" if launch.world_size > 2 else "waiting for the other rank"
-    )
+    say_doing(f"waiting for all {launch.world_size} ranks")
     try:
         store = join_store(os.environ, start or backend.timeout_seconds)
     except RendezvousError as error:
