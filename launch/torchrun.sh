@@ -35,7 +35,7 @@ read_options '--nodes=nodes --node-rank=node_rank --master=master --interface=in
 
 find_python
 
-command=("$python" -m torch.distributed.run "--nproc-per-node=$ranks")
+command=("$python" "$root/launch/torchrun.py" "--nproc-per-node=$ranks")
 if [ "$nodes" = 1 ]; then
   [ -z "$node_rank$master" ] || fail "--node-rank and --master are for several hosts: add --nodes N"
   command+=(--standalone)

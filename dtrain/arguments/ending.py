@@ -28,7 +28,8 @@ def say_error(error: BaseException | str) -> None:
 def ending() -> Iterator[None]:
     """Around the whole of a command, imports included: Ctrl-C is one line, and a reader that has gone is none.
 
-    After KeyboardInterrupt the process ends, with INTERRUPTED. Raises SystemExit in place of BrokenPipeError, with UNREAD.
+    After KeyboardInterrupt the process ends, with INTERRUPTED; SystemExit takes the place of BrokenPipeError, with
+    UNREAD.
     """
     try:
         try:

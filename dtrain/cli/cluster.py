@@ -41,4 +41,7 @@ def _run(parsed: argparse.Namespace) -> int:
         print_json(outcome.as_json())
     else:
         console().print(cluster.outcome_table(outcome))
+    if outcome.explanation is not None and outcome.exit_code:
+        log = "" if outcome.torchrun_log is None else f" (what torchrun said of it: {outcome.torchrun_log})"
+        print(f"{outcome.explanation}{log}", file=sys.stderr)
     return outcome.exit_code

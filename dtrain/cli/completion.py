@@ -14,13 +14,11 @@ _BASH = """\
 # dtrain completion bash: source <(dtrain completion bash)
 _dtrain() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} words files=1
-  [[ $COMP_WORDBREAKS != *=* ]] || _get_comp_words_by_ref -n = word 2>/dev/null || true
   case "${{COMP_WORDS[1]-}} ${{COMP_WORDS[2]-}}" in
 {cases}
     *) words={first} files= ;;
   esac
   [[ $COMP_CWORD != 1 ]] || {{ words={first} files=; }}
-  compopt +o default 2>/dev/null
   COMPREPLY=($(compgen -W "$words" -- "$word"))
   [[ ${{#COMPREPLY[@]}} != 1 || ${{COMPREPLY[0]}} != *= ]] || compopt -o nospace 2>/dev/null
   [[ -z $files || ${{#COMPREPLY[@]}} != 0 ]] || COMPREPLY=($(compgen -f -- "$word"))

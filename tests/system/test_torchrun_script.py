@@ -18,11 +18,11 @@ ENVIRONMENT = environment({"PYTHON": sys.executable})
 def dry_run(folder: Path, *arguments: str, threads: str = "3") -> str:
     env = {**ENVIRONMENT, "OMP_NUM_THREADS": threads}
     done = run([TORCHRUN, "--dry-run", *arguments], folder, env=env).expect(0)
-    return done.stdout.strip().replace(sys.executable, "python")
+    return done.stdout.strip().replace(sys.executable, "python").replace(f"{REPOSITORY}/", "")
 
 
 def test_one_host_is_a_job_of_its_own(tmp_path: Path) -> None:
-    torchrun = "OMP_NUM_THREADS=3 python -m torch.distributed.run"
+    torchrun = "OMP_NUM_THREADS=3 python launch/torchrun.py"
     assert dry_run(tmp_path) == f"{torchrun} --nproc-per-node=2 --standalone -m dtrain.train"
     many = dry_run(tmp_path, "-n", "4", "run_dir=a b", "seed=1")
     assert many == rf"{torchrun} --nproc-per-node=4 --standalone -m dtrain.train run_dir=a\ b seed=1"
@@ -30,7 +30,7 @@ def test_one_host_is_a_job_of_its_own(tmp_path: Path) -> None:
 
 def test_several_hosts_meet_at_the_master(tmp_path: Path) -> None:
     hosts = ("--nodes", "2", "--node-rank", "1", "--master")
-    ranks = "python -m torch.distributed.run --nproc-per-node=2 --nnodes=2 --node-rank=1"
+    ranks = "python launch/torchrun.py --nproc-per-node=2 --nnodes=2 --node-rank=1"
     end = "-m dtrain.train seed=1"
     assert f"{ranks} --master-addr=node0 --master-port=29500 {end}" in dry_run(tmp_path, *hosts, "node0", "seed=1")
     assert f"{ranks} --master-addr=node0 --master-port=4000 {end}" in dry_run(tmp_path, *hosts, "node0:4000", "seed=1")
@@ -55,6 +55,17 @@ def test_two_ranks_train(tmp_path: Path) -> None:
     run([TORCHRUN, "--interface", "lo", *settings], tmp_path, env=ENVIRONMENT).expect(0)
     summary = read_summary(tmp_path / "a run")
     assert (summary["world_size"], summary["num_steps"], summary["complete"]) == (2, 2, True)
+
+
+def test_a_mistake_in_a_setting_is_the_last_line_with_its_exit_code(tmp_path: Path) -> None:
+    environ = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
+    ended = run([TORCHRUN, "modle=alexnet"], tmp_path, env=environ).expect(2)
+    first, last = ended.stderr.splitlines()
+    assert first.startswith("dtrain: error: modle is not a setting (did you mean model?)")
+    (log,) = tmp_path.glob("dtrain-torchrun-*.log")
+    assert "ChildFailedError" in log.read_text() or "FAILED" in log.read_text()
+    assert last.startswith("launch/torchrun.sh: rank 0 on ")
+    assert f"ended with exit code 2 (torchrun's log: {log}): modle is not a setting (did you mean model?)" in last
 
 
 @pytest.mark.parametrize(
