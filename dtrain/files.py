@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
@@ -29,8 +29,28 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
     Raises OSError, with the path in it.
     """
-    with whole_file(path) as file:
+    with _naming(path), whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing: what is written into it whole is then there after a loss of
+    power, too, since the disk has its name.
+
+    Raises OSError, with the path in it.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)  # another rank may be at it
+        _keep_entries(path.parent)
+
+
+def move_into(folder: Path, paths: Iterable[Path]) -> None:
+    """Move files and folders of the same file system into `folder`, which is made. Raises OSError with the path."""
+    make_folder(folder)
+    for path in paths:
+        path.rename(folder / path.name)
+    _keep_entries(folder)
 
 
 @contextmanager

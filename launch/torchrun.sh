@@ -7,8 +7,8 @@ set -euo pipefail
 
 usage() {
   cat <<'EOF'
-Usage: launch/torchrun.sh [-n RANKS] [--nodes N --node-rank R --master HOST[:PORT]] [--interface NAME] [--dry-run]
-                          [SETTING...]
+Usage: launch/torchrun.sh [-n RANKS] [--nodes N --node-rank R --master HOST[:PORT]] [--interface NAME] [--id ID]
+                          [--restarts K] [--dry-run] [SETTING...]
 
 Runs `python -m dtrain.train SETTING...` on RANKS workers of this host (2 unless given), for example
   launch/torchrun.sh -n 4 model=squeezenet1_1 data=digits compressor=int4
@@ -21,6 +21,9 @@ With several hosts, run it on each of them:
   --node-rank R     which of them this is, from 0
   --master HOST     host 0 as the others reach it; the port is 29500 unless given as HOST:PORT
   --interface NAME  the network interface that carries the exchange (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)
+  --id ID           the job's name (torchrun's --rdzv-id): a later start under it goes on with what this one leaves,
+                    until that is complete; for example $SLURM_JOB_ID, which a job that is queued again keeps
+  --restarts K      start all workers again so often (torchrun's --max-restarts; 0 unless given)
   --dry-run         print the command and do not run it
   --help            print this
 
@@ -29,8 +32,8 @@ $OMP_NUM_THREADS is set.
 EOF
 }
 
-nodes=1 node_rank='' master='' interface=''
-read_options '--nodes=nodes --node-rank=node_rank --master=master --interface=interface' "$@"
+nodes=1 node_rank='' master='' interface='' id='' restarts=''
+read_options '--nodes=nodes --node-rank=node_rank --master=master --interface=interface --id=id --restarts=restarts' "$@"
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes $nodes is not a number of hosts"
 
 find_python
@@ -38,7 +41,8 @@ find_python
 command=("$python" "$root/launch/torchrun.py" "--nproc-per-node=$ranks")
 if [ "$nodes" = 1 ]; then
   [ -z "$node_rank$master" ] || fail "--node-rank and --master are for several hosts: add --nodes N"
-  command+=(--standalone)
+  # what --standalone does, which has no place for a name
+  if [ -n "$id" ]; then command+=(--rdzv-backend=c10d --rdzv-endpoint=localhost:0); else command+=(--standalone); fi
 else
   [ -n "$node_rank" ] && [ -n "$master" ] || fail "--nodes $nodes needs --node-rank R and --master HOST"
   [[ $node_rank =~ ^(0|[1-9][0-9]*)$ ]] && [ "$node_rank" -lt "$nodes" ] ||
@@ -48,6 +52,9 @@ else
   [[ $master != *:* ]] || port=${master##*:}
   command+=("--nnodes=$nodes" "--node-rank=$node_rank" "--master-addr=${master%:*}" "--master-port=$port")
 fi
+[ -z "$id" ] || command+=("--rdzv-id=$id")
+[[ $restarts =~ ^[0-9]*$ ]] || fail "--restarts $restarts is not a number"
+[ -z "$restarts" ] || command+=("--max-restarts=$restarts")
 command+=(-m dtrain.train "${settings[@]}")
 
 share_cores "$ranks"

@@ -1,4 +1,5 @@
-"""`dtrain <verb>`. Exit codes: 0 done, 1 something failed on the way, 2 a mistake in the request, 130 interrupted.
+"""`dtrain <verb>`. Exit codes: 0 done, 1 something failed on the way, 2 a mistake in the request, 130 interrupted;
+of `dtrain train` also 75: saved for SIGTERM.
 
 A file for each group of verbs has their options and, beside them, what they do. What a verb needs is imported when it
 runs: a device that receives models has no torch, and --help should not wait for it.
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from dtrain import __version__
 from dtrain.arguments import MISTAKE, Parser, ending, say_doing, say_error
-from dtrain.cli import cluster, completion, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
+from dtrain.cli import checkpoint, cluster, completion, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
 from dtrain.cli.output import add_verbs
 
 
@@ -41,6 +42,6 @@ def command_line() -> Parser:
     parser.add_argument("--version", action="version", version=f"dtrain {__version__}")
     verbs = add_verbs(parser)
     verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
-    for group in (runs, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, completion):
+    for group in (runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, completion):
         group.add_to(verbs)
     return parser

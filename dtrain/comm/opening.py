@@ -12,11 +12,17 @@ BACKENDS = ("gloo", "nccl", "mpi", "horovod")
 
 
 def open_communicator(
-    backend: str, launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0
+    backend: str,
+    launch: Launch,
+    ledger: Ledger | None,
+    *,
+    timeout_seconds: float = 60.0,
+    start: str | None = None,
 ) -> AbstractContextManager[Communicator]:
     """All workers of this launch, on the backend of that name, for the length of a with statement.
 
-    `ledger` is for a backend whose traffic does not pass torch.distributed, where meter/c10d.py records it.
+    `ledger` is for a backend whose traffic does not pass torch.distributed, where meter/c10d.py records it. `start`
+    tells this start of the ranks from others before it (`meter.roll_call.name_start`).
 
     Raises ValueError, naming the cure, where the backend cannot run here or cannot join what the launcher started.
     """
@@ -30,4 +36,4 @@ def open_communicator(
         return horovod.open_world(launch, ledger, timeout_seconds=timeout_seconds)
     from dtrain.comm.torch_dist import open_default
 
-    return closing(open_default(backend, launch, timeout_seconds=timeout_seconds))
+    return closing(open_default(backend, launch, timeout_seconds=timeout_seconds, start=start))

@@ -117,8 +117,12 @@ def is_built(backend: str) -> bool:
     return dist.is_available() and (dist.is_gloo_available() if backend == "gloo" else dist.is_nccl_available())
 
 
-def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 60.0) -> TorchCommunicator:
+def open_default(
+    backend: str, launch: Launch, *, timeout_seconds: float = 60.0, start: str | None = None
+) -> TorchCommunicator:
     """Join the default process group, by the launcher's rendezvous or, with no launcher, alone.
+
+    `start`: what `meter.roll_call.name_start` called this start of the ranks.
 
     Raises ValueError for a backend that cannot run here, naming the cure; CollectiveError for workers that do not meet.
     """
@@ -136,7 +140,8 @@ def open_default(backend: str, launch: Launch, *, timeout_seconds: float = 60.0)
         torch.cuda.set_device(device)
     rank, world_size = launch.rank, launch.world_size
     try:
-        store = dist.HashStore() if launch.launcher == "none" else join_store(os.environ, timeout_seconds)  # type: ignore[attr-defined]
+        alone = launch.launcher == "none"
+        store = dist.HashStore() if alone else join_store(os.environ, timeout_seconds, start)  # type: ignore[attr-defined]
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device
         )

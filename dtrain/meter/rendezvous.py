@@ -65,10 +65,11 @@ def read_place(environ: Mapping[str, str]) -> Place:
     return Place(host, int(port), rank, world_size, serves)
 
 
-def join_store(environ: Mapping[str, str], timeout_seconds: float) -> Store:
+def join_store(environ: Mapping[str, str], timeout_seconds: float, start: str | None = None) -> Store:
     """The store of this job's rendezvous, under a prefix of ours; rank 0 without an agent of torchrun keeps it.
 
-    It is a connection of its own, and lasts whatever the program does with its process groups.
+    It is a connection of its own, and lasts whatever the program does with its process groups. `start`: what
+    `roll_call.name_start` called this start of the ranks, so that nothing is read which one before it wrote.
 
     Raises RendezvousError, in time, that names the address, this rank and what is in the way; AddressError where the
     address is the name of no host; ValueError for another variable that makes no sense.
@@ -78,7 +79,7 @@ def join_store(environ: Mapping[str, str], timeout_seconds: float) -> Store:
     joining.start()
     joining.join(timeout_seconds + 0.5)  # who resolves names, or a store that stops answering, knows no time-out
     if joining.store is not None:
-        return PrefixStore(f"dtrain/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", joining.store)
+        return PrefixStore(f"dtrain/{start or environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", joining.store)
     joining.given_up = True
     raise joining.error or _error(place, joining.fault, timeout_seconds)
 

@@ -12,6 +12,7 @@ few bytes a second of this, which are no collective and are not counted.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -52,11 +53,52 @@ def await_ranks(store: Store, key: str, rank: int, world_size: int, timeout_seco
     except RuntimeError:
         raise RendezvousError(f"{_store_is_gone()}: see what rank 0 says") from None
     if late:
-        others = ", ".join(key.partition("/")[2] for key in late)
-        raise RendezvousError(
-            f"rank {rank} on host {socket.gethostname()} waited {timeout_seconds:g} s at the job's store "
-            f"({_address()}) for rank {others} to start: look at what it says on its host, or start it"
-        )
+        raise _late(rank, [key.partition("/")[2] for key in late], timeout_seconds)
+
+
+def name_start(store: Store, rank: int, world_size: int, timeout_seconds: float) -> str:
+    """A name of this start of the job's ranks, the same on all and like none before.
+
+    An agent keeps one store for as long as it runs, and what ranks wrote into it before they were started again is
+    still there: a rank that reads where another could be reached then waits for a process that is gone.
+    TORCHELASTIC_RESTART_COUNT tells starts apart on one host only: it differs between agents, and stays as it is
+    where workers come or leave. So rank 0 makes up a name, and answers questions that only those ask who start now.
+
+    `store` is the same for all starts. Raises RendezvousError, naming the ranks that did not start in time.
+    """
+    try:
+        if rank == 0:
+            return _tell_name(store, range(1, world_size), timeout_seconds)
+        question = secrets.token_hex(8)
+        store.set(f"question/{rank}", question)
+        if await_keys(store, [f"answer/{question}"], timeout_seconds):
+            raise _late(rank, ["0"], timeout_seconds)
+        name = store.get(f"answer/{question}").decode()
+        store.set(f"{name}/heard/{rank}", "")
+        return name
+    except RendezvousError:
+        raise
+    except RuntimeError:
+        raise RendezvousError(f"{_store_is_gone()}: see what rank 0 says") from None
+
+
+def _tell_name(store: Store, others: Sequence[int], timeout_seconds: float) -> str:
+    name, deadline = secrets.token_hex(8), time.monotonic() + timeout_seconds
+    while late := [rank for rank in others if not store.check([f"{name}/heard/{rank}"])]:
+        for rank in late:
+            if store.check([f"question/{rank}"]):
+                store.set(f"answer/{store.get(f'question/{rank}').decode()}", name)
+        if time.monotonic() >= deadline:
+            raise _late(0, [str(rank) for rank in late], timeout_seconds)
+        time.sleep(0.05)
+    return name
+
+
+def _late(rank: int, others: Sequence[str], timeout_seconds: float) -> RendezvousError:
+    return RendezvousError(
+        f"rank {rank} on host {socket.gethostname()} waited {timeout_seconds:g} s at the job's store ({_address()}) "
+        f"for rank {', '.join(others)} to start: look at what it says on its host, or start it"
+    )
 
 
 def await_keys(store: Store, keys: Sequence[str], timeout_seconds: float) -> list[str]:

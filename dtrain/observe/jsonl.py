@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,26 @@ from dtrain.observe.figures import EvalFigures, TrainFigures
 
 
 class JsonLines:
-    """A file of JSON lines, buffered by the line."""
+    """A file of JSON lines, of which what is written is seen at once, by the line.
+
+    A line that does not go in is an error with the path in it, OSError, once: whoever cleans up after that closes a
+    file that has nothing left to write.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._path, self._file = path, path.open("wb", buffering=0)
 
     def write(self, data: Mapping[str, Any]) -> None:
         """Append one object."""
-        self._file.write(json.dumps(data) + "\n")
+        line, before = memoryview((json.dumps(data) + "\n").encode()), self._file.tell()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(before)  # no half lines
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def close(self) -> None:
         """Close the file."""

@@ -1,4 +1,9 @@
-"""A run's directory, and the files that say what was run and where."""
+"""A run's directory, and the files that say what was run, where, and by which job.
+
+A job that is started again (by torchrun's agent after a failure, or after other workers came or left; by a scheduler
+that put it back into its queue) finds the directory that it wrote before, and its next sitting goes on in it. What
+the sitting before left, all but checkpoints, is kept in `earlier/<n>`. (docs/adr/0020-a-job-knows-its-own-run.md)
+"""
 
 from __future__ import annotations
 
@@ -15,10 +20,15 @@ from typing import Any
 
 import torch
 
-from dtrain.files import write_whole
+from dtrain.files import make_folder, move_into, write_whole
 from dtrain.observe.process import this_process
 
+CHECKPOINTS, EARLIER, RESUMED = "checkpoints", "earlier", "resumed.json"
+"""What a next sitting leaves where it is."""
+_ENVIRONMENT = "environment.json"
 _VARIABLES = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_NO_ID = "none"
+"""What torchrun calls every job that was given no --rdzv-id and is not --standalone."""
 
 
 def choose(run_dir: str | None, default_name: str, *, overwrite: bool) -> Path:
@@ -30,28 +40,62 @@ def choose(run_dir: str | None, default_name: str, *, overwrite: bool) -> Path:
     if path.exists() and not path.is_dir():
         raise ValueError(f"run_dir={path} is a file: choose a folder")
     if path.is_dir() and any(path.iterdir()):
-        if not (path / "ledger").is_dir():
+        if not holds_run(path):
             raise ValueError(f"run_dir={path} holds something that is not a run: choose another folder")
         if not overwrite:
-            raise ValueError(f"run_dir={path} holds a run: choose another folder, or add overwrite=true to replace it")
+            raise ValueError(
+                f"run_dir={path} holds a run: choose another folder, or add overwrite=true to replace it, or "
+                "resume=latest to go on with it"
+            )
     return path.resolve()
 
 
-def make(path: Path) -> None:
-    """Make the folder that `choose` gave, in place of the run it held. Raises ValueError where that cannot be done."""
+def holds_run(path: Path) -> bool:
+    """Whether a run was begun in this folder."""
+    return (path / "ledger").is_dir() or (path / _ENVIRONMENT).is_file()
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the run in this folder came to its end."""
+    return _read(path / "summary.json").get("complete") is True
+
+
+def of_this_job(run_dir: str | None, default_name: str) -> Path | None:
+    """The folder of an earlier sitting of the job that this process is part of, as an absolute path; None if none is.
+
+    Without `run_dir` it is looked for where `choose` would have made it.
+    """
+    job = _job()
+    if job is None:
+        return None
+    folders = [Path(run_dir)] if run_dir else sorted(Path("runs").glob(f"{default_name}-*"), reverse=True)
+    return next((folder.resolve() for folder in folders if _is_of(folder, job)), None)
+
+
+def make(path: Path, launch: Mapping[str, Any], *, goes_on: bool) -> None:
+    """Make the folder that `choose` gave, in place of the run it held; of one that goes on, keep what it left.
+
+    environment.json is there from the first, so that a job that is killed now finds its folder again. Raises
+    ValueError where that cannot be done.
+    """
     try:
-        if path.is_dir():
+        if goes_on:
+            _keep_sitting(path)
+        elif path.is_dir():
             shutil.rmtree(path)
-        (path / "ledger").mkdir(parents=True)
+        make_folder(path)
+        write_environment(path, launch)
+        make_folder(path / "ledger")
     except OSError as error:
         raise ValueError(f"run_dir={path} cannot be made ({error.strerror}): choose another folder") from None
 
 
 def write_environment(path: Path, launch: Mapping[str, Any]) -> None:
-    """environment.json: host and process of rank 0, hardware, versions, launcher, command."""
+    """environment.json: host and process of rank 0, hardware, versions, launcher, job, command."""
     content = {
         "command": sys.argv,
         "launch": dict(launch),
+        "job": _job(),
         "host": platform.node(),
         "process": this_process(),
         "platform": platform.platform(),
@@ -61,9 +105,59 @@ def write_environment(path: Path, launch: Mapping[str, Any]) -> None:
         "versions": versions(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
-    write_whole(path / "environment.json", json.dumps(content, indent=2) + "\n")
+    write_whole(path / _ENVIRONMENT, json.dumps(content, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:
     """What the figures of a run depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in ("dtrain", "torch", "hydra-core")}}
+
+
+def _keep_sitting(path: Path) -> None:
+    number = 1 + max((int(kept.name) for kept in (path / EARLIER).glob("*") if kept.name.isdecimal()), default=0)
+    folder, environment = path / EARLIER / str(number), path / _ENVIRONMENT
+    stays = (CHECKPOINTS, EARLIER, RESUMED, _ENVIRONMENT)
+    move_into(folder, [left for left in sorted(path.iterdir()) if left.name not in stays])
+    if environment.is_file():  # not moved: without it a job that is killed now would not know its folder
+        write_whole(folder / _ENVIRONMENT, environment.read_bytes())
+
+
+def _job() -> dict[str, Any] | None:
+    """What tells the job of this process from others: torchrun's name for it, and the agent, a process, by its start.
+
+    None where no agent of torchrun's started it: nothing else starts ranks again by itself.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    agent = os.getppid()
+    try:
+        fields = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19])  # clock ticks after the machine's start; field 22 of proc(5)
+        booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, IndexError, ValueError):
+        return {"id": os.environ["TORCHELASTIC_RUN_ID"], "agent": None}
+    return {"id": os.environ["TORCHELASTIC_RUN_ID"], "agent": [booted, agent, started]}
+
+
+def _is_of(folder: Path, job: Mapping[str, Any]) -> bool:
+    """Whether this job wrote the folder.
+
+    The same agent did for certain. Who starts it again as a job of the same name (another agent: after a host is gone,
+    or a scheduler's) means to go on as long as there is anything left to do; names may be given to one job after the
+    other.
+    """
+    wrote = _read(folder / _ENVIRONMENT).get("job")
+    if not isinstance(wrote, dict):
+        return False
+    if job["agent"] is not None and wrote.get("agent") == job["agent"]:
+        return True
+    return job["id"] != _NO_ID and wrote.get("id") == job["id"] and not is_complete(folder)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of JSON; nothing where it is missing, empty or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

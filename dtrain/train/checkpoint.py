@@ -87,23 +87,36 @@ class Checkpoint:
             parameters.setdefault(parameter, {})[key] = tensor
         return {**_metadata(content, path), "parameters": parameters}, random
 
+    def verify(self) -> None:
+        """Read every file. Raises ValueError or FileNotFoundError for the first that is not the one that was saved."""
+        for name in self.manifest.files:
+            path = self._path(name)
+            with path.open("rb") as file:
+                self._check(path, Digest(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()))
+
     def identity(self) -> str:
         """The SHA-256 of the manifest, and so of everything."""
         return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
 
     def _content(self, name: str) -> bytes:
+        content = self._path(name).read_bytes()
+        self._check(self.folder / name, digest(content))
+        return content
+
+    def _path(self, name: str) -> Path:
         path = self.folder / name
         if name not in self.manifest.files:
             raise ValueError(f"{self.folder / MANIFEST} does not name {name}: this is no checkpoint of such a run")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; give a whole checkpoint, with the files of all ranks")
-        content = path.read_bytes()
-        if digest(content) != self.manifest.files[name]:
+        return path
+
+    def _check(self, path: Path, found: Digest) -> None:
+        if found != self.manifest.files[path.name]:
             raise ValueError(
                 f"{path} is not the file that was saved (its size or SHA-256 is another): copy the checkpoint "
                 "again, or give another"
             )
-        return content
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -6,6 +6,7 @@ nothing in a configuration is ever imported or called (`_target_` is refused).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -23,6 +24,11 @@ DEFAULT_EPOCHS = 10
 
 BEFORE = "before"
 """The teacher that is the model as it was before the first phase that compressed it."""
+
+LATEST = "latest"
+"""What `resume` is for the newest checkpoint in run_dir that verifies."""
+
+_DURATION, _UNIT_SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h)"), {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,8 @@ class TrainConfig:
     resume_changes: tuple[str, ...] = ()
     log_every: int = 10
     eval_every_epochs: int = 1
-    save_every: int = 0
+    save_every: int | str = 0
+    keep_checkpoints: int | None = None
     on_nonfinite: Literal["raise", "skip", "ignore"] = "raise"
     guard: Guard = "refuse"
 
@@ -183,14 +190,34 @@ class TrainConfig:
             not chosen[0] or chosen[1] in ("every_step", AUTO),
             f"compressor=auto chooses how often to exchange itself: write sync=auto in place of sync={chosen[1]}",
         )
-        for name in ("num_steps", "num_epochs", "threads"):
+        require(
+            self.resume != LATEST or self.run_dir is not None,
+            "resume=latest goes on in the run's own directory: add run_dir=FOLDER",
+        )
+        require(
+            not isinstance(self.save_every, str) or (self.save_seconds or 0) > 0,
+            f"save_every={self.save_every} must be a number of steps, or a time such as 90s, 10min or 2h",
+        )
+        for name in ("num_steps", "num_epochs", "threads", "keep_checkpoints"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be at least 1")
         for name in ("batch_size", "micro_batches", "bucket_bytes", "first_bucket_bytes", "log_every"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("eval_every_epochs", "save_every"):
-            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 (never) or more")
+        for name in ("eval_every_epochs", "save_steps"):
+            shown = name.replace("save_steps", "save_every")
+            require(getattr(self, name) >= 0, f"{shown}={getattr(self, name)} must be 0 (never) or more")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2^63")
+
+    @property
+    def save_steps(self) -> int:
+        """Steps between checkpoints; 0: not by steps."""
+        return 0 if isinstance(self.save_every, str) else self.save_every
+
+    @property
+    def save_seconds(self) -> float | None:
+        """Seconds between checkpoints; None: not by time."""
+        found = _DURATION.fullmatch(str(self.save_every))
+        return None if found is None else float(found[1]) * _UNIT_SECONDS[found[2]]
 
     def spans(self, steps_per_epoch: int) -> tuple[Span, ...]:
         """The phases of the run, one after the other."""

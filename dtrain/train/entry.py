@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 from omegaconf import DictConfig
 
@@ -15,20 +17,31 @@ from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together
 from dtrain.meter.rendezvous import AddressError
 from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.train.agreement import DivergedError
+from dtrain.train.boundary import StopRequest
+from dtrain.train.checkpoint_folder import folder_of
 from dtrain.train.compose import plain, read_request
 from dtrain.train.config import TrainConfig, from_data
 from dtrain.train.job import Job, open_job
-from dtrain.train.loop import Skipped, StopRequest
+from dtrain.train.loop import Skipped
+from dtrain.train.parent import end_with_agent
 from dtrain.train.phases import Phases
 
 USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError)
 RUN_ERRORS = (NonFiniteGradientError, CollectiveError, DivergedError)
+PREEMPTED = os.EX_TEMPFAIL
+"""An exit code, 75: the run was saved for SIGTERM; the same command goes on with it, with resume=latest."""
+FORWARDED_SECONDS = 5.0
+"""A scheduler sends SIGTERM to all processes, and torchrun's agent, one of them, sends it on to its ranks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 failed on the way, 2 a mistake in the request, 130 interrupted."""
+    """Entry point.
+
+    Exit codes: 0 done, 1 failed on the way, 2 a mistake in the request, 75 saved for SIGTERM, 130 interrupted.
+    """
     launch = Launch("none", 0, 0, 1, 1)
     try:
+        end_with_agent(os.environ)
         launch = detect_launch(os.environ)
         request = read_request(sys.argv[1:] if arguments is None else arguments)
         if request.composed is None:
@@ -38,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return train(from_data(plain(request.composed)), launch, request.composed)
     except BrokenPipeError:
         raise
-    except (*USER_ERRORS, *RUN_ERRORS) as error:
+    except (*USER_ERRORS, *RUN_ERRORS, OSError) as error:
         return _fail(error, launch)
 
 
@@ -49,13 +62,15 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
     """
     with open_job(config, launch, composed) as job:
         phases = Phases(job)
-        with _stopping(job.stop):
+        with _stopping(job.boundary.stop, launch):
             complete = phases.run()
-        job.finish(complete=complete)
+            job.finish(complete=complete)
     if launch.rank == 0:
         for line in _closing_lines(job, complete):
             print(line, flush=True)
-    return 0 if complete else INTERRUPTED
+    if complete:
+        return 0
+    return PREEMPTED if job.boundary.stop.is_preemption else INTERRUPTED
 
 
 def _closing_lines(job: Job, complete: bool) -> Iterator[str]:
@@ -63,8 +78,13 @@ def _closing_lines(job: Job, complete: bool) -> Iterator[str]:
     yield from _skipped_lines(job.skipped)
     if job.summary is not None:
         yield from job.summary.phase_lines()
-    stopped = "" if complete else f"stopped after step {job.progress.step}, marked incomplete: "
-    yield f"{stopped}results in {job.run_dir}"
+    step = job.progress.step
+    if complete:
+        yield f"results in {job.run_dir}"
+    elif job.boundary.stop.is_preemption:
+        yield f"stopped by SIGTERM after step {step} and saved in {folder_of(job.run_dir, step)}: resume=latest goes on"
+    else:
+        yield f"stopped after step {step}, marked incomplete: results in {job.run_dir}"
 
 
 def _skipped_lines(skipped: Skipped) -> Iterator[str]:
@@ -75,25 +95,40 @@ def _skipped_lines(skipped: Skipped) -> Iterator[str]:
 
 
 @contextmanager
-def _stopping(stop: StopRequest) -> Iterator[None]:
+def _stopping(stop: StopRequest, launch: Launch) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the run to stop; a second one ends the process at once."""
+    asked = 0.0
 
-    def on_signal(number: int, frame: object) -> None:
-        if stop.requested:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if not stop.signal:
+            stop.signal, asked = number, time.monotonic()
+        elif number != signal.SIGTERM:
             raise KeyboardInterrupt
-        stop.requested = True
+        elif launch.launcher != "torchrun" or time.monotonic() - asked > FORWARDED_SECONDS:
+            _end_by_sigterm()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except CollectiveError:
+        if stop.signal == signal.SIGTERM:  # the launcher ends this rank since another has failed, and says so itself
+            _end_by_sigterm()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _end_by_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _fail(error: Exception, launch: Launch) -> int:
     """One line for each fault, whichever ranks it is of."""
-    message = " ".join(str(error).split())
+    of_the_system = isinstance(error, OSError) and error.errno is not None  # a disk is full, or a folder is gone
+    message = " ".join((_named(error) if isinstance(error, OSError) else str(error)).split())
     # where torchrun's store is at hand, one rank of each host has been chosen to say which collective failed
     # of it; and where there is none, nobody hears of the others
     of_meeting = isinstance(error, CollectiveError | AddressError) and launch.launcher == "torchrun"
@@ -102,4 +137,9 @@ def _fail(error: Exception, launch: Launch) -> int:
         say_error(message)
     if fail_together(launch, message, has_spoken=speaks) and not speaks:
         say_error(f"rank {launch.rank}: {message}")
-    return FAILED if isinstance(error, RUN_ERRORS) else MISTAKE
+    return FAILED if of_the_system or isinstance(error, RUN_ERRORS) else MISTAKE
+
+
+def _named(error: OSError) -> str:
+    """With the path first, as other messages have it; what was written before stays whole, for which files.py is."""
+    return str(error) if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -13,8 +13,9 @@ from dtrain.meter.ledger import Purpose, StepRecord, Times
 from dtrain.meter.transfer import split_transfer
 from dtrain.observe.figures import TrainFigures
 
-_STOP, _SECONDS = 0, 5
-"""Where in a rank's vector it says whether it wants to stop, and from where the seconds of its collectives follow."""
+ASKED, _SECONDS = 0, 5
+"""Where in a rank's vector it says what it was asked for (`boundary.py`), and from where the seconds of its collectives
+follow."""
 
 
 class Interval:
@@ -48,10 +49,10 @@ class Interval:
         times = [r.times for r in self.records if r.times is not None]
         return sum(map(of, times)) / len(times)
 
-    def as_tensor(self, wants_to_stop: bool, wire_bytes: float) -> Tensor:
+    def as_tensor(self, asked: float, wire_bytes: float) -> Tensor:
         """What this rank tells the others: float64, of the same length on every rank. `wire_bytes`: it sent so far."""
         self.elapsed = time.perf_counter() - self.start
-        sums = [float(wants_to_stop), self.loss_sum, self.correct, self.images, wire_bytes]
+        sums = [asked, self.loss_sum, self.correct, self.images, wire_bytes]
         return torch.tensor([float(x) for x in sums] + self.gradient_seconds(), dtype=torch.float64)
 
     def figures(self, everyone: Tensor, step: int, epoch: int, learning_rate: float, wire_bytes: float) -> TrainFigures:
@@ -74,8 +75,3 @@ class Interval:
             straggler_wait_seconds=split.straggler_wait / num_steps if split else None,
             total_wire_bytes_all_ranks=total_sent,
         )
-
-
-def wants_to_stop(everyone: Tensor) -> bool:
-    """Whether any rank does."""
-    return bool(everyone[:, _STOP].any())

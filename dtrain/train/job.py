@@ -21,14 +21,17 @@ from dtrain.observe.summary import Summary
 from dtrain.pack import pack, read_safetensors, to_bytes
 from dtrain.sync.parameters import share_parameters
 from dtrain.train.agreement import check_settings
+from dtrain.train.boundary import Boundary
+from dtrain.train.checkpoint import open_checkpoint
 from dtrain.train.config import TrainConfig
 from dtrain.train.constraints import Constraints
-from dtrain.train.loop import Batch, Learner, Loop, Observer, Plan, Skipped, StopRequest
+from dtrain.train.loop import Batch, Learner, Loop, Observer, Plan, Skipped
 from dtrain.train.meeting import meet, share_path
 from dtrain.train.model_files import save_model
 from dtrain.train.observers import facts_of, nic_window, open_collector, open_endpoint, open_observers
-from dtrain.train.prepare import Prepared, prepare
+from dtrain.train.prepare import Prepared, from_checkpoint, prepare
 from dtrain.train.progress import Place, Progress
+from dtrain.train.restart import Start, choose_start, count_attempt
 from dtrain.train.saving import Saver
 from dtrain.train.settings import kept_in_checkpoints, shared_by_ranks
 from dtrain.vision import data
@@ -41,7 +44,7 @@ class Job:
     """One rank's part of a run, from its start to its end; phases of training take from it what they need.
 
     `communicator` is for everything but gradients, which have `for_gradients` to themselves. `summary` is rank 0's.
-    `progress`, `stop` and `skipped` go on from phase to phase.
+    `progress`, `boundary` and `skipped` go on from phase to phase.
     """
 
     config: TrainConfig
@@ -57,7 +60,7 @@ class Job:
     summary: Summary | None
     progress: Progress
     saver: Saver
-    stop: StopRequest = field(default_factory=StopRequest)
+    boundary: Boundary
     skipped: Skipped = field(default_factory=Skipped)
 
     def loop(self, learner: Learner, end: Place, constraints: Constraints, teacher: nn.Module | None) -> Loop:
@@ -82,7 +85,7 @@ class Job:
             plan=Plan(
                 log_every=config.log_every,
                 eval_every_epochs=config.eval_every_epochs,
-                save_every=config.save_every,
+                save_every=config.save_steps,
                 on_nonfinite=config.on_nonfinite,
                 micro_batches=config.micro_batches,
                 amp=config.amp,
@@ -98,7 +101,7 @@ class Job:
             observers=self.observers,
             device=self.device,
             progress=self.progress,
-            stop=self.stop,
+            boundary=self.boundary,
             skipped=self.skipped,
         )
 
@@ -132,20 +135,25 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
 
     Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
     """
-    run_dir = _choose_run_dir(config) if launch.rank == 0 else Path()
+    start = choose_start(config) if launch.rank == 0 else Start(Path())
     prepared = prepare(config, launch)
-    checkpoint = prepared.checkpoint
     nic = nic_window(config, launch)
     with ExitStack() as stack:
         endpoint = stack.enter_context(closing(open_endpoint(config.observe.prometheus, launch)))
         ledger = Ledger()
         communicator = stack.enter_context(meet(config, launch, ledger))
         device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
-        facts = {**prepared.facts, "checkpoint": checkpoint.identity() if checkpoint else None}
+        facts = {**prepared.facts, "checkpoint": prepared.checkpoint.identity() if prepared.checkpoint else None}
         check_settings(shared_by_ranks(config, facts), communicator, ledger, device)
-        run_dir = share_path(run_dir, communicator, ledger, device)
+        run_dir = share_path(start.run_dir, communicator, ledger, device)
+        prepared = _take_up(start, prepared, config, communicator, ledger, device)
+        checkpoint = prepared.checkpoint
         if launch.rank == 0:
-            run_directory.make(run_dir)
+            run_directory.make(run_dir, asdict(launch), goes_on=start.goes_on)
+            for line in start.lines:
+                print(line, flush=True)
+            if start.checkpoint is not None:
+                ledger.sinks.append(count_attempt(run_dir, start.checkpoint))
         ledger.recent.folder = run_dir
         model = prepared.model.to(device)
         share_parameters(model, communicator, ledger)
@@ -164,11 +172,10 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
         progress = checkpoint.manifest.progress if checkpoint is not None else Progress()
         if launch.rank == 0:
             write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
-            run_directory.write_environment(run_dir, asdict(launch))
             summary = Summary(run_dir / "summary.json", about, ledger, nic)
             observers = (*open_observers(config, prepared, progress, run_dir, summary, ledger, stack), collector)
         kept = kept_in_checkpoints(config, prepared.facts)
-        saver = Saver(run_dir / "checkpoints", communicator, ledger, device, kept)
+        saver = Saver(run_dir, communicator, ledger, device, kept, config.keep_checkpoints)
         yield Job(
             config,
             launch,
@@ -183,18 +190,25 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
             summary,
             progress,
             saver,
+            Boundary(config.save_seconds),
         )
 
 
-def _choose_run_dir(config: TrainConfig) -> Path:
-    """Where rank 0 will write; nothing is made yet. Raises ValueError, naming the cure."""
-    name = f"{config.model.name}-{config.compressor.name}"
-    run_dir = run_directory.choose(config.run_dir, name, overwrite=config.overwrite)
-    if config.resume is not None and Path(config.resume).resolve().is_relative_to(run_dir):
-        raise ValueError(
-            f"resume={config.resume} lies in run_dir={run_dir}, which would be replaced: choose another run_dir"
-        )
-    return run_dir
+def _take_up(
+    start: Start, prepared: Prepared, config: TrainConfig, communicator: Communicator, ledger: Ledger, device: Any
+) -> Prepared:
+    """Where rank 0 found a checkpoint of an earlier sitting, every rank goes on from it, the same on all hosts.
+
+    Raises ValueError or FileNotFoundError, naming the cure.
+    """
+    nothing = Path()
+    found = nothing if start.checkpoint is None else start.checkpoint.folder
+    folder = share_path(found, communicator, ledger, device)
+    if folder == nothing:
+        return prepared
+    checkpoint = open_checkpoint(folder)
+    check_settings({"checkpoint": checkpoint.identity()}, communicator, ledger, device)
+    return from_checkpoint(prepared, config, checkpoint)
 
 
 def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: Any) -> float:

@@ -19,7 +19,8 @@ from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.observe.figures import EvalFigures, TrainFigures
 from dtrain.sync.synchronizer import NonFiniteGradientError, Spent, Synchronizer
 from dtrain.train.agreement import check_replicas
-from dtrain.train.interval import Interval, wants_to_stop
+from dtrain.train.boundary import NOTHING, Agreed, Boundary
+from dtrain.train.interval import ASKED, Interval
 from dtrain.train.loss import Loss, against_labels
 from dtrain.train.progress import Course, Place, Progress
 
@@ -70,7 +71,8 @@ class Learner:
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to look up, in steps and epochs; 0 means never. The run is evaluated at its end anyway.
+    """How often to look up, in steps and epochs; 0 means never. The run is evaluated at its end anyway. `save_every`
+    is for checkpoints by steps; those by time are the boundary's.
 
     `micro_batches` is how many parts a batch goes through the model in, for less memory; `amp` computes in bfloat16
     where autocast does; `clip_norm` bounds the L2 norm of the mean gradient.
@@ -83,13 +85,6 @@ class Plan:
     micro_batches: int = 1
     amp: bool = False
     clip_norm: float | None = None
-
-
-@dataclass
-class StopRequest:
-    """Whether this rank was asked to stop; all ranks then stop together at a logging point."""
-
-    requested: bool = False
 
 
 @dataclass
@@ -108,7 +103,8 @@ class Skipped:
 class Loop:
     """Trains one phase, from where `progress` is to `end`. `communicator` is not used during backward.
 
-    `save` stores a checkpoint; every rank calls it after the same step.
+    `save` stores a checkpoint; every rank calls it after the same step. `boundary` is this rank's part in agreeing on
+    when to stop and to save.
     """
 
     learner: Learner
@@ -123,33 +119,44 @@ class Loop:
     observers: tuple[Observer, ...]
     device: torch.device
     progress: Progress = field(default_factory=Progress)
-    stop: StopRequest = field(default_factory=StopRequest)
+    boundary: Boundary = field(default_factory=Boundary)
     skipped: Skipped = field(default_factory=Skipped)
 
     def run(self) -> bool:
-        """Train to the end. Returns whether it was reached, False after a request to stop."""
-        plan, progress = self.plan, self.progress
-        interval, stopped = self._new_interval(), False
+        """Train to the end. Returns whether it was reached, False after a request to stop.
+
+        Before a stop for SIGTERM a checkpoint is saved: of the state amidst a local round, too, so before replicas are
+        aligned to be checked.
+        """
+        plan, progress, boundary = self.plan, self.progress, self.boundary
+        interval, agreed = self._new_interval(), NOTHING
+        boundary.begin(progress.step)
         last_epoch = progress.epoch if progress.position else max(0, progress.epoch - 1)
         with self.ledger.scope(activity=Activity.TRAIN):
             for last_epoch, batch in self._batches():
                 self._train_step(batch, interval)
                 goes_on = progress.is_before(self.end)
                 if progress.step % plan.log_every == 0 or not goes_on:
-                    stopped = self._log(last_epoch, interval)
+                    agreed = self._log(last_epoch, interval)
                     interval = self._new_interval()
-                if stopped:
+                else:
+                    agreed = self._look() if boundary.is_due(progress.step) else NOTHING
+                if agreed.stop:
                     break
-                if plan.save_every and progress.step % plan.save_every == 0:
+                if agreed.save or (plan.save_every and progress.step % plan.save_every == 0):
                     self.save()
+                    boundary.begin(progress.step)
                 if goes_on and self._evaluates():
                     self.evaluate(last_epoch)
                     interval.start = time.perf_counter()
-        if stopped:
-            self._check_replicas()
-        else:
+                    boundary.begin(progress.step)
+        if not agreed.stop:
             self.evaluate(last_epoch)
-        return not stopped
+            return True
+        if self.boundary.stop.is_preemption:
+            self.save()
+        self._check_replicas()
+        return False
 
     def evaluate(self, epoch: int) -> EvalFigures:
         """Score the model on the test set, every image once over all ranks; the replicas must be the same by then."""
@@ -247,9 +254,17 @@ class Loop:
             return Spent(time.perf_counter() - start, 0.0)
         return Spent(before.exposed + after.exposed, before.codec + after.codec)
 
-    def _log(self, epoch: int, interval: Interval) -> bool:
-        """Report the interval to the observers. Returns whether any rank wants to stop."""
-        mine = interval.as_tensor(self.stop.requested, self.ledger.total().wire_bytes)
+    def _look(self) -> Agreed:
+        """What ranks agree on where no logging point is near."""
+        mine = torch.tensor([self.boundary.told(self.progress.step)], dtype=torch.float64)
+        if self.communicator.world_size > 1:
+            with self.ledger.scope(purpose=Purpose.CONTROL):
+                mine = all_gather(self.communicator, mine.to(self.device)).cpu()
+        return self.boundary.heard(mine.view(-1).tolist(), self.progress.step)
+
+    def _log(self, epoch: int, interval: Interval) -> Agreed:
+        """Report the interval to the observers. Returns what ranks agree on."""
+        mine = interval.as_tensor(self.boundary.told(self.progress.step), self.ledger.total().wire_bytes)
         with self.ledger.scope(purpose=Purpose.METRICS):
             everyone = all_gather(self.communicator, mine.to(self.device)).cpu()
         wire = self.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
@@ -257,4 +272,4 @@ class Loop:
         figures = interval.figures(everyone, self.progress.step, epoch, rate, wire)
         for observer in self.observers:
             observer.on_train(figures)
-        return wants_to_stop(everyone)
+        return self.boundary.heard(everyone[:, ASKED].tolist(), self.progress.step)

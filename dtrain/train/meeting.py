@@ -16,7 +16,7 @@ from dtrain.comm import QUIET_SECONDS, CollectiveError, Communicator, Launch, br
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.meter.rendezvous import RendezvousError, join_store
-from dtrain.meter.roll_call import RollCall
+from dtrain.meter.roll_call import RollCall, name_start
 from dtrain.train.config import Backend, TrainConfig
 
 START_SECONDS = 600.0
@@ -30,25 +30,44 @@ def meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Commun
     with ExitStack() as stack:
         if metered:
             stack.enter_context(c10d.installed(ledger))
-        stack.enter_context(_naming_the_missing(backend, launch, ledger))
+        start = _name_start(backend, launch)
+        stack.enter_context(_naming_the_missing(backend, launch, ledger, start))
         stack.enter_context(_writing_down(ledger, launch))
         yield stack.enter_context(
             open_communicator(
-                backend.name, launch, ledger if metered else None, timeout_seconds=backend.timeout_seconds
+                backend.name,
+                launch,
+                ledger if metered else None,
+                timeout_seconds=backend.timeout_seconds,
+                start=start,
             )
         )
 
 
+def _name_start(backend: Backend, launch: Launch) -> str | None:
+    """What this start of the ranks is called where torchrun's agent may have started them before; else None."""
+    if launch.launcher != "torchrun" or launch.world_size < 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    try:
+        store = join_store(os.environ, _join_seconds(backend), "starts")
+        return name_start(store, launch.rank, launch.world_size, backend.start_timeout_seconds or START_SECONDS)
+    except RendezvousError as error:
+        raise CollectiveError(str(error)) from None
+
+
+def _join_seconds(backend: Backend) -> float:
+    return backend.start_timeout_seconds or backend.timeout_seconds
+
+
 @contextmanager
-def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger) -> Iterator[None]:
+def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger, start: str | None) -> Iterator[None]:
     """Where torchrun's store is at hand, a collective that fails inside says which rank is missing."""
     if launch.launcher != "torchrun" or launch.world_size < 2:
         yield
         return
-    start = backend.start_timeout_seconds
     say_doing(f"waiting for all {launch.world_size} ranks")
     try:
-        store = join_store(os.environ, start or backend.timeout_seconds)
+        store = join_store(os.environ, _join_seconds(backend), start)
     except RendezvousError as error:
         raise CollectiveError(str(error)) from None
 
@@ -58,7 +77,7 @@ def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger) -> Ite
 
     roll_call = RollCall(store, launch.rank, launch.world_size, c10d.is_idle, say_last)
     try:
-        roll_call.await_all(start or START_SECONDS)
+        roll_call.await_all(backend.start_timeout_seconds or START_SECONDS)
         yield
     except RendezvousError as error:
         if not roll_call.is_first_of_host():

@@ -64,7 +64,8 @@ def _convert(hint: Any, value: Any, path: str, registries: Registries) -> Any:
     if get_origin(hint) in (Union, UnionType):
         if value is None and NoneType in get_args(hint):
             return None
-        (hint,) = (h for h in get_args(hint) if h is not NoneType)
+        choices = [choice for choice in get_args(hint) if choice is not NoneType]
+        hint = next((choice for choice in choices if type(value) is choice), choices[0])
     if get_origin(hint) is Mapping:
         require(isinstance(value, Mapping), f"{path}={value!r} must be a group of settings")
         kind = get_args(hint)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from dtrain.compressors.none import NoCompression
 from dtrain.compressors.trials import IMAGES, check
 from dtrain.exchange import Compressor
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
-from dtrain.train.config import BEFORE, Span, TrainConfig
+from dtrain.train.config import BEFORE, LATEST, Span, TrainConfig
 from dtrain.train.optimizers import Optimizer
 from dtrain.train.progress import Course, Place
 from dtrain.train.settings import Settings, check_resumable, kept_in_checkpoints
@@ -56,7 +56,7 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // launch.local_world_size))
     say_doing(f"reading {config.data.name}, building {config.model.name}")
-    checkpoint = open_checkpoint(Path(config.resume)) if config.resume is not None else None
+    checkpoint = open_checkpoint(Path(config.resume)) if config.resume not in (None, LATEST) else None
     options = dict(config.data.options)
     augment = converted(bool, options.pop("augment", False), "data.augment")
     num_workers = converted(int, options.pop("num_workers", 1), "data.num_workers")
@@ -78,19 +78,22 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
         check_summed(config.backend.name, torch.bfloat16)
     facts = _facts(model, train_set, test_set) | {"teacher": _teacher(config.teacher)}
-    step_samples = loader.global_batch_size
-    if checkpoint is not None:
-        manifest = checkpoint.manifest
-        now = kept_in_checkpoints(config, facts)
-        check_resumable(manifest.settings, now, config.resume_changes, checkpoint.folder)
-        step_samples = manifest.step_samples
-    elif config.resume_changes:
+    if config.resume is None and config.resume_changes:
         raise ValueError("resume_changes is for resume=FOLDER: add that, or leave it out")
-    course = Course(loader.num_samples, step_samples)
+    course = Course(loader.num_samples, loader.global_batch_size)
     spans = config.spans(course.steps_per_epoch)
-    return Prepared(
-        model, optimizer, description, compressor, loader, test_set, num_workers, facts, checkpoint, course, spans
+    prepared = Prepared(
+        model, optimizer, description, compressor, loader, test_set, num_workers, facts, None, course, spans
     )
+    return prepared if checkpoint is None else from_checkpoint(prepared, config, checkpoint)
+
+
+def from_checkpoint(prepared: Prepared, config: TrainConfig, checkpoint: Checkpoint) -> Prepared:
+    """The same, to go on from a checkpoint. Raises ValueError, naming the cure, for one of another run."""
+    now = kept_in_checkpoints(config, prepared.facts)
+    check_resumable(checkpoint.manifest.settings, now, config.resume_changes, checkpoint.folder)
+    course = Course(prepared.loader.num_samples, checkpoint.manifest.step_samples)
+    return replace(prepared, checkpoint=checkpoint, course=course, spans=config.spans(course.steps_per_epoch))
 
 
 def _facts(model: nn.Module, train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.comm import Communicator, all_gather
+from dtrain.files import make_folder
 from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.sync.buckets import trainable
 from dtrain.sync.synchronizer import Synchronizer
@@ -28,22 +30,25 @@ from dtrain.train.checkpoint import (
     rank_file,
     write_manifest,
 )
+from dtrain.train.checkpoint_folder import folder_of, prune
 from dtrain.train.model_files import save_model, save_tensors
 from dtrain.train.progress import Progress
 
 
 @dataclass(frozen=True)
 class Saver:
-    """Writes checkpoints of one rank's run into folders below `folder`; every rank calls `save` after the same step.
+    """Writes checkpoints of one rank's run into its directory; every rank calls `save` after the same step.
 
-    Ranks on hosts of their own write there. `settings` are those that a run that goes on must have.
+    Ranks on hosts of their own write there. `settings` are those that a run that goes on must have. `keep`: the last so
+    many are kept, and the best; None: all.
     """
 
-    folder: Path
+    run_dir: Path
     communicator: Communicator
     ledger: Ledger
     device: torch.device
     settings: Mapping[str, Any]
+    keep: int | None = None
 
     def save(
         self,
@@ -58,8 +63,11 @@ class Saver:
         constraints: Mapping[str, Tensor],
         teacher: nn.Module | None,
     ) -> None:
-        """Write one."""
-        folder, communicator = self.folder / f"step-{progress.step:06d}", self.communicator
+        """Write one. It is on the disk, the manifest last, when rank 0 returns. Raises OSError, with the path."""
+        folder, communicator = folder_of(self.run_dir, progress.step), self.communicator
+        if not self.run_dir.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run directory is gone", str(self.run_dir))
+        make_folder(folder)
         written = {}
         own = _save_rank(synchronizer.state_dict(), folder / rank_file(communicator.rank))
         if communicator.rank == 0:
@@ -83,6 +91,8 @@ class Saver:
                 files=written,
             )
             write_manifest(manifest, folder / MANIFEST)
+            if self.keep is not None:
+                prune(self.run_dir, self.keep)
 
     def _gather(self, own: Digest) -> list[Digest]:
         packed = bytearray(own.num_bytes.to_bytes(8, "little") + bytes.fromhex(own.sha256))

@@ -36,6 +36,7 @@ _OF_A_SITTING = (
     "log_every",
     "eval_every_epochs",
     "save_every",
+    "keep_checkpoints",
     "backend",
     "overlap",
     "bucket_bytes",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from programs import Ended, read_summary, run, train_command
+from programs import Ended, finish, read_summary, run, start, train_command, under_torchrun
 from safetensors.torch import load_file
 
 SETTINGS = (
@@ -95,6 +98,45 @@ def test_another_number_of_workers_goes_on_in_the_middle_of_an_epoch(tmp_path: P
     )
     assert (last["samples_seen"], last["epoch"], last["position"]) == (200, 2, 0)
     assert (last["world_size"], last["step_samples"]) == (after, 8 * before)
+
+
+def test_a_run_that_torchrun_starts_again_goes_on_and_wipes_nothing(tmp_path: Path) -> None:
+    """Of the two ranks one is killed; `overwrite=true` is for other runs than its own."""
+    command = under_torchrun(2, "-m", "dtrain.train", *SETTINGS, *SMALL, "num_epochs=20", "save_every=3")
+    command.insert(command.index("--standalone"), "--max-restarts=1")
+    process = start([*command, "log_every=1", "overwrite=true", "run_dir=run"], tmp_path)
+    try:
+        first, deadline = tmp_path / "run" / "checkpoints" / "step-000003" / "manifest.json", time.monotonic() + 120
+        while not first.exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no checkpoint"
+            time.sleep(0.1)
+        (*_, last) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(last), signal.SIGKILL)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    ended = finish(process, 120).expect(0)
+    begun = f"going on from {tmp_path / 'run' / 'checkpoints' / 'step-'}"
+    assert ended.stdout.count(begun) == 1
+    step = int(ended.stdout.partition(begun)[2][:6])
+    summary = read_summary(tmp_path / "run")
+    assert (summary["complete"], summary["num_steps"]) == (True, 20 * 7 - step)  # of 16, and 4 images
+    assert read_summary(tmp_path / "run" / "earlier" / "1")["complete"] is False
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[0] == step + 1
+
+
+def test_latest_skips_what_is_broken_and_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    train(2, tmp_path / "run", *SMALL, "num_epochs=1", "save_every=2", "keep_checkpoints=2").expect(0)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000004", "step-000006"]
+    (checkpoints / "step-000006" / "manifest.json").write_bytes(b"")  # as a loss of power leaves it
+    ended = train(1, tmp_path / "run", *SMALL, "resume=latest").expect(0)
+    assert f"skipped a checkpoint: {checkpoints / 'step-000006' / 'manifest.json'}" in ended.stdout
+    assert f"going on from {checkpoints / 'step-000004'}" in ended.stdout
+    assert read_summary(tmp_path / "run")["num_steps"] == 5 + 13  # of 36, then 100 images, 8 a step
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import os
+import resource
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from dtrain.files import whole_file, write_whole
+from dtrain.files import make_folder, move_into, whole_file, write_whole
+from dtrain.observe.jsonl import JsonLines
 
 
 def names(folder: Path) -> list[str]:
@@ -70,6 +75,51 @@ def test_file_then_name_then_folder_reach_the_disk(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "fsync", watched)
     write_whole(path, b"12345")
     assert seen == [("file", 5, False), ("folder", 0, True)]
+
+
+def test_each_new_folder_s_name_reaches_the_disk_from_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    make_folder(tmp_path / "run" / "checkpoints" / "step-1")
+    assert synced == [tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints"]
+    make_folder(tmp_path / "run")
+    assert len(synced) == 3
+
+
+def test_what_is_moved_is_there_whole_and_the_rest_stays(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    move_into(tmp_path / "earlier" / "1", [tmp_path / "a"])
+    assert names(tmp_path) == ["b", "earlier"]
+    assert (tmp_path / "earlier" / "1" / "a" / "file").read_text() == "a"
+
+
+def test_an_error_while_it_is_written_has_the_path_too(tmp_path: Path) -> None:
+    with limited_files(1000), pytest.raises(OSError, match=r"File too large: '.*/model'$"):
+        write_whole(tmp_path / "model", b"0" * 100_000)
+    assert names(tmp_path) == []
+
+
+def test_a_line_that_does_not_go_in_leaves_those_before_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path)
+    with limited_files(100), pytest.raises(OSError, match=r"File too large: '.*/metrics.jsonl'$"):
+        for step in range(100):
+            lines.write({"step": step})
+    lines.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(8))
+
+
+@contextmanager
+def limited_files(num_bytes: int) -> Iterator[None]:
+    """As on a disk that is full: no file of this process grows beyond it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_link_in_the_place_of_the_partial_file_is_never_followed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ def save(communicator: ThreadCommunicator, folder: Path) -> None:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints")
     run_ranks(WORLD_SIZE, lambda communicator: save(communicator, folder))
-    return folder / "step-000003"
+    return folder / "checkpoints" / "step-000003"
 
 
 @pytest.fixture
@@ -95,6 +96,40 @@ def test_a_whole_checkpoint_says_what_it_holds(saved: Path) -> None:
     assert checkpoint.description()["model"] == {"name": "tiny"}
     assert checkpoint.tensors(CONSTRAINTS)["0.weight"].all()
     take_up(saved)
+
+
+def test_when_the_manifest_takes_its_name_all_else_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power there is a whole checkpoint or none: nothing of one is only in memory."""
+    run_dir, synced = tmp_path / "run", list[Path]()
+    run_dir.mkdir()
+    fsync, replace = os.fsync, Path.replace
+
+    def watched(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        assert path in synced, "a file takes its name before its content is on the disk"
+        synced.append(target)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(Path, "replace", renamed)
+    run_ranks(WORLD_SIZE, lambda communicator: save(communicator, run_dir))
+    folder = run_dir / "checkpoints" / "step-000003"
+    last = synced.index(folder / MANIFEST)
+    before = synced[:last]
+    assert {folder / name for name in open_checkpoint(folder).manifest.files} <= set(before)
+    assert before.index(run_dir) < before.index(run_dir / "checkpoints")  # the names of new folders, from above
+    assert synced[last + 1] == folder
+
+
+def test_a_run_directory_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"the run directory is gone: '.*/run'"):
+        run_ranks(1, lambda communicator: save(communicator, tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def flip_a_bit(path: Path) -> None:
@@ -247,7 +282,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
     run_ranks(1, lambda communicator: save(communicator, tmp_path))
     expected = torch.rand(5)
     torch.manual_seed(99)
-    take_up(tmp_path / "step-000003", world_size=1)
+    take_up(tmp_path / "checkpoints" / "step-000003", world_size=1)
     assert torch.equal(torch.rand(5), expected)
 
 

@@ -102,6 +102,11 @@ def test_a_target_is_refused_wherever_it_is() -> None:
         ("seed=-1", "seed=-1 must be at least 0"),
         ("log_every=0", "log_every=0 must be at least 1"),
         ("save_every=-1", "save_every=-1 must be 0"),
+        ("save_every=often", "save_every=often must be a number of steps, or a time such as 90s, 10min or 2h"),
+        ("save_every=0min", "save_every=0min must be a number of steps, or a time"),
+        ("save_every=2.5", "save_every=2.5 must be a whole number"),
+        ("keep_checkpoints=0", "keep_checkpoints=0 must be at least 1"),
+        ("resume=latest", "resume=latest goes on in the run's own directory: add run_dir=FOLDER"),
         ("bucket_bytes=0", "bucket_bytes=0 must be at least 1"),
         ("overlap=maybe", "overlap='maybe' must be true or false"),
         ("run_dir=5", "run_dir=5 must be text"),
@@ -212,6 +217,13 @@ def test_a_value_in_place_of_a_group_is_refused() -> None:
 def test_a_group_without_a_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model\.name=None must be text"):
         from_data({**composed(), "model": {"num_classes": 10}})
+
+
+def test_checkpoints_go_by_steps_or_by_time() -> None:
+    wanted = {"100": (100, None), "90s": (0, 90.0), "10min": (0, 600.0), "1.5h": (0, 5400.0)}
+    for text, expected in wanted.items():
+        config = configured(f"save_every={text}")
+        assert (config.save_steps, config.save_seconds) == expected
 
 
 def test_whole_numbers_are_numbers() -> None:

@@ -139,6 +139,7 @@ def sit(
 
 
 def run(world_size: int, name: str, folder: Path, optimizer: str = "sgd", **options: Any) -> list[Sitting]:
+    folder.mkdir(exist_ok=True)
     options = {"stop": None, "go_on": None, **options}
     return run_ranks(world_size, lambda c: sit(c, name, folder, optimizer=optimizer, **options))
 
@@ -160,7 +161,7 @@ def held_back(sittings: list[Sitting]) -> dict[str, Tensor]:
 def test_in_the_middle_of_an_epoch_nothing_is_lost(tmp_path: Path, name: str, before: int, after: int) -> None:
     stopped = 100 // (BATCH_SIZE * before) + 3  # in the second epoch, and in no step of either at its end
     first = run(before, name, tmp_path, stop=stopped)
-    (checkpoint,) = tmp_path.iterdir()
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     second = run(after, name, tmp_path / "more", go_on=checkpoint)
 
     seen = [sample for sitting in (*first, *second) for sample in sitting.seen]
@@ -180,7 +181,7 @@ def test_in_the_middle_of_an_epoch_nothing_is_lost(tmp_path: Path, name: str, be
 def test_the_schedule_goes_by_samples(tmp_path: Path, before: int, after: int) -> None:
     """The rate of a step is that of the samples before it, whoever trained on them."""
     stopped = 100 // (BATCH_SIZE * before) + 3
-    (first, *_), checkpoint = run(before, "none", tmp_path, stop=stopped), next(tmp_path.iterdir())
+    (first, *_), checkpoint = run(before, "none", tmp_path, stop=stopped), next((tmp_path / "checkpoints").iterdir())
     second, *_ = run(after, "none", tmp_path / "more", go_on=checkpoint)
     planned = -(-NUM_SAMPLES // (BATCH_SIZE * before))
     assert first.rates == [0.01 * (1 - step / (2 * planned)) for step in range(stopped)]
@@ -195,7 +196,7 @@ def test_the_schedule_goes_by_samples(tmp_path: Path, before: int, after: int) -
 def test_with_as_many_workers_it_goes_on_bit_for_bit(tmp_path: Path, name: str, optimizer: str) -> None:
     whole = run(2, name, tmp_path / "whole", optimizer)
     run(2, name, tmp_path / "part", optimizer, stop=15)
-    rest = run(2, name, tmp_path / "rest", optimizer, go_on=tmp_path / "part" / "step-000015")
+    rest = run(2, name, tmp_path / "rest", optimizer, go_on=tmp_path / "part" / "checkpoints" / "step-000015")
     for one, two in zip(whole, rest, strict=True):
         assert torch.equal(one.weights, two.weights)
         assert one.progress == two.progress
