@@ -43,7 +43,6 @@ class AgentLog:
         """The file with what was held back; None where nothing was."""
         if not self._held:
             return None
-        descriptor, name = tempfile.mkstemp(prefix="dtrain-cluster-", suffix=".log")
-        os.close(descriptor)
-        write_whole(Path(name), "".join(self._held))
-        return Path(name)
+        path = Path(tempfile.gettempdir()) / f"dtrain-cluster-{os.getpid()}.log"
+        write_whole(path, "".join(self._held))
+        return path
