@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from dtrain import __version__
-from dtrain.arguments import MISTAKE, Parser, ending, say_doing, say_error
+from dtrain.arguments import INTERRUPTED, MISTAKE, Parser, ending, say_doing, say_error
 from dtrain.cli import checkpoint, cluster, completion, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
 from dtrain.cli.output import add_verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb."""
+    """Run one verb: of this process's own arguments, after which Ctrl-C ends it, or of these."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     with ending():
         if arguments[:1] == ["train"]:
@@ -30,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = parsed.run(parsed)
         except BrokenPipeError:
             raise
+        except KeyboardInterrupt:
+            if argv is None:  # then it is all that this process does
+                raise
+            return INTERRUPTED
         except (ValueError, OSError) as error:
             say_error(error)
             return MISTAKE
