@@ -13,18 +13,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from dtrain.arguments import check_name
+from dtrain.arguments import MISTAKE, Parser, check_name, say_error
 from dtrain.meter import script
 from dtrain.meter.live import parse_interval
 from dtrain.meter.nic import read_counters
 from dtrain.meter.program_meter import Asked, ProgramMeter
 from dtrain.meter.trace import MAX_STEPS
 
-MISTAKE = 2
-
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dtrain.meter",
         usage="%(prog)s [--json PATH] [--nic INTERFACE] [--every TIME] [--steps N [--trace PATH]]\n"
         "                              (SCRIPT | -m MODULE) [ARGUMENT ...]",
@@ -69,8 +67,8 @@ def _advise(trace: Path) -> str:
 
 def main() -> int:
     """Run the program. Returns 2 for a mistake; otherwise the program ends the process as it would alone."""
-    arguments = _parse(sys.argv[1:])
     try:
+        arguments = _parse(sys.argv[1:])
         if not dist.is_available():
             raise ValueError("this torch was built without torch.distributed: there is nothing to meter")
         asked = _asked(arguments)
@@ -78,7 +76,7 @@ def main() -> int:
         program = find(arguments.command[0], arguments.command[1:])
         meter = ProgramMeter(asked, _advise)
     except (ValueError, OSError) as error:
-        print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        say_error(error)
         return MISTAKE
     atexit.register(meter.finish)  # first, and so called last
     try:
