@@ -16,6 +16,8 @@ INTERRUPTED = 130
 
 def main() -> int:
     screen = sys.stderr
+    if screen.isatty():
+        _say(screen, "starting torchrun ...")  # which takes seconds to import torch, before ranks do
     with tempfile.NamedTemporaryFile("w", prefix="dtrain-torchrun-", suffix=".log", delete=False, buffering=1) as log:
         sys.stderr = log  # before torch is there, which keeps it for its log; workers have the descriptor, as ever
         try:

@@ -59,6 +59,7 @@ def _job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
+    say_doing("starting")
     from dtrain.plan.planner import plan
     from dtrain.plan.tables import plan_table
     from dtrain.plan.whole_run import whole_run
@@ -89,6 +90,7 @@ def _write_page(told: dict[str, Any], calibration: Calibration, planned: Plan, p
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
+    say_doing("starting")
     from dtrain.plan.scaling import Uncertain, scale
     from dtrain.plan.tables import scaling_table
 
@@ -156,7 +158,6 @@ def _measured(parsed: argparse.Namespace, sizes: list[int]) -> tuple[Subject, Jo
     if parsed.cores is not None and not 0 < parsed.cores < inf:
         raise ValueError(f"--cores {parsed.cores:g} must be more than 0")
     link = replace(read_link(parsed.link, parsed.latency), ranks=parsed.ranks_per_node)
-    say_doing("preparing what is to be measured")
     subject = _subject(parsed)
     cores = parsed.cores or os.cpu_count() or 1
     job = Job(max(sizes), Host(cores, parsed.ranks_per_node), link, parsed.backend, subject.tried_as)
