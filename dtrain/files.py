@@ -24,7 +24,7 @@ from stat import S_ISCHR, S_ISFIFO, S_ISSOCK
 _DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | memoryview | str) -> None:
     """Make `path` a file with this content, a text in UTF-8; an error leaves what was there.
 
     Raises OSError, with the path in it.

@@ -1,5 +1,5 @@
 """`dtrain <verb>`. Exit codes: 0 done, 1 something failed on the way, 2 a mistake in the request, 130 interrupted;
-of `dtrain train` also 75: saved for SIGTERM.
+of `dtrain train` and `resume` also 75: saved for SIGTERM.
 
 A file for each group of verbs has their options and, beside them, what they do. What a verb needs is imported when it
 runs: a device that receives models has no torch, and --help should not wait for it.
@@ -12,7 +12,21 @@ from collections.abc import Sequence
 
 from dtrain import __version__
 from dtrain.arguments import INTERRUPTED, MISTAKE, Parser, ending, say_doing, say_error
-from dtrain.cli import checkpoint, cluster, completion, dashboard, doctor, explain, pack, plan, runs, ship, top, trace
+from dtrain.cli import (
+    checkpoint,
+    cluster,
+    completion,
+    dashboard,
+    doctor,
+    elastic,
+    explain,
+    pack,
+    plan,
+    runs,
+    ship,
+    top,
+    trace,
+)
 from dtrain.cli.output import add_verbs
 
 
@@ -25,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself
 
             return train(arguments[1:])
+        if arguments[:1] == ["resume"]:
+            say_doing("starting")
+            from dtrain.train.entry import resume
+
+            return resume(arguments[1:])
         try:
             parsed = command_line().parse_args(arguments)
             code: int = parsed.run(parsed)
@@ -46,6 +65,8 @@ def command_line() -> Parser:
     parser.add_argument("--version", action="version", version=f"dtrain {__version__}")
     verbs = add_verbs(parser)
     verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
-    for group in (runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, completion):
+    verbs.add_parser("resume", help="go on with a run in its own directory (see `dtrain resume --help`)")
+    groups = (runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, elastic, completion)
+    for group in groups:
         group.add_to(verbs)
     return parser

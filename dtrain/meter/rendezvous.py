@@ -27,6 +27,7 @@ RETRY_SECONDS = 0.2
 
 _VALIDATE, _MAGIC, _PING = 0, 0x3C85F7CE, 13
 """The first words of torch's client, since 2.4, which a store answers with the number that follows them."""
+_AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 _THIS_PROCESS = secrets.token_hex(4)
 _served: set[int] = set()
 """The ports of stores that this process keeps, which torch shares among all who ask for them."""
@@ -61,7 +62,7 @@ def read_place(environ: Mapping[str, str]) -> Place:
     if not port.strip().isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"MASTER_PORT={port} is no port: set it to a free one of rank 0's host, from 1 to 65535")
     rank, world_size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
-    serves = rank == 0 and environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    serves = rank == 0 and environ.get(_AGENT) != "True"
     return Place(host, int(port), rank, world_size, serves)
 
 
@@ -75,7 +76,7 @@ def join_store(environ: Mapping[str, str], timeout_seconds: float, start: str | 
     address is the name of no host; ValueError for another variable that makes no sense.
     """
     place = read_place(environ)
-    joining = _Joining(place, timeout_seconds)
+    joining = _Joining(place, timeout_seconds, has_agent=environ.get(_AGENT) == "True")
     joining.start()
     joining.join(timeout_seconds + 0.5)  # who resolves names, or a store that stops answering, knows no time-out
     if joining.store is not None:
@@ -93,9 +94,9 @@ def _error(place: Place, fault: str, waited_seconds: float | None = None) -> Ren
 class _Joining(threading.Thread):
     """`fault` is what has been in the way so far."""
 
-    def __init__(self, place: Place, timeout_seconds: float) -> None:
+    def __init__(self, place: Place, timeout_seconds: float, *, has_agent: bool) -> None:
         super().__init__(name="dtrain-rendezvous", daemon=True)
-        self._place, self._timeout_seconds = place, timeout_seconds
+        self._place, self._timeout_seconds, self._has_agent = place, timeout_seconds, has_agent
         self._deadline = time.monotonic() + timeout_seconds
         self.fault = "its name is not resolved: look at this host's DNS, or set MASTER_ADDR to an address"
         self.given_up = False
@@ -118,7 +119,7 @@ class _Joining(threading.Thread):
         if self.given_up:
             raise _error(place, self.fault)
         store = kept or TCPStore(place.host, place.port, place.world_size, False, timeout, wait_for_workers=False)
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if not self._has_agent:
             _claim(store, place)
         return store
 

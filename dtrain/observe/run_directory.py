@@ -25,6 +25,7 @@ from dtrain.observe.process import this_process
 
 CHECKPOINTS, EARLIER, RESUMED = "checkpoints", "earlier", "resumed.json"
 """What a next sitting leaves where it is."""
+CONFIG = "config.yaml"
 _ENVIRONMENT = "environment.json"
 _VARIABLES = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _NO_ID = "none"
@@ -115,11 +116,12 @@ def versions() -> dict[str, str]:
 
 def _keep_sitting(path: Path) -> None:
     number = 1 + max((int(kept.name) for kept in (path / EARLIER).glob("*") if kept.name.isdecimal()), default=0)
-    folder, environment = path / EARLIER / str(number), path / _ENVIRONMENT
-    stays = (CHECKPOINTS, EARLIER, RESUMED, _ENVIRONMENT)
+    folder, copied = path / EARLIER / str(number), (_ENVIRONMENT, CONFIG)
+    stays = (CHECKPOINTS, EARLIER, RESUMED, *copied)
     move_into(folder, [left for left in sorted(path.iterdir()) if left.name not in stays])
-    if environment.is_file():  # not moved: without it a job that is killed now would not know its folder
-        write_whole(folder / _ENVIRONMENT, environment.read_bytes())
+    for name in copied:  # not moved: a job that is killed now could not go on without them
+        if (path / name).is_file():
+            write_whole(folder / name, (path / name).read_bytes())
 
 
 def _job() -> dict[str, Any] | None:

@@ -153,6 +153,15 @@ class EveryStep:
         """Replicas are equal after every step."""
         return NOTHING_SPENT
 
+    @property
+    def num_own_steps(self) -> int:
+        """See `Reversible`."""
+        return 0
+
+    def roll_back(self) -> None:
+        """See `Reversible`. Parameters change in the optimizer's step alone, after the exchange."""
+        self._states.undo()
+
     def discard(self) -> None:
         """See `Synchronizer`."""
         self._engine.take_codec_seconds()

@@ -195,6 +195,20 @@ class Local:
         self._position = 0
         return self._spent_since(start, bad)
 
+    @property
+    def num_own_steps(self) -> int:
+        """See `Reversible`."""
+        return max(self._changed)
+
+    def roll_back(self) -> None:
+        """See `Reversible`: what was learned in the round, or of a fragment since its last exchange, is lost."""
+        self._states.undo()
+        self._flight, self._pending, self._bad = None, False, set()
+        self._steps -= self._position
+        self._position, self._changed = 0, [0] * len(self._changed)
+        for slot in self._slots(range(len(self._fragments))):
+            slot.put_back()
+
     def discard(self) -> None:
         """This rank's step is left out, whatever others do; the local round goes on, and with it the exchange."""
         if self._pending:

@@ -102,8 +102,12 @@ class States:
 
     def discard(self) -> None:
         """The step does not count: forget what was staged."""
-        self._staged, self._means, self._bad = {}, [], None
+        self.undo()
         self.step += 1
+
+    def undo(self) -> None:
+        """The exchange did not come to its end, and the step will be made again: forget what was staged."""
+        self._staged, self._means, self._bad = {}, [], None
 
     def rescale(self, factor: float) -> None:
         """What is exchanged has another unit from now on, so many times the old one: between steps.

@@ -78,3 +78,20 @@ class Synchronizer(Protocol):
     def close(self) -> None:
         """Let go of the model and end the threads."""
         ...
+
+
+class Reversible(Synchronizer, Protocol):
+    """One whose replicas can go back to what they last had in common, when a worker is lost."""
+
+    @property
+    def num_own_steps(self) -> int:
+        """How many steps were made since replicas were last equal; 0 between steps where all are exchanged."""
+        ...
+
+    def roll_back(self) -> None:
+        """After a collective that failed: parameters and states become what they were when replicas were last equal.
+
+        What is to come of the exchange is not waited for; the optimizer's state stays. Then only `state_dict` and
+        `close` are called.
+        """
+        ...

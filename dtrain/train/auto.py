@@ -14,11 +14,11 @@ from torch import nn
 from dtrain import compressors
 from dtrain.plan.candidates import NONE, Candidate, parse
 from dtrain.plan.choose import Watch
-from dtrain.sync.synchronizer import Spent, Synchronizer
+from dtrain.sync.synchronizer import Reversible, Spent
 from dtrain.train.synchronizers import EveryStepSync, Exchanging, LocalSync
 
 
-def build(candidate: Candidate, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+def build(candidate: Candidate, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Reversible:
     """The synchroniser of a choice."""
     made = replace(
         parts,
@@ -31,7 +31,7 @@ def build(candidate: Candidate, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 class Auto:
-    """A `Synchronizer` that is one of others, and changes which when the link does.
+    """A `Reversible` that is one of others, and changes which when the link does.
 
     At a change a local round is brought to its end; what the old compressor had kept back is let go of.
 
@@ -41,16 +41,14 @@ class Auto:
         watch: of what steps wait.
     """
 
-    def __init__(
-        self, build: Callable[[Candidate], Synchronizer], choose: Callable[[], Candidate], watch: Watch
-    ) -> None:
+    def __init__(self, build: Callable[[Candidate], Reversible], choose: Callable[[], Candidate], watch: Watch) -> None:
         self._build, self._choose, self._watch = build, choose, watch
         self.candidate = NONE
-        self._inner: Synchronizer | None = None
+        self._inner: Reversible | None = None
         self._waited, self._ended = 0.0, time.perf_counter()
 
     @property
-    def inner(self) -> Synchronizer:
+    def inner(self) -> Reversible:
         """That of the choice, which is made with the first step."""
         if self._inner is None:
             self._take(self._choose())
@@ -84,6 +82,16 @@ class Auto:
     def align(self) -> Spent:
         """See `Synchronizer`."""
         return self.inner.align()
+
+    @property
+    def num_own_steps(self) -> int:
+        """See `Reversible`."""
+        return 0 if self._inner is None else self._inner.num_own_steps
+
+    def roll_back(self) -> None:
+        """See `Reversible`."""
+        if self._inner is not None:
+            self._inner.roll_back()
 
     def discard(self) -> None:
         """See `Synchronizer`."""

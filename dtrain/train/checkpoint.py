@@ -2,19 +2,21 @@
 
 A checkpoint is a folder that is whole once it has its manifest, which says what every other file must be:
 
-    model.safetensors        the model, as at the end of a run
-    optimizer.safetensors    the optimizer's tensors by parameter name
-    constraints.safetensors  what pruning and weight sharing fixed in the model (`constraints.py`), if anything
-    teacher.safetensors      the model as it was before, where it is the teacher
-    rank<k>.safetensors      what rank k alone has: its compressor's state and its random generator's; written by rank k
-    manifest.json            progress, settings, size and SHA-256 of every file; written last
+    model.safetensors         the model, as at the end of a run; written by rank 0
+    optimizer<k>.safetensors  rank k's share of the optimizer's tensors, by parameter name; written by rank k
+    constraints.safetensors   what pruning and weight sharing fixed in the model (`constraints.py`), if anything
+    teacher.safetensors       the model as it was before, where it is the teacher
+    rank<k>.safetensors       what rank k alone has: its compressor's state and random generator's; written by rank k
+    manifest.json             progress, settings, size and SHA-256 of every file; written last
+
+Of version 2, which is still read, all of the optimizer was in one file, optimizer.safetensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +27,8 @@ from dtrain.files import write_whole
 from dtrain.train.model_files import parse_tensors
 from dtrain.train.progress import Progress
 
-MANIFEST, FORMAT = "manifest.json", "dtrain-checkpoint-2"
-MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+MANIFEST, FORMAT, _FORMAT_2 = "manifest.json", "dtrain-checkpoint-3", "dtrain-checkpoint-2"
+MODEL, _OPTIMIZER_2 = "model.safetensors", "optimizer.safetensors"
 CONSTRAINTS, TEACHER = "constraints.safetensors", "teacher.safetensors"
 RANDOM = "random/cpu"
 """The name of the random generator's state in a rank's file."""
@@ -76,6 +78,11 @@ class Checkpoint:
     def description(self) -> dict[str, Any]:
         """Of the model."""
         return _metadata(self._content(MODEL), self.folder / MODEL)
+
+    def optimizer(self) -> dict[str, tuple[Tensor, Path]]:
+        """The optimizer's tensors, with the file that each is from."""
+        files = [_OPTIMIZER_2] if self.has(_OPTIMIZER_2) else _of_ranks(optimizer_file, self.manifest.world_size)
+        return {name: (tensor, self.folder / file) for file in files for name, tensor in self.tensors(file).items()}
 
     def rank(self, rank: int) -> tuple[dict[str, Any], Tensor]:
         """What one rank had: its synchroniser's state dict, and its random generator's state."""
@@ -133,7 +140,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _parse(content: Any) -> Manifest:
     if content["format"] == "dtrain-checkpoint-1":
         raise ValueError("it was saved without checksums; start a run from its weights with init_weights")
-    if content["format"] != FORMAT:
+    if content["format"] not in (FORMAT, _FORMAT_2):
         raise ValueError(f"format {content['format']}")
     counts = {name: content[name] for name in ("step", "epoch", "position", "samples_seen")}
     sizes = {name: content[name] for name in ("step_samples", "world_size")}
@@ -141,7 +148,8 @@ def _parse(content: Any) -> Manifest:
         if type(value) is not int or value < (1 if name in sizes else 0):
             raise ValueError(f"{name} is {value!r}")
     files = {name: Digest(int(file["bytes"]), str(file["sha256"])) for name, file in content["files"].items()}
-    expected = {MODEL, OPTIMIZER, *(rank_file(rank) for rank in range(sizes["world_size"]))}
+    optimizer = [_OPTIMIZER_2] if content["format"] == _FORMAT_2 else _of_ranks(optimizer_file, sizes["world_size"])
+    expected = {MODEL, *optimizer, *_of_ranks(rank_file, sizes["world_size"])}
     if not expected <= files.keys():
         raise ValueError(f"{min(expected - files.keys())} is not listed")
     return Manifest(**counts, **sizes, settings=dict(content["settings"]), files=files)
@@ -152,6 +160,15 @@ def rank_file(rank: int) -> str:
     return f"rank{rank}.safetensors"
 
 
+def optimizer_file(rank: int) -> str:
+    """The name of rank `rank`'s share of the optimizer."""
+    return f"optimizer{rank}.safetensors"
+
+
+def _of_ranks(file: Callable[[int], str], world_size: int) -> list[str]:
+    return [file(rank) for rank in range(world_size)]
+
+
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Declare the checkpoint whole."""
     files = {name: {"bytes": file.num_bytes, "sha256": file.sha256} for name, file in manifest.files.items()}
@@ -159,7 +176,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def digest(content: bytes) -> Digest:
+def digest(content: bytes | memoryview) -> Digest:
     """Of a file's content."""
     return Digest(len(content), hashlib.sha256(content).hexdigest())
 

@@ -60,18 +60,21 @@ def verify(found: Found) -> str | None:
 def newest(run_dir: Path, passed_over: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, with why each newer one was skipped.
 
-    `passed_over`: identities of those not to take. None where the run has not finished any yet. Raises ValueError, with
-    all reasons, where there are some and none will do: to begin again is not for us to choose.
+    `passed_over`: identities of those not to take while there is another. None where the run has not finished any yet.
+    Raises ValueError, with all reasons, where there are some and none will do: to begin again is not for us to choose.
     """
     skipped: list[str] = []
-    all_found = find(run_dir)
+    all_found, again = find(run_dir), list[Checkpoint]()
     for found in reversed(all_found):
         fault = verify(found)
         if fault is None and found.checkpoint is not None:
             if found.checkpoint.identity() not in passed_over:
                 return found.checkpoint, skipped
+            again.append(found.checkpoint)
             fault = f"{found.folder}: taken up again and again, and no step was made from it"
         skipped.append(str(fault))
+    if again:
+        return again[0], [*skipped, f"there is no other, so {again[0].folder} has its turn once more"]
     if all(found.is_unfinished for found in all_found):
         return None, skipped
     raise ValueError(
@@ -108,7 +111,10 @@ def prune(run_dir: Path, keep: int) -> list[Path]:
 def _look(folder: Path, step: int) -> Found:
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     try:
-        return Found(folder, step, size, open_checkpoint(folder), None)
+        checkpoint = open_checkpoint(folder)
+        if checkpoint.manifest.step != step:
+            raise ValueError(f"{folder} holds the checkpoint of step {checkpoint.manifest.step}: copy it again")
+        return Found(folder, step, size, checkpoint, None)
     except (ValueError, OSError) as error:
         return Found(folder, step, size, None, str(error))
 

@@ -18,8 +18,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dtrain.arguments import Parser, check_name, nearest, nearest_name
+from dtrain.observe.run_directory import CONFIG
+from dtrain.train.checkpoint_folder import find
+from dtrain.train.config import LATEST
 
 HELP = """\
 Every setting with its value: dtrain train --cfg job. conf/ says what each means.
@@ -39,14 +43,8 @@ class Request:
 
 
 class _Parser(Parser):
-    def __init__(self, arguments: Sequence[str]) -> None:
-        super().__init__(
-            prog="dtrain train",
-            description="Train a model; settings as KEY=VALUE (https://hydra.cc).",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            add_help=False,
-            allow_abbrev=False,
-        )
+    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+        super().__init__(add_help=False, allow_abbrev=False, **options)
         self._arguments = list(arguments)
 
     def refuse_option(self, argument: str) -> NoReturn:
@@ -63,7 +61,12 @@ class _Parser(Parser):
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Compose the configuration that the arguments describe. Raises ValueError, naming the cure, for a mistake."""
-    parser = _Parser(arguments)
+    parser = _Parser(
+        arguments,
+        prog="dtrain train",
+        description="Train a model; settings as KEY=VALUE (https://hydra.cc).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="a setting; +KEY=VALUE adds one, ~KEY drops it"
     )
@@ -96,6 +99,63 @@ def setting_names() -> list[str]:
 
 def _hydra() -> AbstractContextManager[None]:
     return initialize_config_module(version_base="1.3", config_module="dtrain.conf")
+
+
+def read_resumed(arguments: Sequence[str]) -> Request:
+    """The configuration of a run that is to go on in its own directory, with what the arguments change.
+
+    Raises ValueError, naming the cure, for a mistake.
+    """
+    parser = _Parser(
+        arguments,
+        prog="dtrain resume",
+        description="Go on with a run in its own directory, from the newest checkpoint that verifies.",
+        epilog="On several ranks: torchrun --nproc-per-node=N -m dtrain.cli resume RUN",
+    )
+    parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="a setting that is to be another")
+    parser.add_argument("-h", "--help", action="store_true", help="print this")
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.help:
+        return Request(None, parser.format_help())
+    if parsed.run_dir is None:
+        raise ValueError("resume needs a run's directory: see `dtrain resume --help`")
+    return Request(_change(_load(parsed.run_dir), parsed.settings))
+
+
+def _load(run_dir: Path) -> DictConfig:
+    """What a run was started with, so that it goes on in its directory."""
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{run_dir} holds no run ({CONFIG} is missing): give a run's directory")
+    try:
+        saved = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path}: not a run's configuration ({_first_line(error)}): mend it") from None
+    if not isinstance(saved, DictConfig):
+        raise ValueError(f"{path}: not a run's configuration: mend it")
+    begun = saved.get("resume")
+    if begun not in (None, LATEST) and not any(found.checkpoint for found in find(run_dir)):
+        raise ValueError(f"{run_dir} has no checkpoint of its own yet: start it again from {begun}, as it was begun")
+    saved.update({"run_dir": str(run_dir), "overwrite": False, "resume": LATEST, "resume_changes": []})
+    return saved
+
+
+def _change(saved: DictConfig, settings: Sequence[str]) -> DictConfig:
+    known = list(_names(saved, ""))
+    with _hydra():
+        groups = _Groups(GlobalHydra.instance().config_loader(), None)
+        for setting in settings:
+            override = _parse(setting)
+            key = override.key_or_group
+            if override.is_add() or override.is_delete() or key not in known or key == "experiment":
+                like = nearest(key, known)
+                raise ValueError(f"{setting} changes no setting of this run{like}; all are in its {CONFIG}")
+            value = override.value()
+            if key in groups.options:
+                value = _compose("train", [setting], groups)[key]
+            OmegaConf.update(saved, key, value, merge=False)
+    return saved
 
 
 class _Groups:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -14,15 +15,17 @@ from omegaconf import DictConfig
 
 from dtrain.arguments import FAILED, INTERRUPTED, MISTAKE, say_error
 from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together
+from dtrain.comm.membership import MEMBER, NOTHING, Member
 from dtrain.meter.rendezvous import AddressError
 from dtrain.sync.synchronizer import NonFiniteGradientError
 from dtrain.train.agreement import DivergedError
+from dtrain.train.between import Between
 from dtrain.train.boundary import StopRequest
 from dtrain.train.checkpoint_folder import folder_of
-from dtrain.train.compose import plain, read_request
+from dtrain.train.compose import Request, plain, read_request, read_resumed
 from dtrain.train.config import TrainConfig, from_data
 from dtrain.train.job import Job, open_job
-from dtrain.train.loop import Skipped
+from dtrain.train.loop import RegroupError, Skipped
 from dtrain.train.parent import end_with_agent
 from dtrain.train.phases import Phases
 
@@ -39,20 +42,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Exit codes: 0 done, 1 failed on the way, 2 a mistake in the request, 75 saved for SIGTERM, 130 interrupted.
     """
+    return _run(lambda: read_request(sys.argv[1:] if arguments is None else arguments))
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """`dtrain resume RUN [KEY=VALUE ...]`: train on in a run's own directory, with the settings that it has.
+
+    Exit codes as of `main`.
+    """
+    return _run(lambda: read_resumed(arguments))
+
+
+def _run(read: Callable[[], Request]) -> int:
     launch = Launch("none", 0, 0, 1, 1)
     try:
         end_with_agent(os.environ)
         launch = detect_launch(os.environ)
-        request = read_request(sys.argv[1:] if arguments is None else arguments)
+        request = read()
         if request.composed is None:
             if launch.rank == 0:
                 print(request.text, end="", flush=True)
             return 0
-        return train(from_data(plain(request.composed)), launch, request.composed)
+        config = from_data(plain(request.composed))
+        if MEMBER in os.environ:
+            return train_with_others(config, request.composed)
+        return train(config, launch, request.composed)
     except BrokenPipeError:
         raise
     except (*USER_ERRORS, *RUN_ERRORS, OSError) as error:
-        return _fail(error, launch)
+        return _fail(error, detect_launch(os.environ) if MEMBER in os.environ else launch)
 
 
 def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
@@ -60,12 +78,41 @@ def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
 
     Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
     """
-    with open_job(config, launch, composed) as job:
+    stop = StopRequest()
+    with open_job(config, launch, composed, stop) as job:
         phases = Phases(job)
-        with _stopping(job.boundary.stop, launch):
+        with _stopping(stop, launch):
             complete = phases.run()
             job.finish(complete=complete)
-    if launch.rank == 0:
+    return _end(job, complete)
+
+
+def train_with_others(config: TrainConfig, composed: DictConfig) -> int:
+    """Run one worker's part of a run whose workers come and go (`dtrain elastic`). Returns the exit code.
+
+    Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
+    """
+    if config.sync.name == "streaming":
+        raise ValueError("sync=streaming cannot go on without a worker that is lost: use sync=local")
+    if config.backend.name != "gloo":
+        raise ValueError(f"workers come and go over backend=gloo alone: leave backend={config.backend.name} out")
+    member, stop = Member(os.environ), StopRequest()
+    between = Between(member, member.join(NOTHING))
+    with _stopping(stop, between.group.launch):
+        while True:
+            try:
+                with open_job(config, between.group.launch, composed, stop, between) as job:
+                    complete = Phases(job).run()
+                    job.finish(complete=complete)
+                return _end(job, complete)
+            except (CollectiveError, RegroupError):
+                pass  # the supervisor says who was lost
+            gc.collect()  # what the error held of the old group: it must be gone
+            between.join_next()
+
+
+def _end(job: Job, complete: bool) -> int:
+    if job.launch.rank == 0:
         for line in _closing_lines(job, complete):
             print(line, flush=True)
     if complete:

@@ -21,15 +21,17 @@ from dtrain.observe.summary import Summary
 from dtrain.pack import pack, read_safetensors, to_bytes
 from dtrain.sync.parameters import share_parameters
 from dtrain.train.agreement import check_settings
-from dtrain.train.boundary import Boundary
-from dtrain.train.checkpoint import open_checkpoint
+from dtrain.train.between import Between
+from dtrain.train.boundary import Boundary, StopRequest
+from dtrain.train.carry import carry, share
+from dtrain.train.checkpoint import Manifest, open_checkpoint
 from dtrain.train.config import TrainConfig
 from dtrain.train.constraints import Constraints
 from dtrain.train.loop import Batch, Learner, Loop, Observer, Plan, Skipped
 from dtrain.train.meeting import meet, share_path
 from dtrain.train.model_files import save_model
 from dtrain.train.observers import facts_of, nic_window, open_collector, open_endpoint, open_observers
-from dtrain.train.prepare import Prepared, from_checkpoint, prepare
+from dtrain.train.prepare import Prepared, from_checkpoint, keep_steps, prepare
 from dtrain.train.progress import Place, Progress
 from dtrain.train.restart import Start, choose_start, count_attempt
 from dtrain.train.saving import Saver
@@ -44,7 +46,8 @@ class Job:
     """One rank's part of a run, from its start to its end; phases of training take from it what they need.
 
     `communicator` is for everything but gradients, which have `for_gradients` to themselves. `summary` is rank 0's.
-    `progress`, `boundary` and `skipped` go on from phase to phase.
+    `progress`, `boundary` and `skipped` go on from phase to phase. `between`: what this group of workers has of the one
+    before it, and leaves to the next; None where workers do not come and go.
     """
 
     config: TrainConfig
@@ -61,6 +64,7 @@ class Job:
     progress: Progress
     saver: Saver
     boundary: Boundary
+    between: Between | None
     skipped: Skipped = field(default_factory=Skipped)
 
     def loop(self, learner: Learner, end: Place, constraints: Constraints, teacher: nn.Module | None) -> Loop:
@@ -87,7 +91,7 @@ class Job:
                 eval_every_epochs=config.eval_every_epochs,
                 save_every=config.save_steps,
                 on_nonfinite=config.on_nonfinite,
-                micro_batches=config.micro_batches,
+                micro_batches=config.micro_batches * self.prepared.loader.num_parts,
                 amp=config.amp,
                 clip_norm=config.optimizer.clip_norm,
             ),
@@ -98,6 +102,7 @@ class Job:
             loader=self.prepared.loader,
             eval_batches=self._eval_batches,
             save=save,
+            declare=self.saver.declare,
             observers=self.observers,
             device=self.device,
             progress=self.progress,
@@ -105,8 +110,27 @@ class Job:
             skipped=self.skipped,
         )
 
+    def leave(self, learner: Learner, in_common: Progress, constraints: Constraints, teacher: nn.Module | None) -> None:
+        """Leave to the next group what replicas had in common when they were last equal."""
+        assert self.between is not None
+        learner.synchronizer.roll_back()
+        course = self.prepared.course
+        manifest = Manifest(
+            **asdict(in_common),
+            samples_seen=course.samples(in_common),
+            step_samples=course.step_samples,
+            world_size=self.launch.world_size,
+            settings=self.saver.settings,
+            files={},
+        )
+        state, described = learner.synchronizer.state_dict(), self.prepared.description
+        self.between.carried = carry(
+            manifest, self.run_dir, described, learner.model, learner.optimizer, state, constraints, teacher
+        )
+
     def finish(self, *, complete: bool) -> None:
-        """Write what the run came to: the model, packed too after phases, and the summary."""
+        """Write what the run came to: its last checkpoint, the model, packed too after phases, and the summary."""
+        self.saver.finish()
         total = _total_wire_bytes(self.communicator, self.ledger, self.device)
         if self.summary is None:
             return
@@ -130,23 +154,29 @@ class Job:
 
 
 @contextmanager
-def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Iterator[Job]:
+def open_job(
+    config: TrainConfig, launch: Launch, composed: DictConfig, stop: StopRequest, between: Between | None = None
+) -> Iterator[Job]:
     """Meet the other workers and put everything together; at the end, let go of it in the reverse order.
 
     Raises ValueError, FileNotFoundError or ConnectionError, naming the cure, for what the user can mend.
     """
-    start = choose_start(config) if launch.rank == 0 else Start(Path())
+    start = Start(Path())
+    if launch.rank == 0:
+        start = choose_start(config) if between is None or between.run_dir is None else Start(between.run_dir, True)
     prepared = prepare(config, launch)
     nic = nic_window(config, launch)
     with ExitStack() as stack:
         endpoint = stack.enter_context(closing(open_endpoint(config.observe.prometheus, launch)))
         ledger = Ledger()
-        communicator = stack.enter_context(meet(config, launch, ledger))
+        communicator = stack.enter_context(meet(config, launch, ledger, between.group.name if between else None))
         device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
         facts = {**prepared.facts, "checkpoint": prepared.checkpoint.identity() if prepared.checkpoint else None}
         check_settings(shared_by_ranks(config, facts), communicator, ledger, device)
         run_dir = share_path(start.run_dir, communicator, ledger, device)
         prepared = _take_up(start, prepared, config, communicator, ledger, device)
+        if between is not None and (carried := share(between.carried, between.group, communicator, ledger)) is not None:
+            prepared = keep_steps(from_checkpoint(prepared, config, carried))
         checkpoint = prepared.checkpoint
         if launch.rank == 0:
             run_directory.make(run_dir, asdict(launch), goes_on=start.goes_on)
@@ -171,11 +201,12 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
         observers: tuple[Observer, ...] = ()
         progress = checkpoint.manifest.progress if checkpoint is not None else Progress()
         if launch.rank == 0:
-            write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+            write_whole(run_dir / run_directory.CONFIG, OmegaConf.to_yaml(composed, resolve=True))
             summary = Summary(run_dir / "summary.json", about, ledger, nic)
             observers = (*open_observers(config, prepared, progress, run_dir, summary, ledger, stack), collector)
         kept = kept_in_checkpoints(config, prepared.facts)
         saver = Saver(run_dir, communicator, ledger, device, kept, config.keep_checkpoints)
+        stack.callback(saver.close)
         yield Job(
             config,
             launch,
@@ -190,7 +221,8 @@ def open_job(config: TrainConfig, launch: Launch, composed: DictConfig) -> Itera
             summary,
             progress,
             saver,
-            Boundary(config.save_seconds),
+            Boundary(config.save_seconds, saver.is_written, stop, between.is_waited_for if between else _never),
+            between,
         )
 
 
@@ -208,7 +240,11 @@ def _take_up(
         return prepared
     checkpoint = open_checkpoint(folder)
     check_settings({"checkpoint": checkpoint.identity()}, communicator, ledger, device)
-    return from_checkpoint(prepared, config, checkpoint)
+    return keep_steps(from_checkpoint(prepared, config, checkpoint))
+
+
+def _never() -> bool:
+    return False
 
 
 def _total_wire_bytes(communicator: Communicator, ledger: Ledger, device: Any) -> float:

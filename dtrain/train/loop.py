@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -17,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from dtrain.comm import Communicator, all_gather
 from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.observe.figures import EvalFigures, TrainFigures
-from dtrain.sync.synchronizer import NonFiniteGradientError, Spent, Synchronizer
+from dtrain.sync.synchronizer import NonFiniteGradientError, Reversible, Spent
 from dtrain.train.agreement import check_replicas
 from dtrain.train.boundary import NOTHING, Agreed, Boundary
 from dtrain.train.interval import ASKED, Interval
@@ -64,7 +65,7 @@ class Learner:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    synchronizer: Synchronizer
+    synchronizer: Reversible
     learning_rate: Callable[[float], float]
     loss: Loss = against_labels
 
@@ -99,12 +100,18 @@ class Skipped:
         self.last.append(error)
 
 
+class RegroupError(Exception):
+    """Workers wait to come in: this group ends here, on every rank alike, between two steps and with equal replicas."""
+
+
 @dataclass
 class Loop:
     """Trains one phase, from where `progress` is to `end`. `communicator` is not used during backward.
 
-    `save` stores a checkpoint; every rank calls it after the same step. `boundary` is this rank's part in agreeing on
-    when to stop and to save.
+    `in_common` is how far replicas came when they were last equal.
+
+    `save` begins a checkpoint, `declare` says that it is whole, once all have written it (`saving.py`); every rank
+    calls them after the same steps. `boundary` is this rank's part in agreeing on when.
     """
 
     learner: Learner
@@ -116,14 +123,19 @@ class Loop:
     loader: Loader
     eval_batches: Callable[[], Iterable[Batch]]
     save: Callable[[], None]
+    declare: Callable[[], None]
     observers: tuple[Observer, ...]
     device: torch.device
     progress: Progress = field(default_factory=Progress)
     boundary: Boundary = field(default_factory=Boundary)
     skipped: Skipped = field(default_factory=Skipped)
+    in_common: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.in_common = copy(self.progress)
 
     def run(self) -> bool:
-        """Train to the end. Returns whether it was reached, False after a request to stop.
+        """Train to the end. Returns whether it was reached, False after a request to stop. Raises RegroupError.
 
         Before a stop for SIGTERM a checkpoint is saved: of the state amidst a local round, too, so before replicas are
         aligned to be checked.
@@ -141,16 +153,24 @@ class Loop:
                     interval = self._new_interval()
                 else:
                     agreed = self._look() if boundary.is_due(progress.step) else NOTHING
+                if agreed.declare:
+                    self.declare()
                 if agreed.stop:
                     break
+                if agreed.regroup:
+                    self._check_replicas()
+                    self.in_common = copy(progress)
+                    raise RegroupError
                 if agreed.save or (plan.save_every and progress.step % plan.save_every == 0):
                     self.save()
                     boundary.begin(progress.step)
                 if goes_on and self._evaluates():
+                    self.declare()  # an evaluation may be long, and a run that is killed in it loses nothing
                     self.evaluate(last_epoch)
                     interval.start = time.perf_counter()
                     boundary.begin(progress.step)
         if not agreed.stop:
+            self.declare()
             self.evaluate(last_epoch)
             return True
         if self.boundary.stop.is_preemption:
@@ -227,6 +247,8 @@ class Loop:
         times = Times(time.perf_counter() - start, spent.codec, spent.exposed)
         interval.records.append(self.ledger.close(self.progress.step, times))
         self.progress.advance(batch.global_size, self.loader.num_samples)
+        if learner.synchronizer.num_own_steps == 0:
+            self.in_common = copy(self.progress)
 
     def _backward(self, images: Tensor, labels: Tensor, global_size: int, interval: Interval) -> None:
         """Add these images' part of the gradient of the mean loss over the global batch, times the number of ranks."""

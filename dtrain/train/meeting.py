@@ -24,14 +24,18 @@ START_SECONDS = 600.0
 
 
 @contextmanager
-def meet(config: TrainConfig, launch: Launch, ledger: Ledger) -> Iterator[Communicator]:
-    """All workers, with everything that they exchange in the ledger."""
+def meet(config: TrainConfig, launch: Launch, ledger: Ledger, group: str | None = None) -> Iterator[Communicator]:
+    """All workers, with everything that they exchange in the ledger.
+
+    `group`: the name of one of a job whose workers come and go; who is lost is then known without asking.
+    """
     metered, backend = config.observe.meter, config.backend
     with ExitStack() as stack:
         if metered:
             stack.enter_context(c10d.installed(ledger))
-        start = _name_start(backend, launch)
-        stack.enter_context(_naming_the_missing(backend, launch, ledger, start))
+        start = group or _name_start(backend, launch)
+        if group is None:
+            stack.enter_context(_naming_the_missing(backend, launch, ledger, start))
         stack.enter_context(_writing_down(ledger, launch))
         yield stack.enter_context(
             open_communicator(

@@ -6,35 +6,81 @@ No pickle: a file is a table of tensors and a JSON string.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from dtrain.files import write_whole
 
 FORMAT = "dtrain-model-1"
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What the format calls them, in the library's order in a file: the widest first, so each lies where its kind may."""
 
 
-def save_model(model: nn.Module, path: Path, description: Mapping[str, Any]) -> bytes:
-    """Write the model's state dict, and `description` (JSON data) as metadata; `path` appears whole or not at all.
-
-    Returns what was written.
-    """
-    # one key, since safetensors writes several in a random order: the same model must be the same bytes
-    metadata = {"dtrain": json.dumps({"format": FORMAT, **description}, sort_keys=True)}
-    return save_tensors(model.state_dict(), path, metadata)
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> bytes:
-    """Write tensors by name; `path` appears whole or not at all. Returns what was written."""
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+def save_model(model: nn.Module, path: Path, description: Mapping[str, Any]) -> None:
+    """Write the model's state dict, and `description` (JSON data) as metadata; `path` appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
-    return content
+    write_whole(path, as_bytes(lay_out(model.state_dict(), metadata_of(description))))
+
+
+def metadata_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's file says of it besides the tensors."""
+    return {"format": FORMAT, **description}
+
+
+def lay_out(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, buffer: Tensor | None = None
+) -> Tensor:
+    """The content of the safetensors file with these tensors and `metadata` (JSON data), as bytes (uint8) on the CPU.
+
+    It is a copy: what becomes of the tensors does not reach it. `buffer`: what an earlier call gave, which is written
+    over where it has the right size. Each tensor is copied once; the library's `save` does so more often, into new
+    memory, with the interpreter's lock held (docs/adr/0022-checkpoints-are-written-beside-training.md).
+    """
+    order = list(_DTYPES)
+    ordered = sorted(tensors.items(), key=lambda named: (order.index(named[1].dtype), named[0]))
+    header: dict[str, Any] = (
+        {} if metadata is None else {"__metadata__": {"dtrain": json.dumps(metadata, sort_keys=True)}}
+    )
+    end, places = 0, []
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        places.append((start, end))
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    head = struct.pack("<Q", len(text)) + text
+    if buffer is None or len(buffer) != len(head) + end:
+        buffer = torch.empty(len(head) + end, dtype=torch.uint8)
+    buffer[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+    for (_, tensor), (start, end) in zip(ordered, places, strict=True):
+        if tensor.numel():
+            place = buffer[len(head) + start : len(head) + end]
+            place.view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+    return buffer
+
+
+def as_bytes(content: Tensor) -> memoryview:
+    """What `lay_out` gave, to be written or hashed; not copied."""
+    return content.numpy().data
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -80,7 +126,7 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_tensors` wrote. Raises ValueError or FileNotFoundError, naming the cure."""
+    """Read a file of them. Raises ValueError or FileNotFoundError, naming the cure."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give one that dtrain saved")
     return parse_tensors(path.read_bytes(), path)

@@ -8,17 +8,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dtrain.comm import CollectiveError
 from dtrain.compressors import sends_few
 from dtrain.plan.candidates import Candidate
 from dtrain.plan.choose import Chooser, Watch
 from dtrain.plan.subject import of_job
-from dtrain.sync.synchronizer import Synchronizer
+from dtrain.sync.synchronizer import Reversible
 from dtrain.train.auto import Auto, build
+from dtrain.train.carry import Carried
 from dtrain.train.checkpoint import CONSTRAINTS, TEACHER, Checkpoint
 from dtrain.train.config import BEFORE, Phase, Span
 from dtrain.train.constraints import Constraints, compress, constraints_of, exchanged_as, num_values
 from dtrain.train.job import Job
-from dtrain.train.loop import Learner
+from dtrain.train.loop import Learner, RegroupError
 from dtrain.train.loss import against, against_labels
 from dtrain.train.model_files import fill_model
 from dtrain.train.resume import resume
@@ -46,7 +48,15 @@ class Phases:
                 for observer in job.observers:
                     observer.on_phase(span.name, num_values(job.model, self._constraints))
                 teacher = self._teacher if job.config.teacher == BEFORE else None
-                complete = job.loop(learner, course.place(span.end), self._constraints, teacher).run()
+                loop = job.loop(learner, course.place(span.end), self._constraints, teacher)
+                try:
+                    complete = loop.run()
+                except (CollectiveError, RegroupError) as error:
+                    if job.between is not None:
+                        job.leave(learner, loop.in_common, self._constraints, teacher)
+                    if isinstance(error, RegroupError):
+                        job.saver.finish()
+                    raise
             finally:
                 learner.synchronizer.close()
             if not complete:
@@ -58,7 +68,7 @@ class Phases:
         spans, made = self._job.prepared.spans, self._job.prepared.course.steps(self._job.progress)
         return tuple(span for span in spans if span.end >= made) or spans[-1:]
 
-    def _begin(self, span: Span, checkpoint: Checkpoint | None) -> Learner:
+    def _begin(self, span: Span, checkpoint: Checkpoint | Carried | None) -> Learner:
         """Start a phase, or go on with one at its checkpoint.
 
         Raises ValueError or FileNotFoundError, naming the cure.
@@ -94,7 +104,7 @@ class Phases:
         pruned, shared = any(phase.prunes for phase in so_far), any(phase.shares for phase in so_far)
         self._constraints = constraints_of(job.model, pruned=pruned, shared=shared)
 
-    def _take_up(self, checkpoint: Checkpoint) -> None:
+    def _take_up(self, checkpoint: Checkpoint | Carried) -> None:
         """What phases had made of the model."""
         if self._job.config.teacher == BEFORE:
             self._teacher = self._new_teacher()
@@ -102,7 +112,7 @@ class Phases:
         self._factorise(checkpoint.description()["model"].get("ranks", {}), fill=False)
         self._constraints = checkpoint.tensors(CONSTRAINTS) if checkpoint.has(CONSTRAINTS) else {}
 
-    def _synchronizer(self, optimizer: torch.optim.Optimizer) -> Synchronizer:
+    def _synchronizer(self, optimizer: torch.optim.Optimizer) -> Reversible:
         job, config = self._job, self._job.config
         chosen = config.compressor.name == AUTO
         parts = Exchanging(
@@ -141,7 +151,7 @@ class Phases:
             tell=print if job.launch.rank == 0 else lambda reason: None,
         )
 
-        def make(candidate: Candidate) -> Synchronizer:
+        def make(candidate: Candidate) -> Reversible:
             if job.summary is not None:
                 job.summary.note(chosen=candidate.label)
             return build(candidate, model, optimizer, parts)

@@ -18,6 +18,7 @@ from dtrain.comm.polled import check_summed
 from dtrain.compressors.none import NoCompression
 from dtrain.compressors.trials import IMAGES, check
 from dtrain.exchange import Compressor
+from dtrain.train.carry import Carried
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
 from dtrain.train.config import BEFORE, LATEST, Span, TrainConfig
 from dtrain.train.optimizers import Optimizer
@@ -42,7 +43,7 @@ class Prepared:
     test_set: data.Dataset
     num_workers: int
     facts: Settings
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint | Carried | None
     course: Course
     spans: tuple[Span, ...]
 
@@ -88,12 +89,17 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     return prepared if checkpoint is None else from_checkpoint(prepared, config, checkpoint)
 
 
-def from_checkpoint(prepared: Prepared, config: TrainConfig, checkpoint: Checkpoint) -> Prepared:
+def from_checkpoint(prepared: Prepared, config: TrainConfig, checkpoint: Checkpoint | Carried) -> Prepared:
     """The same, to go on from a checkpoint. Raises ValueError, naming the cure, for one of another run."""
     now = kept_in_checkpoints(config, prepared.facts)
     check_resumable(checkpoint.manifest.settings, now, config.resume_changes, checkpoint.folder)
     course = Course(prepared.loader.num_samples, checkpoint.manifest.step_samples)
     return replace(prepared, checkpoint=checkpoint, course=course, spans=config.spans(course.steps_per_epoch))
+
+
+def keep_steps(prepared: Prepared) -> Prepared:
+    """A run that goes on by itself, with more or fewer workers: a step's samples stay as many, each takes its share."""
+    return replace(prepared, loader=replace(prepared.loader, global_batch_size=prepared.course.step_samples))
 
 
 def _facts(model: nn.Module, train_set: data.Dataset, test_set: data.Dataset) -> dict[str, Any]:

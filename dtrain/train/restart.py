@@ -19,7 +19,8 @@ from dtrain.train.checkpoint_folder import newest
 from dtrain.train.config import LATEST, TrainConfig
 
 ATTEMPTS = 2
-"""A restarted job takes up a checkpoint so often without making a step from it; then the one before has its turn."""
+"""A restarted job takes up a checkpoint so often without making a step from it; then the one before has its turn, while
+there is one."""
 
 
 @dataclass(frozen=True)

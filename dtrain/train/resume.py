@@ -10,12 +10,13 @@ from torch import nn
 from dtrain.comm import Communicator
 from dtrain.sync.buckets import trainable
 from dtrain.sync.synchronizer import Synchronizer
-from dtrain.train.checkpoint import MODEL, OPTIMIZER, Checkpoint
+from dtrain.train.carry import Carried
+from dtrain.train.checkpoint import MODEL, Checkpoint
 from dtrain.train.model_files import fill_model
 
 
 def resume(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Carried,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     synchronizer: Synchronizer,
@@ -37,10 +38,9 @@ def resume(
 
 
 def _fill_optimizer(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], checkpoint: Checkpoint
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], checkpoint: Checkpoint | Carried
 ) -> None:
-    path = checkpoint.folder / OPTIMIZER
-    for name, tensor in checkpoint.tensors(OPTIMIZER).items():
+    for name, (tensor, path) in checkpoint.optimizer().items():
         parameter_name, _, key = name.rpartition("/")
         parameter = parameters.get(parameter_name)
         if parameter is None:

@@ -20,7 +20,7 @@ from dtrain.sync.fragments import Fragments
 from dtrain.sync.local import Local, Method
 from dtrain.sync.outer import outer_named, tried_as
 from dtrain.sync.rounds import Rounds
-from dtrain.sync.synchronizer import Synchronizer
+from dtrain.sync.synchronizer import Reversible
 
 AUTO = "auto"
 """As a compressor, and as a synchroniser: what is chosen by measurement (`train.auto`)."""
@@ -63,7 +63,7 @@ class Sync(ABC):
         return AVERAGE
 
     @abstractmethod
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Reversible:
         """The synchroniser of this model, which `optimizer` trains."""
 
 
@@ -73,7 +73,7 @@ class EveryStepSync(Sync):
 
     name: Literal["every_step"] = "every_step"
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Reversible:
         """See `Sync`."""
         return EveryStep(
             model,
@@ -119,7 +119,7 @@ class LocalSync(Sync):
     def __post_init__(self) -> None:
         self._method(masks_momentum=False)
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Reversible:
         """See `Sync`."""
         return Local(
             model,
@@ -167,7 +167,7 @@ class AutoSync(Sync):
 
     name: Literal["auto"] = "auto"
 
-    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Synchronizer:
+    def build(self, model: nn.Module, optimizer: torch.optim.Optimizer, parts: Exchanging) -> Reversible:
         """There is nothing to build before the choice."""
         raise ValueError("sync=auto is chosen with the compressor: add compressor=auto")
 

@@ -412,6 +412,7 @@ def loop_for(
         loader=loader,
         eval_batches=lambda: iter(()),
         save=lambda: None,
+        declare=lambda: None,
         observers=observers,
         device=torch.device("cpu"),
     )

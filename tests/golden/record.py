@@ -124,7 +124,7 @@ def figures(run_dir: Path) -> dict[str, Any]:
         "test_losses": [line["loss"] for line in reported if line["kind"] == "eval"],
         "totals": totals,
         "model": _hash(run_dir / "model.safetensors"),
-        "optimizer": _hash(checkpoint / "optimizer.safetensors"),
+        "optimizer": _hash(*checkpoint.glob("optimizer*.safetensors")),
         "states": states,
         "phases": summary["phases"],
         "packed_bytes": summary["packed_bytes"],
@@ -135,10 +135,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _hash(path: Path) -> str:
-    """Of the tensors by name; the metadata may change."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(path).items()):
+def _hash(*paths: Path) -> str:
+    """Of the tensors by name, in one file or several; the metadata may change."""
+    digest, tensors = hashlib.sha256(), {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -99,7 +99,7 @@ def test_a_run_goes_on_in_the_middle_of_a_phase_and_between_two_bit_for_bit(
 ) -> None:
     folder = whole / "checkpoints" / f"step-{step:06d}"
     run(train_command(*SETTINGS, "run_dir=rest", f"resume={folder}", ranks=2), tmp_path).expect(0)
-    for path in ("model.safetensors", "checkpoints/step-000012/optimizer.safetensors"):
+    for path in ("model.safetensors", "checkpoints/step-000012/optimizer1.safetensors"):
         one, two = load_file(whole / path), load_file(tmp_path / "rest" / path)
         assert all(torch.equal(one[name], two[name]) for name in one), path
     assert (whole / "model.dtz").read_bytes() == (tmp_path / "rest" / "model.dtz").read_bytes()
@@ -118,7 +118,7 @@ def test_adamw_keeps_what_phases_fixed_and_goes_on_bit_for_bit(tmp_path: Path) -
     assert any(not torch.equal(moved[name], shared[name]) for name in shared)
     folder = tmp_path / "whole" / "checkpoints" / "step-000010"
     run(train_command(*settings, "run_dir=rest", f"resume={folder}", ranks=2), tmp_path).expect(0)
-    for path in ("model.safetensors", "checkpoints/step-000012/optimizer.safetensors"):
+    for path in ("model.safetensors", "checkpoints/step-000012/optimizer1.safetensors"):
         one, two = load_file(tmp_path / "whole" / path), load_file(tmp_path / "rest" / path)
         assert all(torch.equal(one[name], two[name]) for name in one), path
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from programs import Ended, finish, read_summary, run, start, train_command, under_torchrun
+from programs import Ended, dtrain_command, finish, read_summary, run, start, train_command, under_torchrun
 from safetensors.torch import load_file
 
 SETTINGS = (
@@ -47,7 +47,7 @@ def test_a_resumed_run_ends_in_bitwise_the_same_model_and_residuals(whole_run: P
 
 
 def assert_same_end(one: Path, other: Path, step: int = 8) -> None:
-    for name in ("model", "optimizer", "rank0", "rank1"):
+    for name in ("model", "optimizer0", "optimizer1", "rank0", "rank1"):
         path = f"checkpoints/step-{step:06d}/{name}.safetensors"
         whole, rest = load_file(one / path), load_file(other / path)
         assert whole.keys() == rest.keys()
@@ -128,12 +128,12 @@ def test_a_run_that_torchrun_starts_again_goes_on_and_wipes_nothing(tmp_path: Pa
     assert steps[0] == step + 1
 
 
-def test_latest_skips_what_is_broken_and_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+def test_resume_skips_what_is_broken_and_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     train(2, tmp_path / "run", *SMALL, "num_epochs=1", "save_every=2", "keep_checkpoints=2").expect(0)
     checkpoints = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000004", "step-000006"]
     (checkpoints / "step-000006" / "manifest.json").write_bytes(b"")  # as a loss of power leaves it
-    ended = train(1, tmp_path / "run", *SMALL, "resume=latest").expect(0)
+    ended = run(dtrain_command("resume", "run", "num_epochs=2"), tmp_path).expect(0)
     assert f"skipped a checkpoint: {checkpoints / 'step-000006' / 'manifest.json'}" in ended.stdout
     assert f"going on from {checkpoints / 'step-000004'}" in ended.stdout
     assert read_summary(tmp_path / "run")["num_steps"] == 5 + 13  # of 36, then 100 images, 8 a step

@@ -110,8 +110,15 @@ def test_no_code_from_data() -> None:
     assert not found("exec", "compile", allowed_in=("meter/script.py",))  # the program that the user names
     assert not found("hydra.utils.instantiate", "hydra.utils.call", "hydra.utils.get_class", "hydra.utils.get_method")
     assert not found("instantiate", "os.system")
-    # what the user asks it to run; launchers asked for their version, and a second rank of its own; pretended ranks
-    allowed = ("cluster/processes.py", "doctor/backends.py", "doctor/run.py", "plan/neighbours.py")
+    # what the user asks it to run; launchers asked for their version, and a second rank of its own; workers; pretended
+    # ranks
+    allowed = (
+        "cluster/processes.py",
+        "doctor/backends.py",
+        "doctor/run.py",
+        "elastic/supervisor.py",
+        "plan/neighbours.py",
+    )
     assert not found("subprocess", allowed_in=allowed)
 
 

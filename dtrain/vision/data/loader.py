@@ -49,7 +49,8 @@ class TrainLoader:
     """The training batches of one rank, epoch by epoch; made by `train_loader`."""
 
     dataset: Dataset
-    batch_size: int  # per rank
+    batch_size: int  # per rank, and what one may take through the model at once
+    global_batch_size: int  # images of a step over all ranks, but for the last of an epoch
     rank: int
     world_size: int
     seed: int
@@ -59,7 +60,7 @@ class TrainLoader:
     @property
     def steps_per_epoch(self) -> int:
         """The same on every rank."""
-        return steps_per_epoch(len(self.dataset), batch_size=self.batch_size, world_size=self.world_size)
+        return steps_per_epoch(len(self.dataset), global_batch_size=self.global_batch_size)
 
     @property
     def num_samples(self) -> int:
@@ -67,16 +68,16 @@ class TrainLoader:
         return len(self.dataset)
 
     @property
-    def global_batch_size(self) -> int:
-        """Images of a step over all ranks, but for the last of an epoch."""
-        return self.batch_size * self.world_size
+    def num_parts(self) -> int:
+        """In how many parts a rank takes its share of a step, none of them larger than `batch_size`."""
+        return -(-self.global_batch_size // (self.batch_size * self.world_size))
 
     def epoch(self, epoch: int, start: int = 0, end: int | None = None) -> Iterator[Batch]:
         """The batches of an epoch from the image at position `start` to the one before `end` (None: to its end).
 
         Positions are those of the epoch's order, which all numbers of workers share; nothing is read before `start`.
-        Depends on (seed, epoch, start, end, rank, world_size, batch_size) only. Close the iterator, or drop it, to stop
-        early. Raises ValueError for positions outside the epoch; iterating raises it for an unreadable image.
+        Depends on (seed, epoch, start, end, rank, world_size, global_batch_size) only. Close the iterator, or drop it,
+        to stop early. Raises ValueError for positions outside the epoch; iterating raises it for an unreadable image.
         """
         num_images = len(self.dataset)
         end = num_images if end is None else end
@@ -91,9 +92,10 @@ class TrainLoader:
                 images = self.dataset.augmentation(images, seed=self.seed, epoch=epoch, positions=positions)
             return Batch(torch.from_numpy(self.dataset.normalize(images)), torch.from_numpy(labels), share.global_size)
 
+        size = self.global_batch_size
         shares = (
-            train_share(position, end=end, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size)
-            for position in range(start, end, self.global_batch_size)
+            train_share(position, end=end, global_batch_size=size, rank=self.rank, world_size=self.world_size)
+            for position in range(start, end, size)
         )
         return _in_order(build, shares, self.num_workers)
 
@@ -108,7 +110,7 @@ def train_loader(
     check_batch_size(batch_size)
     check_rank(rank, world_size)
     _check_num_workers(num_workers)
-    return TrainLoader(dataset, batch_size, rank, world_size, seed, augment, num_workers)
+    return TrainLoader(dataset, batch_size, batch_size * world_size, rank, world_size, seed, augment, num_workers)
 
 
 def eval_batches(

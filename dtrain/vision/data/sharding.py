@@ -50,18 +50,18 @@ def epoch_order(num_images: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(bits, kind="stable")
 
 
-def steps_per_epoch(num_images: int, *, batch_size: int, world_size: int) -> int:
-    """Steps that every rank takes in an epoch; `batch_size` is per rank. The last step may be a smaller one."""
-    return -(-num_images // (batch_size * world_size))
+def steps_per_epoch(num_images: int, *, global_batch_size: int) -> int:
+    """Steps that every rank takes in an epoch. The last step may be a smaller one."""
+    return -(-num_images // global_batch_size)
 
 
-def train_share(start: int, *, end: int, batch_size: int, rank: int, world_size: int) -> Share:
-    """What `rank` takes of the global batch from position `start` on: `batch_size` images, or an even part of fewer.
+def train_share(start: int, *, end: int, global_batch_size: int, rank: int, world_size: int) -> Share:
+    """What `rank` takes of the global batch from position `start` on: an even part.
 
     `end` is where the epoch, or this part of it, ends: 0 <= start < end.
     """
     assert 0 <= start < end, f"position {start} is not before {end}"
-    global_size = min(batch_size * world_size, end - start)
+    global_size = min(global_batch_size, end - start)
     return Share(
         start=start + rank * global_size // world_size,
         stop=start + (rank + 1) * global_size // world_size,

@@ -122,7 +122,7 @@ def _walk(parser: argparse.ArgumentParser, path: str) -> None:
 
 
 _walk(command_line(), "")
-del VERBS["train"]
+del VERBS["train"], VERBS["resume"]
 OPTIONS = [
     (verb, option.option_strings[-1], option)
     for verb, parser in VERBS.items()

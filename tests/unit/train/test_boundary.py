@@ -91,5 +91,14 @@ def test_checkpoints_by_time_go_by_rank_0_s_clock_alone(clock: Clock, monkeypatc
     assert not look([first, other], 3).save
 
 
+def test_a_checkpoint_is_declared_once_every_rank_has_written_its_part(clock: Clock) -> None:
+    written = [False, False]
+    ranks = [Boundary(is_written=lambda rank=rank: written[rank]) for rank in range(2)]  # type: ignore[misc]
+    for rank in range(2):
+        assert not look(ranks, rank + 1).declare
+        written[rank] = True
+    assert look(ranks, 3) == Agreed(declare=True)
+
+
 def test_it_takes_8_bytes() -> None:
     assert struct.calcsize("=d") == boundary._ASKED.size

@@ -19,7 +19,7 @@ from torch import nn
 from dtrain.compressors import build
 from dtrain.meter.ledger import Ledger
 from dtrain.sync.every_step import EveryStep
-from dtrain.train.checkpoint import CONSTRAINTS, MANIFEST, MODEL, OPTIMIZER, open_checkpoint, rank_file
+from dtrain.train.checkpoint import CONSTRAINTS, MANIFEST, MODEL, open_checkpoint, optimizer_file, rank_file
 from dtrain.train.progress import Progress
 from dtrain.train.resume import resume
 from dtrain.train.saving import Saver
@@ -47,7 +47,8 @@ def save(communicator: ThreadCommunicator, folder: Path) -> None:
         synchronizer.before_step()
         optimizer.step()
         synchronizer.after_step()
-    Saver(folder, communicator, Ledger(), torch.device("cpu"), {"compressor.name": "int8"}).save(
+    saver = Saver(folder, communicator, Ledger(), torch.device("cpu"), {"compressor.name": "int8"})
+    saver.save(
         model,
         optimizer,
         synchronizer,
@@ -58,6 +59,8 @@ def save(communicator: ThreadCommunicator, folder: Path) -> None:
         constraints={"0.weight": torch.ones(5, 6, dtype=torch.bool)},
         teacher=None,
     )
+    saver.finish()
+    saver.close()
     synchronizer.close()
 
 
@@ -89,7 +92,11 @@ def test_a_whole_checkpoint_says_what_it_holds(saved: Path) -> None:
     manifest = checkpoint.manifest
     assert manifest.progress == Progress(3, 0, 24)
     assert (manifest.world_size, manifest.samples_seen, manifest.step_samples) == (2, 24, 8)
-    assert set(manifest.files) == {MODEL, OPTIMIZER, CONSTRAINTS, rank_file(0), rank_file(1)}
+    assert set(manifest.files) == {
+        MODEL,
+        CONSTRAINTS,
+        *(file(k) for file in (optimizer_file, rank_file) for k in range(2)),
+    }
     assert {path.name for path in saved.iterdir()} == {*manifest.files, MANIFEST}
     for name, file in manifest.files.items():
         assert file.num_bytes == (saved / name).stat().st_size
@@ -122,7 +129,7 @@ def test_when_the_manifest_takes_its_name_all_else_is_on_the_disk(
     last = synced.index(folder / MANIFEST)
     before = synced[:last]
     assert {folder / name for name in open_checkpoint(folder).manifest.files} <= set(before)
-    assert before.index(run_dir) < before.index(run_dir / "checkpoints")  # the names of new folders, from above
+    assert {run_dir, run_dir / "checkpoints"} <= set(before)  # the names of new folders
     assert synced[last + 1] == folder
 
 
@@ -150,7 +157,7 @@ def into_a_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("name", [MODEL, OPTIMIZER, rank_file(0), rank_file(1)])
+@pytest.mark.parametrize("name", [MODEL, optimizer_file(1), rank_file(0), rank_file(1)])
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -196,7 +203,7 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"epoch": -1}, "epoch is -1"),
         ({"samples_seen": -24}, "samples_seen is -24"),
         ({"world_size": 0}, "world_size is 0"),
-        ({"world_size": 3}, "rank2.safetensors is not listed"),
+        ({"world_size": 3}, "optimizer2.safetensors is not listed"),
         ({"step_samples": 0}, "step_samples is 0"),
         ({"step_samples": True}, "step_samples is True"),
         ({"files": {}}, "is not listed"),
@@ -248,6 +255,30 @@ def resign(folder: Path, name: str) -> None:
     edit(folder, files={**files, name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}})
 
 
+def as_version_2(folder: Path) -> None:
+    """All of the optimizer in one file."""
+    shares = [folder / optimizer_file(rank) for rank in range(WORLD_SIZE)]
+    save_file({k: v for share in shares for k, v in load_file(share).items()}, folder / "optimizer.safetensors")
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    for share in shares:
+        share.unlink()
+        del files[share.name]
+    edit(folder, format="dtrain-checkpoint-2", files=files)
+    resign(folder, "optimizer.safetensors")
+
+
+def test_version_2_is_still_read(copied: Path, saved: Path) -> None:
+    as_version_2(copied)
+    old, new = open_checkpoint(copied), open_checkpoint(saved)
+    old.verify()
+    assert old.optimizer().keys() == new.optimizer().keys()
+    assert all(torch.equal(tensor, new.optimizer()[name][0]) for name, (tensor, _) in old.optimizer().items())
+    take_up(copied)
+    edit(copied, format="dtrain-checkpoint-3")
+    with pytest.raises(ValueError, match=r"optimizer0\.safetensors is not listed"):
+        open_checkpoint(copied)
+
+
 def test_a_missing_tensor_is_refused_even_with_a_right_checksum(copied: Path) -> None:
     for name, gone in ((MODEL, "2.bias"), (rank_file(0), "state/2.bias/residual")):
         folder = Path(shutil.copytree(copied, copied.parent / f"without-{gone.replace('/', '-')}"))
@@ -261,20 +292,20 @@ def test_a_missing_tensor_is_refused_even_with_a_right_checksum(copied: Path) ->
 
 
 def test_a_state_of_the_optimizer_that_does_not_fit_is_refused(copied: Path) -> None:
-    tensors = load_file(copied / OPTIMIZER)
+    tensors = load_file(copied / optimizer_file(1))
     tensors["0.weight/momentum_buffer"] = torch.zeros(3)
-    save_file(tensors, copied / OPTIMIZER)
-    resign(copied, OPTIMIZER)
+    save_file(tensors, copied / optimizer_file(1))
+    resign(copied, optimizer_file(1))
     with pytest.raises(ValueError, match=r"0\.weight/momentum_buffer has shape \(3,\)"):
         take_up(copied)
 
 
 def test_a_state_of_a_parameter_that_the_model_has_not_is_refused(copied: Path) -> None:
-    tensors = load_file(copied / OPTIMIZER)
+    tensors = load_file(copied / optimizer_file(1))
     tensors["9.weight/momentum_buffer"] = tensors.pop("0.weight/momentum_buffer")
-    save_file(tensors, copied / OPTIMIZER)
-    resign(copied, OPTIMIZER)
-    with pytest.raises(ValueError, match=r"optimizer\.safetensors: holds a state of '9\.weight', which this model"):
+    save_file(tensors, copied / optimizer_file(1))
+    resign(copied, optimizer_file(1))
+    with pytest.raises(ValueError, match=r"optimizer1\.safetensors: holds a state of '9\.weight', which this model"):
         take_up(copied)
 
 

@@ -18,8 +18,9 @@ from dtrain.sync.fragments import Fragments
 from dtrain.sync.local import Local, Method
 from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.boundary import Boundary
 from dtrain.train.loop import Learner, Loop, Plan
-from dtrain.train.progress import Course
+from dtrain.train.progress import Course, Progress
 
 
 class Images(NamedTuple):
@@ -77,6 +78,7 @@ def test_all_that_keeps_replicas_together_is_training_s_gradients_to_the_end(
         loader=Loader(),
         eval_batches=lambda: Loader().epoch(0),
         save=lambda: None,
+        declare=lambda: None,
         observers=(),
         device=torch.device("cpu"),
     )
@@ -84,3 +86,38 @@ def test_all_that_keeps_replicas_together_is_training_s_gradients_to_the_end(
     synchronizer.close()
     assert ledger.total(purpose=Purpose.GRADIENT).count == exchanges
     assert ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).count == exchanges
+
+
+@pytest.mark.parametrize(
+    ("is_written", "expected"),
+    [
+        (False, ["save 3", "declare 4", "save 6", "declare 7"]),  # before evaluations, of which one is at the end
+        (True, ["save 3", "declare 4", "declare 4", "save 6", "declare 7", "declare 7"]),  # by then there is nothing
+    ],
+)
+def test_a_checkpoint_is_declared_once_it_is_written_and_at_the_latest_before_an_evaluation(
+    is_written: bool, expected: list[str]
+) -> None:
+    (communicator,) = lockstep(1, [ledger := Ledger()])
+    model, said, progress = nn.Sequential(nn.Linear(6, 3)), list[str](), Progress()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    course = Course(Loader.num_samples, 2)
+    loop = Loop(
+        learner=Learner(model, optimizer, every_step(model, optimizer, communicator, ledger), lambda step: 0.1),
+        plan=Plan(log_every=1, eval_every_epochs=1, save_every=3),
+        course=course,
+        end=course.place(7),
+        communicator=communicator,
+        ledger=ledger,
+        loader=Loader(),
+        eval_batches=lambda: Loader().epoch(0),
+        save=lambda: said.append(f"save {progress.step}"),
+        declare=lambda: said.append(f"declare {progress.step}"),
+        observers=(),
+        device=torch.device("cpu"),
+        progress=progress,
+        boundary=Boundary(is_written=lambda: is_written and said[-1:] in (["save 3"], ["save 6"])),
+    )
+    assert loop.run()
+    loop.learner.synchronizer.close()
+    assert said == expected

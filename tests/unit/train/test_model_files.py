@@ -1,12 +1,14 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import nn
 
-from dtrain.train.model_files import load_model_state, read_description, save_model
+from dtrain.train.model_files import as_bytes, lay_out, load_model_state, read_description, save_model
 
 DESCRIPTION = {"model": {"name": "tiny", "options": {"width": 3}}, "step": 7}
 
@@ -98,3 +100,39 @@ def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, path, {"dtrain": "{half"})
     with pytest.raises(ValueError, match=r"model\.safetensors: not a readable"):
         read_description(path)
+
+
+def tensors_of_all_kinds() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    kinds = {str(dtype): torch.randn(3, 5).mul(9).to(dtype) for dtype in KINDS}
+    return {
+        **kinds,
+        "scalar": torch.tensor(3.5),
+        "none": torch.zeros(0, 4),
+        "turned": torch.randn(4, 3).t(),
+        "ö": RANDOM,
+    }
+
+
+KINDS = (torch.float64, torch.int64, torch.float32, torch.int32, torch.bfloat16, torch.float16, torch.int16)
+KINDS += (torch.int8, torch.uint8, torch.bool, torch.complex64)
+RANDOM = torch.get_rng_state()
+
+
+@pytest.mark.parametrize("metadata", [None, {"a": 1, "ö": [2]}], ids=["", "metadata"])
+def test_what_is_laid_out_is_byte_for_byte_what_the_library_writes(metadata: dict[str, Any] | None) -> None:
+    tensors = tensors_of_all_kinds()
+    told = None if metadata is None else {"dtrain": json.dumps(metadata, sort_keys=True)}
+    expected = save({name: tensor.contiguous() for name, tensor in tensors.items()}, told)
+    assert bytes(as_bytes(lay_out(tensors, metadata))) == expected
+
+
+def test_a_buffer_is_written_over_where_it_fits_and_what_becomes_of_a_tensor_does_not_reach_it() -> None:
+    tensor = torch.ones(5)
+    first = lay_out({"a": tensor})
+    tensor.mul_(2)
+    assert load(bytes(as_bytes(first)))["a"].tolist() == [1] * 5
+    second = lay_out({"a": tensor}, buffer=first)
+    assert second.data_ptr() == first.data_ptr()
+    assert load(bytes(as_bytes(second)))["a"].tolist() == [2] * 5
+    assert load(bytes(as_bytes(lay_out({"a": tensor[:3]}, buffer=first))))["a"].tolist() == [2] * 3

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from dtrain.cli import main
 from dtrain.meter.ledger import StepRecord
 from dtrain.observe import run_directory
-from dtrain.train.checkpoint import MODEL, OPTIMIZER, Manifest, digest, rank_file, write_manifest
+from dtrain.train.checkpoint import MANIFEST, MODEL, Manifest, digest, optimizer_file, rank_file, write_manifest
 from dtrain.train.checkpoint_folder import best, find, folder_of, newest, prune
 from dtrain.train.config import LATEST
 from dtrain.train.restart import ATTEMPTS, choose_start, count_attempt
@@ -23,11 +24,11 @@ from dtrain.train.restart import ATTEMPTS, choose_start, count_attempt
 def write_checkpoint(run_dir: Path, step: int) -> Path:
     folder = folder_of(run_dir, step)
     folder.mkdir(parents=True)
-    names = (MODEL, OPTIMIZER, rank_file(0))
+    names = (MODEL, optimizer_file(0), optimizer_file(1), rank_file(0), rank_file(1))
     for name in names:
-        (folder / name).write_text(f"{name} {step}")
+        (folder / name).write_text(f"{name} {step} {run_dir.name}")
     files = {name: digest((folder / name).read_bytes()) for name in names}
-    write_manifest(Manifest(step, 0, 8 * step, 8 * step, 8, 1, {}, files), folder / "manifest.json")
+    write_manifest(Manifest(step, 0, 8 * step, 8 * step, 8, 2, {}, files), folder / "manifest.json")
     return folder
 
 
@@ -138,6 +139,61 @@ def test_what_does_not_verify_is_skipped_and_named(tmp_path: Path) -> None:
     assert start.lines[2] == f"going on from {folder_of(run_dir, 5)}"
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+def swap(one: Path, two: Path) -> None:
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "truncated": (lambda new: os.truncate(new / rank_file(1), 9), "rank1.safetensors is not the file that was saved"),
+    "empty": (lambda new: os.truncate(new / MODEL, 0), "model.safetensors is not the file that was saved"),
+    "a bit flipped": (lambda new: flip_a_bit(new / optimizer_file(1)), "optimizer1.safetensors is not the file that"),
+    "of another rank": (lambda new: swap(new / rank_file(0), new / rank_file(1)), "is not the file that was saved"),
+    "of another step": (
+        lambda new: shutil.copy(new.with_name("step-000005") / rank_file(0), new),
+        "rank0.safetensors is not the file that was saved",
+    ),
+    "missing": (lambda new: (new / rank_file(1)).unlink(), "rank1.safetensors: no such file"),
+    "manifest missing": (lambda new: (new / MANIFEST).unlink(), "holds no whole checkpoint"),
+    "manifest torn": (lambda new: os.truncate(new / MANIFEST, 200), "not a checkpoint of this version"),
+    "manifest of another run": (
+        lambda new: shutil.copy(write_checkpoint(new.parents[2] / "other", 10) / MANIFEST, new),
+        "is not the file that was saved",
+    ),
+    "manifest of another step": (
+        lambda new: shutil.copy(new.with_name("step-000005") / MANIFEST, new),
+        "holds the checkpoint of step 5",
+    ),
+    "all of another step": (
+        lambda new: shutil.copytree(new.with_name("step-000005"), new, dirs_exist_ok=True),
+        "holds the checkpoint of step 5",
+    ),
+    "unreadable": (lambda new: (new / MODEL).unlink() or (new / MODEL).mkdir(), "model.safetensors: no such file"),
+}
+
+
+@pytest.mark.parametrize(("harm", "said"), FAULTS.values(), ids=FAULTS.keys())
+def test_whatever_befell_the_newest_it_is_skipped_with_its_reason_and_the_one_before_taken(
+    tmp_path: Path, harm: Callable[[Path], Any], said: str
+) -> None:
+    run_dir = begin(tmp_path / "run", 5, 10)
+    harm(folder_of(run_dir, 10))
+    start = choose_start(config(run_dir, resume=LATEST))
+    assert start.checkpoint is not None
+    assert start.checkpoint.folder == folder_of(run_dir, 5)
+    skipped, going_on = start.lines
+    assert skipped.startswith(f"skipped a checkpoint: {folder_of(run_dir, 10)}")
+    assert said in skipped
+    assert going_on == f"going on from {folder_of(run_dir, 5)}"
+
+
 def test_where_none_will_do_it_is_an_error_and_all_is_kept(tmp_path: Path) -> None:
     run_dir = begin(tmp_path / "run", 5)
     harm(folder_of(run_dir, 5))
@@ -163,6 +219,17 @@ def test_a_checkpoint_that_keeps_failing_is_passed_over_and_one_step_makes_it_go
     found = choose_start(config(run_dir)).checkpoint
     assert found is not None
     assert found.folder == folder_of(run_dir, 10)
+
+
+def test_a_job_that_is_killed_at_its_start_again_and_again_is_no_reason_to_give_up(tmp_path: Path) -> None:
+    """It may be the machine's doing; torchrun's --max-restarts is the bound."""
+    run_dir = begin(tmp_path / "run", 5, 10)
+    for expected in [*ATTEMPTS * [10], *ATTEMPTS * [5], 10, 10]:
+        start = choose_start(config(run_dir))
+        assert start.checkpoint is not None
+        assert start.checkpoint.folder == folder_of(run_dir, expected)
+        count_attempt(run_dir, start.checkpoint)
+    assert "there is no other" in start.lines[-2]
 
 
 def test_a_sitting_s_files_are_kept_and_checkpoints_stay(tmp_path: Path) -> None:

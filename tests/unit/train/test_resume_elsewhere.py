@@ -55,8 +55,9 @@ class Samples:
     def epoch(self, epoch: int, start: int = 0, end: int | None = None) -> Iterator[Batch]:
         end = NUM_SAMPLES if end is None else end
         order = epoch_order(NUM_SAMPLES, seed=0, epoch=epoch)
-        for position in range(start, end, BATCH_SIZE * self.world_size):
-            share = train_share(position, end=end, batch_size=BATCH_SIZE, rank=self.rank, world_size=self.world_size)
+        size = BATCH_SIZE * self.world_size
+        for position in range(start, end, size):
+            share = train_share(position, end=end, global_batch_size=size, rank=self.rank, world_size=self.world_size)
             chosen = torch.from_numpy(order[share.start : share.stop])
             self.seen += [(epoch, int(sample)) for sample in chosen]
             images = torch.randn(NUM_SAMPLES, 3, 2, 2, generator=torch.Generator().manual_seed(1))[chosen]
@@ -126,11 +127,14 @@ def sit(
         loader=loader,
         eval_batches=lambda: loader.epoch(99, 0, 20) if rank == 0 else iter(()),
         save=save,
+        declare=saver.declare,
         observers=(),
         device=CPU,
         progress=progress,
     )
     complete = loop.run()
+    saver.finish()
+    saver.close()
     seen = [(epoch, sample) for epoch, sample in loader.seen if epoch != 99]
     state = before if checkpoint is not None else synchronizer.state_dict()
     synchronizer.close()

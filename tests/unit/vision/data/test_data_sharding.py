@@ -13,14 +13,14 @@ from dtrain.vision.data.sharding import (
 )
 
 sizes = st.fixed_dictionaries(
-    {"num_images": st.integers(1, 500), "batch_size": st.integers(1, 40), "world_size": st.integers(1, 9)}
+    {"num_images": st.integers(1, 500), "global_batch_size": st.integers(1, 360), "world_size": st.integers(1, 9)}
 )
 
 
-def shares_of_rank(rank: int, *, num_images: int, batch_size: int, world_size: int):
+def shares_of_rank(rank: int, *, num_images: int, global_batch_size: int, world_size: int):
     return [
-        train_share(start, end=num_images, batch_size=batch_size, rank=rank, world_size=world_size)
-        for start in range(0, num_images, batch_size * world_size)
+        train_share(start, end=num_images, global_batch_size=global_batch_size, rank=rank, world_size=world_size)
+        for start in range(0, num_images, global_batch_size)
     ]
 
 
@@ -28,7 +28,9 @@ def shares_of_rank(rank: int, *, num_images: int, batch_size: int, world_size: i
 def test_every_rank_takes_the_stated_number_of_steps(size: dict[str, int]) -> None:
     num_images = size.pop("num_images")
     by_rank = [shares_of_rank(rank, num_images=num_images, **size) for rank in range(size["world_size"])]
-    assert {len(shares) for shares in by_rank} == {steps_per_epoch(num_images, **size)}
+    assert {len(shares) for shares in by_rank} == {
+        steps_per_epoch(num_images, global_batch_size=size["global_batch_size"])
+    }
 
 
 @given(sizes)
@@ -51,20 +53,18 @@ def test_ranks_agree_on_global_sizes_and_their_parts_add_up(size: dict[str, int]
 
 
 @given(sizes)
-def test_only_the_last_step_is_uneven_and_by_at_most_one_image(size: dict[str, int]) -> None:
+def test_every_step_is_as_even_as_it_goes(size: dict[str, int]) -> None:
     by_rank = [shares_of_rank(rank, **size) for rank in range(size["world_size"])]
-    for shares in by_rank:
-        assert all(share.stop - share.start == size["batch_size"] for share in shares[:-1])
-    last = [shares[-1].stop - shares[-1].start for shares in by_rank]
-    assert max(last) - min(last) <= 1
-    assert max(last) <= size["batch_size"]
+    for step_shares in zip(*by_rank, strict=True):
+        sizes_of_ranks = [share.stop - share.start for share in step_shares]
+        assert max(sizes_of_ranks) - min(sizes_of_ranks) <= 1
+    assert all(share.global_size == size["global_batch_size"] for share in by_rank[0][:-1])
 
 
 @given(sizes)
 def test_the_global_batch_of_a_step_does_not_depend_on_the_world_size(size: dict[str, int]) -> None:
-    world_size, batch_size = size["world_size"], size["batch_size"]
-    alone = shares_of_rank(0, num_images=size["num_images"], batch_size=batch_size * world_size, world_size=1)
-    by_rank = [shares_of_rank(rank, **size) for rank in range(world_size)]
+    alone = shares_of_rank(0, **{**size, "world_size": 1})
+    by_rank = [shares_of_rank(rank, **size) for rank in range(size["world_size"])]
     for whole, *parts in zip(alone, *by_rank, strict=True):
         together = [position for part in parts for position in range(part.start, part.stop)]
         assert together == list(range(whole.start, whole.stop))

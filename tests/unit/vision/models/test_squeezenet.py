@@ -248,7 +248,7 @@ def test_a_class_count_that_makes_no_sense_is_a_value_error(num_classes: object)
 
 
 def test_an_unknown_model_is_a_value_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'resnet50'.*squeezenet1_0, squeezenet1_1, squeezenet, alexnet"):
+    with pytest.raises(ValueError, match=r"resnet50.*squeezenet1_0, squeezenet1_1, squeezenet, alexnet"):
         build("resnet50", num_classes=10)
 
 

@@ -1,0 +1,189 @@
+"""How much of a training is left where its workers are lost again and again: throughput, loss and accuracy.
+
+    python benchmarks/chaos.py [--steps 4000] [--every 30] [--seed 0]     # root; twice what the steps take
+
+Eight workers on eight nodes of this machine train on digits under `dtrain elastic`, once in peace and once while, on
+average every so many seconds, a worker is killed (SIGKILL) or stopped (SIGSTOP), or the link of its node is cut for a
+few seconds. A step has as many samples however many workers are there, and all share this machine's cores: so nothing
+is to be subtracted for those that are lost. All faults come of the seed. Replicas are compared at the end by the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import write_result
+from pyroute2 import IPRoute
+
+from dtrain.cluster.namespaces import INTERFACE, Node, _inside, network
+
+NUM_NODES, PORT = 8, 29400
+SETTINGS = ("model=squeezenet1_1", "data=digits", "compressor=int4", "batch_size=4", "eval_every_epochs=0")
+SETTINGS += (
+    "log_every=20",
+    "optimizer.learning_rate=0.005",
+    "backend.timeout_seconds=2",
+    "run_dir=run",
+    "save_every=1min",
+)
+CUT_SECONDS = (3.0, 8.0)
+
+
+class Outcome(NamedTuple):
+    """Of one training. `faults` counts what was done to it; `groups` how many groups of workers there were."""
+
+    seconds: float
+    loss: float
+    accuracy: float
+    groups: int
+    faults: Counter[str]
+    said: str
+
+
+def set_link(node: Node, state: str) -> None:
+    """Cut a node's link, or mend it."""
+
+    def change() -> None:
+        with IPRoute() as route:
+            route.link("set", index=route.link_lookup(ifname=node.name)[0], state=state)
+
+    _inside(node.bridge, change)
+
+
+def worker_of(supervisor: subprocess.Popen[bytes]) -> int | None:
+    """The process of a node's worker, if it has one now."""
+    found = subprocess.run(["pgrep", "-P", str(supervisor.pid)], capture_output=True, text=True)
+    return int(found.stdout.split()[0]) if found.stdout else None
+
+
+@contextmanager
+def supervisors(nodes: list[Node], steps: int, folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """`dtrain elastic` on every node, the first of which the others join."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
+    started: list[subprocess.Popen[bytes]] = []
+    with (folder / "output").open("wb") as output:
+        try:
+            for node in nodes:
+                place = ["--min", "2", "--max", str(NUM_NODES), "--host", nodes[0].address, "--port", str(PORT)]
+                if node.index > 0:
+                    place = ["--join", f"{nodes[0].address}:{PORT}"]
+                command = ["nsenter", f"--net=/proc/self/fd/{node.namespace}", sys.executable, "-m", "dtrain.cli"]
+                command += ["elastic", "-n", "1", *place, *SETTINGS, f"num_steps={steps}"]
+                started.append(
+                    subprocess.Popen(
+                        command, cwd=folder, env=environ, stdout=output, stderr=output, pass_fds=(node.namespace,)
+                    )
+                )
+            yield started
+        finally:
+            for one in started:
+                one.terminate()
+            for one in started:
+                one.wait()
+
+
+def train(steps: int, every: float | None, seed: int) -> Outcome:
+    """One training; `every`: mean seconds between faults. Raises RuntimeError, with the output, if it fails."""
+    draw, faults = random.Random(seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as name, network(NUM_NODES, None) as nodes:
+        folder = Path(name)
+        with supervisors(nodes, steps, folder) as started:
+            while not (folder / "run" / "metrics.jsonl").exists():
+                time.sleep(0.1)
+            begun, cut = time.monotonic(), dict[int, float]()
+            due = begun + draw.expovariate(1 / every) if every else float("inf")
+            while started[0].poll() is None:
+                now = time.monotonic()
+                for index in [index for index, until in cut.items() if now >= until]:
+                    set_link(nodes[index], "up")
+                    del cut[index]
+                if now >= due:
+                    due += draw.expovariate(1 / (every or 1.0))
+                    faults[disturb(draw, nodes, started, cut)] += 1
+                time.sleep(0.05)
+            seconds = time.monotonic() - begun
+            for index in cut:
+                set_link(nodes[index], "up")
+            code = started[0].returncode
+        said = (folder / "output").read_text()
+        if code != 0:
+            raise RuntimeError(f"exit code {code}:\n{said[-5000:]}")
+        summary = json.loads((folder / "run" / "summary.json").read_text())
+        groups = 1 + len(list((folder / "run" / "earlier").glob("*")))
+    return Outcome(seconds, summary["loss"], summary["accuracy"], groups, faults, said)
+
+
+def disturb(
+    draw: random.Random, nodes: list[Node], started: list[subprocess.Popen[bytes]], cut: dict[int, float]
+) -> str:
+    """Do something to a node, and say what. The first node's link stays: its supervisor decides for all."""
+    kind = draw.choice(("killed", "stopped", "cut"))
+    if kind == "cut":
+        index = draw.randrange(1, NUM_NODES)
+        set_link(nodes[index], "down")
+        cut[index] = time.monotonic() + draw.uniform(*CUT_SECONDS)
+        return kind
+    pid = worker_of(started[draw.randrange(NUM_NODES)])
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL if kind == "killed" else signal.SIGSTOP)
+    return kind
+
+
+def main() -> None:
+    """Train in peace, then not, and write what is left."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--every", type=float, default=30.0, help="mean seconds between faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hardware", default="cpu2")
+    parser.add_argument("--output", type=Path, help="where the disturbed run's output is kept")
+    parsed = parser.parse_args()
+    peace = train(parsed.steps, None, parsed.seed)
+    print(_line("in peace", peace), flush=True)
+    chaos = train(parsed.steps, parsed.every, parsed.seed)
+    print(_line("disturbed", chaos), flush=True)
+    if parsed.output:
+        parsed.output.write_text(chaos.said)
+    kept = peace.seconds / chaos.seconds
+    done = ", ".join(f"{number} {kind}" for kind, number in sorted(chaos.faults.items()))
+    body = "\n".join(
+        [
+            f"{NUM_NODES} workers, each on a node of its own, {parsed.steps} steps of SqueezeNet 1.1 on digits, int4.",
+            f"Faults, on average every {parsed.every:g} s, seed {parsed.seed}: {done}.",
+            "",
+            f"**{kept:.1%} of the throughput is kept.** One run each: no spread.",
+            "",
+            "| | seconds | groups | loss | accuracy |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {name} | {one.seconds:.0f} | {one.groups} | {one.loss:.4f} | {one.accuracy:.2%} |"
+                for name, one in (("in peace", peace), ("disturbed", chaos))
+            ),
+            "",
+            "Replicas were equal at the end of both, or the run would have failed.",
+        ]
+    )
+    print(write_result("chaos", parsed.hardware, "Training while workers are lost", body))
+
+
+def _line(name: str, one: Outcome) -> str:
+    return (
+        f"{name}: {one.seconds:.0f} s, {one.groups} groups, loss {one.loss:.4f}, {one.accuracy:.2%}, {dict(one.faults)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Starts the workers of one host, and starts each again that is lost, beside those that live on.
+
+A worker that ends or is stopped (SIGSTOP) is known at once, by the kernel; one that hangs by the time-out of what it
+keeps others waiting in. What is to be told of workers is queued: who tells it may wait for a network that is cut.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dtrain.comm.membership import MEMBER
+
+STOPPED_SECONDS = 2.0
+"""How long a worker may be stopped; then it is ended, and started again."""
+ATTEMPTS = 3
+"""How often in a row a worker may fail within a minute of its start; then the job is given up."""
+MISTAKE, FAILED, STOPPED = 2, 1, (os.EX_TEMPFAIL, 130)
+
+Tell = Callable[[str, str], None]
+
+
+@dataclass
+class _Worker:
+    """One place for a worker on this host, and who has it now."""
+
+    number: int
+    starts: int = 0
+    failures: int = 0
+    name: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    stopped_since: float | None = None
+
+
+@dataclass
+class Supervisor:
+    """Of the workers of one host. `address` is the store's; `tell` queues for the coordinator what happened."""
+
+    command: Sequence[str]
+    count: int
+    address: tuple[str, int]
+    tell: Tell
+    say: Callable[[str], None]
+    job: str
+    name: str = field(default_factory=lambda: f"{socket.gethostname()}-{secrets.token_hex(3)}")
+    is_ending: bool = False
+    exit_code: int | None = None
+
+    def __post_init__(self) -> None:
+        self._workers = [_Worker(number) for number in range(self.count)]
+
+    def start(self) -> None:
+        """Start all workers."""
+        for worker in self._workers:
+            self._start(worker)
+
+    @property
+    def num_running(self) -> int:
+        """Workers that have not ended."""
+        return sum(worker.process is not None for worker in self._workers)
+
+    def look(self) -> None:
+        """Take in what happened to workers, and start those again that were lost."""
+        for worker in self._workers:
+            if worker.process is None:
+                continue
+            code = worker.process.poll()
+            if code is not None:
+                worker.process = None
+                self._ended(worker, code)
+            else:
+                self._end_if_stopped(worker, worker.process)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to all workers; none is started again."""
+        self.is_ending = True
+        for worker in self._workers:
+            if worker.process is not None:
+                with suppress(ProcessLookupError):
+                    worker.process.send_signal(number)
+
+    def end_all(self) -> None:
+        """End all workers now."""
+        self.send(signal.SIGKILL)
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.wait()
+                worker.process = None
+
+    def _start(self, worker: _Worker) -> None:
+        worker.starts += 1
+        worker.name = f"{self.name}.{worker.number}.{worker.starts}"
+        worker.started, worker.stopped_since = time.monotonic(), None
+        environ = {
+            **os.environ,
+            MEMBER: worker.name,
+            "MASTER_ADDR": self.address[0],
+            "MASTER_PORT": str(self.address[1]),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RUN_ID": self.job,
+            "RANK": str(worker.number),  # until it is in a group: the first speaks of a mistake
+            "WORLD_SIZE": str(self.count),
+            "LOCAL_RANK": str(worker.number),
+            "LOCAL_WORLD_SIZE": str(self.count),
+        }
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.count)))
+        worker.process = subprocess.Popen(list(self.command), env=environ, process_group=0)
+
+    def _ended(self, worker: _Worker, code: int) -> None:
+        who = f"worker {worker.number} on host {socket.gethostname()}"
+        if code == 0:
+            self.tell("done", worker.name)
+            return
+        self.tell("gone", worker.name)
+        if code == MISTAKE or code in STOPPED:
+            self.exit_code = code
+        if self.is_ending or self.exit_code is not None:
+            return
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        early = time.monotonic() - worker.started < 60.0 and code > 0
+        worker.failures = worker.failures + 1 if early else 0
+        if worker.failures == ATTEMPTS:
+            self.say(f"{who} {how}, {ATTEMPTS} times in a row: giving the job up")
+            self.exit_code = FAILED
+            return
+        self.say(f"{who} {how}: starting it again")
+        self._start(worker)
+
+    def _end_if_stopped(self, worker: _Worker, process: subprocess.Popen[bytes]) -> None:
+        if _state(process.pid) != "T":
+            worker.stopped_since = None
+            return
+        worker.stopped_since = worker.stopped_since or time.monotonic()
+        if time.monotonic() - worker.stopped_since > STOPPED_SECONDS:
+            self.say(f"worker {worker.number} on host {socket.gethostname()} has been stopped: ending it")
+            process.kill()
+
+
+def _state(pid: int) -> str:
+    """A process's state as the kernel gives it in a letter; T is stopped (proc(5))."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""

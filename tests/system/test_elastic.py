@@ -1,0 +1,109 @@
+"""Workers are killed and stopped while a job runs: the others go on without starting again, and they come back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+from programs import dtrain_command, finish, read_summary, run, start
+
+SETTINGS = ("model.name=squeezenet1_1", "compressor=int4", "log_every=5", "eval_every_epochs=0", "run_dir=run")
+RUN = Path("run")
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
+
+
+def wait_until(holds: Callable[[], bool], process: Popen[str], what: str, seconds: float = 100.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def sittings(run_dir: Path) -> Iterator[Path]:
+    """The folders of a run's groups of workers, in their order."""
+    yield from sorted((run_dir / "earlier").glob("*"), key=lambda folder: int(folder.name))
+    yield run_dir
+
+
+def steps_of(folder: Path) -> list[int]:
+    lines = [json.loads(line) for line in (folder / "ledger" / "rank0.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if line["step"] is not None]
+
+
+def world_sizes(run_dir: Path) -> list[int]:
+    return [
+        json.loads((folder / "environment.json").read_text())["launch"]["world_size"] for folder in sittings(run_dir)
+    ]
+
+
+def is_training(run_dir: Path, groups: int, world_size: int) -> bool:
+    """Whether the group of that number, from 1, has so many workers and has made two steps."""
+    try:
+        sizes = world_sizes(run_dir)
+        return len(sizes) >= groups and sizes[-1] == world_size and len(steps_of(run_dir)) >= 2
+    except (OSError, ValueError):  # it is being written
+        return False
+
+
+@pytest.mark.alone
+def test_others_go_on_without_a_worker_that_is_lost_and_take_it_in_again(tmp_path: Path) -> None:
+    command = dtrain_command("elastic", "-n", "3", "--min", "2", "num_epochs=40", *SETTINGS)
+    process, run_dir = start(command, tmp_path), tmp_path / RUN
+    try:
+        wait_until(lambda: is_training(run_dir, 1, 3), process, "the first group")
+        first = set(children(process.pid))
+        assert len(first) == 3
+        killed = min(first)
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: is_training(run_dir, 2, 2), process, "two go on", 15.0)
+        wait_until(lambda: is_training(run_dir, 3, 3), process, "it is back", 75.0)
+        assert first - set(children(process.pid)) == {killed}, "the others live on"
+        stopped = max(first)  # the last of those that live on
+        os.kill(stopped, signal.SIGSTOP)
+        wait_until(lambda: is_training(run_dir, 4, 2), process, "two go on without the one that is stopped", 15.0)
+        wait_until(lambda: is_training(run_dir, 5, 3), process, "it is back too", 75.0)
+        os.kill(process.pid, signal.SIGTERM)
+        ended = finish(process, 60.0).expect(os.EX_TEMPFAIL)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        for child in children(process.pid) if Path(f"/proc/{process.pid}").exists() else []:
+            os.kill(child, signal.SIGKILL)
+        raise
+    assert [line.partition(" on host")[0] for line in ended.stderr.splitlines() if " on host" in line] == [
+        "dtrain: worker 0",
+        "dtrain: worker 2",
+        "dtrain: worker 2",
+    ]
+    assert ended.stderr.count("was killed by SIGKILL: starting it again") == 2
+    assert ended.stderr.count("has been stopped: ending it") == 1
+    assert "Traceback" not in ended.stderr
+    made = [step for folder in sittings(run_dir) for step in steps_of(folder)]
+    assert made == list(range(len(made))), "every step is made once, with as many samples, so every sample is seen once"
+    saved = run(dtrain_command("checkpoint", "list", "run", "--json"), tmp_path).expect().json
+    assert [found["step"] for found in saved] == [len(made)]
+
+
+def test_a_mistake_ends_the_job_at_once_in_one_line(tmp_path: Path) -> None:
+    ended = run(dtrain_command("elastic", "-n", "2", "compressor=int4", "sync=streaming"), tmp_path).expect(2)
+    assert ended.stderr == "dtrain: error: sync=streaming cannot go on without a worker that is lost: use sync=local\n"
+
+
+def test_a_job_without_losses_ends_as_one_under_torchrun_does(tmp_path: Path) -> None:
+    ended = run(dtrain_command("elastic", "-n", "2", "num_steps=6", *SETTINGS), tmp_path).expect()
+    assert ended.stdout.splitlines()[-1] == f"results in {tmp_path / RUN}"
+    assert ended.stderr == ""
+    summary = read_summary(tmp_path / RUN)
+    assert summary["complete"]
+    assert summary["num_steps"] == 6
+    assert summary["world_size"] == 2
