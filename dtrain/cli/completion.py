@@ -8,7 +8,7 @@ from itertools import chain
 
 from dtrain.cli.output import Verbs
 
-_SETTINGS = ("train", "plan", "simulate")
+_SETTINGS = ("train", "resume", "plan", "simulate")
 """Verbs that take settings of a training."""
 _BASH = """\
 # dtrain completion bash: source <(dtrain completion bash)
