@@ -7,14 +7,15 @@ runs: a device that receives models has no torch, and --help should not wait for
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from dtrain import __version__
+from dtrain.arguments import FAILED, INTERRUPTED, MISTAKE, Parser, ending, say_doing, say_error
 from dtrain.cli import (
     checkpoint,
     cluster,
+    completion,
     dashboard,
     doctor,
     elastic,
@@ -27,44 +28,49 @@ from dtrain.cli import (
     top,
     trace,
 )
-
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+from dtrain.cli.output import add_verbs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb."""
+    """Run one verb: of this process's own arguments, after which Ctrl-C ends it, or of these."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["train"]:
-        from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself
+    with ending():
+        if arguments[:1] == ["train"]:
+            say_doing("starting")
+            from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself
 
-        sys.argv = ["dtrain train", *arguments[1:]]
-        return train()
-    if arguments[:1] == ["resume"]:
-        from dtrain.train.entry import resume
+            return train(arguments[1:])
+        if arguments[:1] == ["resume"]:
+            say_doing("starting")
+            from dtrain.train.entry import resume
 
-        return resume(arguments[1:])
-    parsed = _parser().parse_args(arguments)
-    try:
-        code: int = parsed.run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return MISTAKE
-    except MemoryError:
-        print("dtrain: error: memory is not enough for it: free some, or give a smaller file", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+            return resume(arguments[1:])
+        try:
+            parsed = command_line().parse_args(arguments)
+            code: int = parsed.run(parsed)
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt:
+            if argv is None:  # then it is all that this process does
+                raise
+            return INTERRUPTED
+        except (ValueError, OSError) as error:
+            say_error(error)
+            return MISTAKE
+        except MemoryError:
+            say_error("memory is not enough for it: free some, or give a smaller file")
+            return FAILED
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dtrain", description="Distributed training that counts its bytes.")
+def command_line() -> Parser:
+    """All verbs and their options."""
+    parser = Parser(prog="dtrain", description="Distributed training that counts its bytes.")
     parser.add_argument("--version", action="version", version=f"dtrain {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    train = verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
-    train.set_defaults(run=None)
-    resume = verbs.add_parser("resume", help="go on with a run in its own directory (see `dtrain resume --help`)")
-    resume.set_defaults(run=None)
-    for group in (launch, runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, elastic):
+    verbs = add_verbs(parser)
+    verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
+    verbs.add_parser("resume", help="go on with a run in its own directory (see `dtrain resume --help`)")
+    groups = (launch, runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, elastic)
+    for group in (*groups, completion):
         group.add_to(verbs)
     return parser

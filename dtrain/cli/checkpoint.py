@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtrain.cli.output import Verbs, json_option, print_json
+from dtrain.cli.output import Verbs, add_verbs, json_option, print_json
 
 if TYPE_CHECKING:
     from dtrain.train.checkpoint_folder import Found
@@ -17,7 +17,7 @@ FAILED = 1
 def add_to(verbs: Verbs) -> None:
     """Add what this file has."""
     checkpoint = verbs.add_parser("checkpoint", help="a run's checkpoints: list, verify, prune")
-    actions = checkpoint.add_subparsers(required=True, metavar="ACTION")
+    actions = add_verbs(checkpoint)
     for action, summary, run in (
         ("list", "steps, sizes and workers, by what manifests say", _list),
         ("verify", "read every file; exit code 1 where one is not the one that was saved", _verify),

@@ -6,13 +6,13 @@ import argparse
 import signal
 import sys
 
-from dtrain.cli.output import Verbs, console, print_json
+from dtrain.cli.output import Verbs, add_verbs, console, print_json
 
 
 def add_to(verbs: Verbs) -> None:
     """Add what this file has."""
     cluster = verbs.add_parser("cluster", help="a cluster on this machine, with links of a chosen speed (root)")
-    run = cluster.add_subparsers(required=True, metavar="VERB").add_parser(
+    run = add_verbs(cluster).add_parser(
         "run",
         help="run a command on every node, with the rendezvous filled in; then a table of bytes per node",
         description="Exit code: 0, the first failing node's, 2 for a mistake, 130 after Ctrl-C or SIGTERM.",
@@ -41,4 +41,7 @@ def _run(parsed: argparse.Namespace) -> int:
         print_json(outcome.as_json())
     else:
         console().print(cluster.outcome_table(outcome))
+    if outcome.explanation is not None and outcome.exit_code:
+        log = "" if outcome.torchrun_log is None else f" (what torchrun said of it: {outcome.torchrun_log})"
+        print(f"{outcome.explanation}{log}", file=sys.stderr)
     return outcome.exit_code

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dtrain.cli.output import Verbs, json_option, print_json
+from dtrain.cli.output import Verbs, add_verbs, json_option, print_json
 
 
 def add_to(verbs: Verbs) -> None:
     """Add what this file has."""
     dashboard = verbs.add_parser("dashboard", help="Grafana dashboards, Prometheus rules and alerts to watch runs with")
-    export = dashboard.add_subparsers(required=True, metavar="VERB").add_parser(
-        "export", help="write prometheus.yml, rules/ and grafana/ into a folder"
-    )
+    export = add_verbs(dashboard).add_parser("export", help="write prometheus.yml, rules/ and grafana/ into a folder")
     export.add_argument("folder", type=Path)
     export.add_argument("--overwrite", action="store_true", help="replace files there that differ")
     json_option(export)

@@ -8,6 +8,9 @@ from typing import Any
 
 from dtrain.cli.output import Verbs, console, json_option, print_json
 
+_OWN = ("model", "world_size", "num_classes", "step")
+"""Options that are not the compressor's."""
+
 
 def add_to(verbs: Verbs) -> None:
     """Add what this file has."""
@@ -43,10 +46,17 @@ def _explain(parsed: argparse.Namespace) -> int:
 def _options(assignments: Sequence[str]) -> dict[str, Any]:
     """OPTION=VALUE as on the training command line: VALUE is YAML."""
     from omegaconf import OmegaConf
+    from yaml import YAMLError
 
     for assignment in assignments:
-        if "=" not in assignment:
+        name, found, _ = assignment.partition("=")
+        if not found:
             raise ValueError(f"{assignment!r} is not of the form OPTION=VALUE")
-    options = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)))
+        if name in _OWN:
+            raise ValueError(f"{name} is no option of a compressor: write --{name.replace('_', '-')} VALUE")
+    try:
+        options = OmegaConf.to_container(OmegaConf.from_dotlist(list(assignments)))
+    except YAMLError:
+        raise ValueError(f"{' '.join(assignments)}: a value is no YAML: put quotes around a text") from None
     assert isinstance(options, dict)
     return {str(key): value for key, value in options.items()}

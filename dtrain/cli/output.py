@@ -12,6 +12,17 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a group of verbs adds its own."""
 
 
+def add_verbs(parser: argparse.ArgumentParser) -> Verbs:
+    """Where the verbs of a command, or of a group, are added; without one of them it prints its help."""
+
+    def show_help(parsed: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(run=show_help)
+    return parser.add_subparsers(metavar="VERB")
+
+
 def json_option(parser: argparse.ArgumentParser) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -6,9 +6,11 @@ import argparse
 import os
 from contextlib import nullcontext
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtrain.arguments import say_doing
 from dtrain.cli.output import Verbs, console, json_option, print_json
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def _job_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(parsed: argparse.Namespace) -> int:
+    say_doing("starting")
     from dtrain.plan.planner import plan
     from dtrain.plan.tables import plan_table
     from dtrain.plan.whole_run import whole_run
@@ -87,12 +90,16 @@ def _write_page(told: dict[str, Any], calibration: Calibration, planned: Plan, p
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
+    say_doing("starting")
     from dtrain.plan.scaling import Uncertain, scale
     from dtrain.plan.tables import scaling_table
 
     sizes = parsed.ranks or [2**i for i in range(13)]
     if min(sizes) < 1:
         raise ValueError(f"--ranks {min(sizes)} must be at least 1")
+    for option, value in (("--spread", parsed.spread), ("--hours-between-faults", parsed.hours_between_faults)):
+        if not 0 <= value < inf:
+            raise ValueError(f"{option} {value:g} must be 0 or more")
     subject, job, chosen, calibration = _measured(parsed, sizes)
     points = scale(calibration, chosen, job, sizes, Uncertain(parsed.spread, parsed.hours_between_faults))
     if parsed.json:
@@ -146,7 +153,9 @@ def _measured(parsed: argparse.Namespace, sizes: list[int]) -> tuple[Subject, Jo
 
     if parsed.ranks_per_node < 1:
         raise ValueError(f"--ranks-per-node {parsed.ranks_per_node} must be at least 1")
-    if parsed.cores is not None and parsed.cores <= 0:
+    if parsed.threads is not None and parsed.threads < 1:
+        raise ValueError(f"--threads {parsed.threads} must be at least 1")
+    if parsed.cores is not None and not 0 < parsed.cores < inf:
         raise ValueError(f"--cores {parsed.cores:g} must be more than 0")
     link = replace(read_link(parsed.link, parsed.latency), ranks=parsed.ranks_per_node)
     subject = _subject(parsed)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtrain.cli.output import Verbs
+from dtrain.cli.output import Verbs, add_verbs
 
 if TYPE_CHECKING:
     from dtrain import ship
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_to(verbs: Verbs) -> None:
     """Add what this file has."""
     ship = verbs.add_parser("ship", help="a model from where it is made to where it is used, over HTTP")
-    ship_verbs = ship.add_subparsers(required=True, metavar="VERB")
+    ship_verbs = add_verbs(ship)
     _add_keygen(ship_verbs)
     _add_publish(ship_verbs)
     _add_receive(ship_verbs)
@@ -108,6 +108,8 @@ def _publish(parsed: argparse.Namespace) -> int:
 
     if (parsed.certificate is None) != (parsed.private_key is None):
         raise ValueError("give both --certificate and --private-key, or neither")
+    if not 0 <= parsed.port < 2**16:
+        raise ValueError(f"--port {parsed.port} must be from 0 (a free one) to 65535")
     tls = None if parsed.certificate is None else ship.server_context(parsed.certificate, parsed.private_key)
     sign = None if parsed.key is None else ship.read_signing_key(parsed.key)
     publisher = ship.Publisher(parsed.model, parsed.base)

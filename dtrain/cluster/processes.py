@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from dtrain.cluster.agent_log import AgentLog
 from dtrain.cluster.namespaces import INTERFACE, Node
 from dtrain.meter.nic import CLUSTER_INTERFACE
 
@@ -40,8 +41,9 @@ _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 10.0
 
 
-def run_on_all(nodes: Sequence[Node], command: Sequence[str], output: TextIO) -> int:
-    """Run the command on every node to its end; its output goes to `output`, each line with its node.
+def run_on_all(nodes: Sequence[Node], command: Sequence[str], output: TextIO, agent_log: AgentLog) -> int:
+    """Run the command on every node to its end; its output goes to `output`, each line with its node, but for what
+    `agent_log` holds back.
 
     Returns 0, or the exit code of the node that failed first, or 130 after SIGINT or SIGTERM; the other nodes are then
     sent SIGTERM (or the signal that came), and killed 10 s later or at the next signal.
@@ -57,7 +59,7 @@ def run_on_all(nodes: Sequence[Node], command: Sequence[str], output: TextIO) ->
     with _signals() as received:
         try:
             for node in nodes:
-                programs.append(_Program(node, nodes, command, output, whole_lines))
+                programs.append(_Program(node, nodes, command, output, whole_lines, agent_log))
             return _watch(programs, received, output)
         finally:
             for program in programs:
@@ -110,9 +112,15 @@ class _Program:
     """The command on one node."""
 
     def __init__(
-        self, node: Node, nodes: Sequence[Node], command: Sequence[str], output: TextIO, whole_lines: threading.Lock
+        self,
+        node: Node,
+        nodes: Sequence[Node],
+        command: Sequence[str],
+        output: TextIO,
+        whole_lines: threading.Lock,
+        agent_log: AgentLog,
     ) -> None:
-        self._whole_lines = whole_lines
+        self._whole_lines, self._agent_log = whole_lines, agent_log
         # mapped too: torch asks for the names of its peers as IPv6 has them, and warns of each that it does not get
         hosts = "".join(f"{other.address} {other.name}\n::ffff:{other.address} {other.name}\n" for other in nodes)
         self._process = subprocess.Popen(
@@ -125,7 +133,7 @@ class _Program:
             errors="replace",
             start_new_session=True,
         )
-        self._copying = threading.Thread(target=self._copy, args=(f"[{node.name}] ", output), daemon=True)
+        self._copying = threading.Thread(target=self._copy, args=(node.name, output), daemon=True)
         self._copying.start()
 
     def exit_code(self) -> int | None:
@@ -143,15 +151,17 @@ class _Program:
         self._process.wait()
         self._copying.join()
 
-    def _copy(self, label: str, output: TextIO) -> None:
+    def _copy(self, node: str, output: TextIO) -> None:
         assert self._process.stdout is not None
         with (
             suppress(BrokenPipeError),
             self._process.stdout as lines,
         ):  # nobody reads on: nor do we, and the node sees it
             for line in lines:
+                if not self._agent_log.shows(node, line.rstrip()):
+                    continue
                 with self._whole_lines:  # nodes write into the same output, each from a thread of its own
-                    output.write(f"{label}{line.rstrip()}\n")
+                    output.write(f"[{node}] {line.rstrip()}\n")
                     output.flush()
 
 

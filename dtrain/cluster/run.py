@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.table import Table
 
+from dtrain.arguments import say_doing
+from dtrain.cluster.agent_log import AgentLog
 from dtrain.cluster.namespaces import network
 from dtrain.cluster.processes import run_on_all
 
@@ -25,16 +28,22 @@ class NodeBytes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command on all nodes ended. `rate_bits_per_second` is None for unshaped links."""
+    """How a command on all nodes ended. `rate_bits_per_second` is None for unshaped links.
+
+    `explanation` is what a program of ours said of its failure, `torchrun_log` the file with what torchrun said then.
+    """
 
     exit_code: int
     seconds: float
     rate_bits_per_second: int | None
     nodes: tuple[NodeBytes, ...]
+    explanation: str | None = None
+    torchrun_log: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON data."""
-        return asdict(self)
+        log = None if self.torchrun_log is None else str(self.torchrun_log)
+        return {**asdict(self), "torchrun_log": log}
 
 
 def run_cluster(command: Sequence[str], *, num_nodes: int, rate: int | None, output: TextIO) -> Outcome:
@@ -51,9 +60,11 @@ def run_cluster(command: Sequence[str], *, num_nodes: int, rate: int | None, out
     """
     if "--standalone" in command:
         raise ValueError("--standalone makes every node a job of its own: leave it out, the rendezvous is filled in")
+    say_doing(f"making {num_nodes} nodes" if num_nodes != 1 else "making a node")
+    agent_log = AgentLog()
     with network(num_nodes, rate) as nodes:
         start, before = time.monotonic(), [node.counters() for node in nodes]
-        exit_code = run_on_all(nodes, command, output)
+        exit_code = run_on_all(nodes, command, output, agent_log)
         seconds, after = time.monotonic() - start, [node.counters() for node in nodes]
         carried = tuple(
             NodeBytes(
@@ -64,7 +75,7 @@ def run_cluster(command: Sequence[str], *, num_nodes: int, rate: int | None, out
             )
             for node, first, last in zip(nodes, before, after, strict=True)
         )
-    return Outcome(exit_code, seconds, rate, carried)
+    return Outcome(exit_code, seconds, rate, carried, agent_log.explanation, agent_log.write())
 
 
 def outcome_table(outcome: Outcome) -> Table:

@@ -122,7 +122,7 @@ class HorovodCommunicator(PolledCommunicator):
 def open_world(
     launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0
 ) -> Iterator[HorovodCommunicator]:
-    """All workers that horovodrun or mpirun started, or this one alone, from hvd.init() to hvd.shutdown().
+    """All workers that horovodrun or mpirun started, from hvd.init() to hvd.shutdown().
 
     Raises ValueError where Horovod and the launcher do not fit, naming the cure.
     """
@@ -132,6 +132,11 @@ def open_world(
             "horovodrun (dtrain launch backend=horovod)"
         )
     hvd = _import()
+    if launch.launcher == "none":
+        raise ValueError(
+            "backend=horovod, but horovodrun did not start this process, so it would train alone: write horovodrun -np "
+            "RANKS before it, or launch/horovodrun.sh -n RANKS in its place, with 1 for a worker alone"
+        )
     if launch.launcher == "mpirun" and not hvd.mpi_built():
         raise ValueError(
             "mpirun started these workers, and this Horovod is built without MPI: start them with horovodrun, or pip "

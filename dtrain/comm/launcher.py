@@ -48,7 +48,7 @@ def usable_cores() -> int:
 def detect_launch(environ: Mapping[str, str]) -> Launch:
     """The launch that these environment variables describe; one worker on its own where they describe none.
 
-    Raises ValueError for variables that contradict themselves.
+    Raises ValueError for variables that contradict themselves, and for tasks of srun that have no ranks.
     """
     for launcher, names in _VARIABLES.items():
         if names[0] not in environ or names[2] not in environ:

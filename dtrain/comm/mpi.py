@@ -115,7 +115,7 @@ class MpiCommunicator(PolledCommunicator):
 
 @contextmanager
 def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float = 60.0) -> Iterator[MpiCommunicator]:
-    """All workers that mpirun started, or this one alone, from the start of MPI to its end.
+    """All workers that mpirun started, from the start of MPI to its end.
 
     Raises ValueError where mpi4py, MPI and the launcher do not fit, naming the cure.
     """
@@ -123,6 +123,12 @@ def open_world(launch: Launch, ledger: Ledger | None, *, timeout_seconds: float 
         raise ValueError(
             f"{launch.launcher} started these workers, and backend=mpi cannot join them: start them with mpirun "
             "(dtrain launch backend=mpi)"
+        )
+    _import_mpi()
+    if launch.launcher == "none":
+        raise ValueError(
+            "backend=mpi, but mpiexec did not start this process, so it would train alone: write mpiexec -n RANKS "
+            "before it, or launch/mpirun.sh -n RANKS in its place, with 1 for a worker alone"
         )
     world = _initialise()
     if world.Get_size() != launch.world_size:

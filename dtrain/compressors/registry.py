@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dtrain.arguments import check_name, check_options, converted
 from dtrain.compressors.chunked_top_k import chunked_top_k
 from dtrain.compressors.dgc import dgc
 from dtrain.compressors.integers import int4, int8
@@ -80,14 +81,12 @@ def build(name: str, *, start_after: int = 0, exempt_below: int = 0, **options: 
     Raises:
         ValueError: the name or an option does not exist, or a value is out of range.
     """
-    if name not in COMPRESSORS:
-        raise ValueError(f"unknown compressor {name!r}: choose one of {', '.join(COMPRESSORS)}")
-    known = inspect.signature(COMPRESSORS[name]).parameters
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        has = f"it has {', '.join(known)}" if known else "it has none of its own"
-        raise ValueError(f"compressor {name} has no option {unknown[0]!r}: {has}, start_after and exempt_below")
-    compressor = COMPRESSORS[name](**options)
+    check_name("compressor ", name, COMPRESSORS)
+    shared = {"start_after": start_after, "exempt_below": exempt_below}
+    for option, value in shared.items():
+        if converted(int, value, option) < 0:
+            raise ValueError(f"{option}={value} must be 0 or more")
+    compressor = COMPRESSORS[name](**check_options(f"compressor {name}", COMPRESSORS[name], options, also=shared))
     if exempt_below:
         compressor = Only(compressor, at_least(exempt_below))
     return Warmup(NoCompression(), compressor, start_after) if start_after else compressor

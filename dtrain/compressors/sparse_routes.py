@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from dtrain.arguments import check_name
 from dtrain.compressors.codecs.selection import largest, num_kept
 from dtrain.compressors.codecs.sparse import SparseFormat
 from dtrain.exchange import Context, Contribution, Op, Request, Sparse
@@ -151,8 +152,7 @@ ROUTES: Mapping[str, Route] = MappingProxyType({"all_gather": all_gather, "split
 
 def route(name: str) -> Route:
     """The route of that name. Raises ValueError for one that does not exist."""
-    if name not in ROUTES:
-        raise ValueError(f"exchange={name!r} does not exist: choose one of {', '.join(ROUTES)}")
+    check_name("exchange=", name, ROUTES)
     return ROUTES[name]
 
 

@@ -58,7 +58,7 @@ def top_k(density: float = 0.001, value_bits: int = 8, exchange: str = "all_gath
 def check_density(density: float) -> None:
     """Raise ValueError unless 0 < density <= 1."""
     if not 0 < density <= 1:
-        raise ValueError(f"density={density} must be above 0 and at most 1: it is the fraction that is kept")
+        raise ValueError(f"density={density:g} must be above 0 and at most 1: it is the fraction that is kept")
 
 
 def check_value_bits(value_bits: int) -> None:

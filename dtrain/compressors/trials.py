@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, get_args
 
+from dtrain.arguments import check_name
 from dtrain.compressors.registry import COMPRESSORS
 
 Guard = Literal["refuse", "warn", "off"]
@@ -188,8 +189,7 @@ def check(
     was a start without compression. Where a trial is of one of `tasks`, only those speak; else all do. An outer
     optimizer fails through whichever compressor it was tried. Raises ValueError for a guard that does not exist.
     """
-    if guard not in get_args(Guard):
-        raise ValueError(f"guard={guard!r} does not exist: choose one of {', '.join(get_args(Guard))}")
+    check_name("guard=", guard, get_args(Guard))
     if optimizer is None or guard == "off" or options.get("start_after"):
         return
     tried = trials_of(compressor, options, optimizer=optimizer, exchanged=exchanged, every=every, world_size=world_size)

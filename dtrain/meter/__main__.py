@@ -13,17 +13,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from dtrain.arguments import MISTAKE, Parser, check_name, say_error
 from dtrain.meter import script
 from dtrain.meter.live import parse_interval
 from dtrain.meter.nic import read_counters
 from dtrain.meter.program_meter import Asked, ProgramMeter
 from dtrain.meter.trace import MAX_STEPS
 
-MISTAKE = 2
-
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dtrain.meter",
         usage="%(prog)s [--json PATH] [--nic INTERFACE] [--every TIME] [--steps N [--trace PATH]]\n"
         "                              (SCRIPT | -m MODULE) [ARGUMENT ...]",
@@ -49,8 +48,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _asked(parsed: argparse.Namespace) -> Asked:
     """Raises ValueError for what cannot be done."""
-    if parsed.nic is not None and parsed.nic not in read_counters():
-        raise ValueError(f"--nic {parsed.nic} does not exist here: choose one of {', '.join(read_counters())}")
+    if parsed.nic is not None:
+        check_name("--nic ", parsed.nic, read_counters())
     if parsed.steps is not None and parsed.steps < 1:
         raise ValueError(f"--steps {parsed.steps}: give a number of steps from 1 on")
     if parsed.trace is not None and not 1 <= (parsed.steps or 0) <= MAX_STEPS:
@@ -68,8 +67,8 @@ def _advise(trace: Path) -> str:
 
 def main() -> int:
     """Run the program. Returns 2 for a mistake; otherwise the program ends the process as it would alone."""
-    arguments = _parse(sys.argv[1:])
     try:
+        arguments = _parse(sys.argv[1:])
         if not dist.is_available():
             raise ValueError("this torch was built without torch.distributed: there is nothing to meter")
         asked = _asked(arguments)
@@ -77,7 +76,7 @@ def main() -> int:
         program = find(arguments.command[0], arguments.command[1:])
         meter = ProgramMeter(asked, _advise)
     except (ValueError, OSError) as error:
-        print(f"dtrain: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        say_error(error)
         return MISTAKE
     atexit.register(meter.finish)  # first, and so called last
     try:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dtrain.files import MAX_JSON_BYTES, open_file, parse_json, read_file
 from dtrain.observe.frame import RankNow, RunNow
+from dtrain.observe.process import has_ended
 
 STEPS = 20
 """Latest ones that means are of."""
@@ -30,11 +31,12 @@ def run_now(path: Path) -> RunNow:
         summary = _object(path / "summary.json")
         train, test = _scores(path / "metrics.jsonl")
         complete = summary.get("complete") is True
-        host = _host(path / "environment.json")
+        environment = _object(path / "environment.json") if (path / "environment.json").exists() else {}
+        host, end = _host(environment), "ended" if complete else "gone" if _is_gone(environment) else None
         files = sorted((path / "ledger").glob("rank*.jsonl"), key=lambda file: (len(file.name), file.name))
         return RunNow(
             name=str(summary.get("run", path.name)),
-            ranks=[_rank_now(file, host, complete=complete) for file in files],
+            ranks=[_rank_now(file, host, end) for file in files],
             complete=complete,
             model=_text(summary, "model"),
             data=_text(summary, "data"),
@@ -54,7 +56,8 @@ def run_now(path: Path) -> RunNow:
         return RunNow(path.name, [RankNow(None, str(path), error=f"cannot be read: {reason}")])
 
 
-def _rank_now(path: Path, host: str | None, *, complete: bool) -> RankNow:
+def _rank_now(path: Path, host: str | None, end: str | None) -> RankNow:
+    """`end` is how its run ended, if it has."""
     number = path.stem.removeprefix("rank")
     rank = int(number) if number.isdecimal() and len(number) < 10 else None
     try:
@@ -66,7 +69,7 @@ def _rank_now(path: Path, host: str | None, *, complete: bool) -> RankNow:
     steps = [record for record in records if record.get("step") is not None and isinstance(record.get("times"), dict)]
     figures = [figure for record in steps[-STEPS:] if (figure := _step(record)) is not None]
     if not figures:
-        return RankNow(rank, str(path), host, "ended" if complete else "init")
+        return RankNow(rank, str(path), host, end or "init")
     took, exposed, wire = (
         sum(column) / len(figures) for column in zip(*(figure[1:] for figure in figures), strict=True)
     )
@@ -74,7 +77,7 @@ def _rank_now(path: Path, host: str | None, *, complete: bool) -> RankNow:
         rank=rank,
         source=str(path),
         host=host,
-        doing="ended" if complete else _doing(records),
+        doing=end or _doing(records),
         steps=figures[-1].number + 1,
         step_seconds=took,
         exposed_seconds=exposed,
@@ -160,11 +163,14 @@ def _scores(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return train, test or train
 
 
-def _host(path: Path) -> str | None:
+def _is_gone(environment: Mapping[str, Any]) -> bool:
+    """Whether rank 0 has ended, and with it the run; not known of other machines."""
+    process = environment.get("process")
+    return isinstance(process, dict) and has_ended(process)
+
+
+def _host(environment: Mapping[str, Any]) -> str | None:
     """Of all ranks, where they are on one."""
-    if not path.exists():
-        return None
-    environment = _object(path)
     launch = environment.get("launch")
     if isinstance(launch, dict) and launch.get("local_world_size") == launch.get("world_size"):
         return _text(environment, "host")

@@ -16,7 +16,8 @@ STALLED_SECONDS, STALLED_STEPS = 30.0, 10
 class RankNow:
     """One rank. What is not known is None.
 
-    `doing` is what it says that it does (train, eval, ...). `steps` it has taken; the figures below are means of its
+    `doing` is what it says that it does (train, eval, ...), or gone, where its process ended before the run was
+    complete. `steps` it has taken; the figures below are means of its
     latest steps, in seconds and wire bytes a step; `exposed_seconds` is what a step waited for its exchange.
     `idle_seconds`: since its last step ended. `error` says why nothing newer is known.
     """

@@ -1,23 +1,24 @@
-"""What rank 0 shows while it trains: two live lines in a terminal, which fit 80 columns, and plain lines elsewhere."""
+"""What rank 0 shows while it trains, in 80 columns: two live lines in a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from dtrain.observe.figures import EvalFigures, TrainFigures
 
 
-def _learnt(figures: TrainFigures) -> str:
-    return f"loss {figures.loss:.4f}  accuracy {figures.accuracy:6.1%}"
+def _clock(seconds: float) -> str:
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{whole_seconds:02}"
 
 
-def _spent(figures: TrainFigures, bytes_per_step: float) -> str:
+def _beside(figures: TrainFigures) -> str:
     share = figures.exposed_comm_seconds / figures.step_seconds
     return (
-        f"{figures.images_per_second:,.0f} images/s  {bytes_per_step / 1e6:,.3f} MB/step sent  "
+        f"accuracy {figures.accuracy:6.1%}  {figures.images_per_second:,.0f} images/s  "
         f"{share:.0%} of the time communicating"
     )
 
@@ -33,12 +34,12 @@ class ShowProgress:
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[learnt]}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[left]}  {task.fields[learnt]}"),
                 console=self._console,
+                expand=True,  # the bar has what the rest leaves
             )
-            self._task = self._bar.add_task("train", total=num_steps, learnt="")
+            self._task = self._bar.add_task("train", total=num_steps, left="first steps", learnt="")
             self._below = Text()
             self._live = Live(Group(self._bar, self._below), console=self._console)
             self._live.start()
@@ -54,14 +55,16 @@ class ShowProgress:
     def on_train(self, figures: TrainFigures) -> None:
         before = self._last
         steps = figures.step - (before.step if before else 0)
-        learnt = _learnt(figures)
-        spent = _spent(figures, (figures.wire_bytes - (before.wire_bytes if before else 0.0)) / steps)
+        bytes_per_step = (figures.wire_bytes - (before.wire_bytes if before else 0.0)) / steps
+        left = f"{_clock(figures.step_seconds * (self._num_steps - figures.step))} left"
+        learnt = f"loss {figures.loss:.4f}  {bytes_per_step / 1e6:,.3f} MB/step"
         self._last = figures
         if self._live is not None:
-            self._bar.update(self._task, completed=figures.step, learnt=learnt)
-            self._below.plain = spent
+            self._bar.update(self._task, completed=figures.step, left=left, learnt=learnt)
+            self._below.plain = _beside(figures)
         else:
-            self._print(f"step {figures.step}/{self._num_steps}  {learnt}  {spent}")
+            accuracy = f"accuracy {figures.accuracy:.1%}"
+            self._print(f"step {figures.step}/{self._num_steps}  {left}  {learnt}  {accuracy}")
 
     def on_eval(self, figures: EvalFigures) -> None:
         self._print(

@@ -22,6 +22,7 @@ import torch
 
 from dtrain.files import make_folder, move_into, read_file, read_json, write_whole
 from dtrain.meter.command_line import without_secrets
+from dtrain.observe.process import this_process
 
 CHECKPOINTS, EARLIER, RESUMED = "checkpoints", "earlier", "resumed.json"
 """What a next sitting leaves where it is."""
@@ -92,12 +93,13 @@ def make(path: Path, launch: Mapping[str, Any], *, goes_on: bool) -> None:
 
 
 def write_environment(path: Path, launch: Mapping[str, Any]) -> None:
-    """environment.json: host, hardware, versions, launcher, job, command (without what looks like a secret)."""
+    """environment.json: host and process of rank 0, hardware, versions, launcher, job, command (without secrets)."""
     content = {
         "command": without_secrets(sys.argv),
         "launch": dict(launch),
         "job": _job(),
         "host": platform.node(),
+        "process": this_process(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "threads_per_rank": torch.get_num_threads(),

@@ -117,9 +117,11 @@ def _row(rank: RankNow, stragglers: Sequence[int]) -> list[RenderableType]:
     state = Text(_printable(rank.doing or _UNKNOWN))
     if rank.error is not None:
         state = Text("no answer", style="red")
+    elif rank.doing == "gone":
+        state.stylize("red")
     elif rank.is_stalled:
         state = Text(f"stalled {rank.idle_seconds:.0f} s", style="red")
-    elif rank.rank in stragglers and rank.doing != "ended":
+    elif rank.rank in stragglers and rank.doing not in ("ended", "gone"):
         state = Text("straggler", style="yellow")
     return [
         _number(rank),

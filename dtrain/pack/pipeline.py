@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dtrain.arguments import check_name
 from dtrain.pack import entropy
 from dtrain.pack.container import Array, Container, Node, Staged
 from dtrain.pack.model_file import Model
@@ -21,8 +22,7 @@ def pack(model: Model, preset: str | Sequence[Stage] = "lossless", *, coder: str
 
     Raises ValueError for another name, and for weights that the stages cannot take or `unpack` would refuse.
     """
-    if coder not in entropy.CODERS:
-        raise ValueError(f"unknown coder {coder!r}: choose one of {', '.join(entropy.CODERS)}")
+    check_name("coder ", coder, entropy.CODERS)
     chosen = stages(preset) if isinstance(preset, str) else preset
     label = preset if isinstance(preset, str) else "+".join(stage.name for stage in preset)
     nodes = {name: _encode(name, tensor, chosen, coder) for name, tensor in model.tensors.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from dtrain.arguments import check_name
 from dtrain.pack.low_rank import LowRank
 from dtrain.pack.prune import Prune, Sparse
 from dtrain.pack.share import Distinct, KMeans
@@ -32,6 +33,5 @@ PRESETS: Mapping[str, Sequence[Stage]] = MappingProxyType(
 
 def stages(preset: str) -> Sequence[Stage]:
     """The stages of a preset. Raises ValueError for a name that is none."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    check_name("preset ", preset, PRESETS)
     return PRESETS[preset]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dtrain.arguments import check_name
 from dtrain.pack.levels import MAX_LEVEL, are_levels
 from dtrain.pack.stage import Parameters, Split
 from dtrain.pack.tensor import FLOATS, Tensor, ascending_keys, finite, words_of_keys
@@ -89,8 +90,7 @@ class KMeans:
     def __post_init__(self) -> None:
         if not 1 <= self.num_bits <= 12:
             raise ValueError(f"num_bits={self.num_bits} must be from 1 to 12")
-        if self.initialisation not in INITIALISATIONS:
-            raise ValueError(f"unknown initialisation {self.initialisation!r}: choose of {', '.join(INITIALISATIONS)}")
+        check_name("initialisation ", self.initialisation, INITIALISATIONS)
 
     def encode(self, name: str, tensor: Tensor) -> Split | None:
         if tensor.dtype not in FLOATS or len(tensor.shape) < 2 or not tensor.numel:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dtrain.arguments import check_name
 from dtrain.compressors.registry import COMPRESSORS, keeps_momentum
 from dtrain.compressors.trials import Exchanged, Trial, that_hold, trials_of
 
@@ -88,8 +89,7 @@ def parse(text: str) -> Candidate:
     words = text.split()
     exchanged: Exchanged = "update" if words[:1] == ["local"] else "gradient"
     name, *assignments = words[exchanged == "update" :] or [""]
-    if name not in COMPRESSORS:
-        raise ValueError(f"there is no compressor {name!r}: choose one of {', '.join(COMPRESSORS)}")
+    check_name("compressor ", name, COMPRESSORS)
     options: dict[str, Any] = {}
     for assignment in assignments:
         key, found, value = assignment.partition("=")

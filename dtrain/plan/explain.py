@@ -76,6 +76,8 @@ def explain(
     """
     if world_size < 1:
         raise ValueError(f"--world-size {world_size} must be at least 1")
+    if step < 0:
+        raise ValueError(f"--step {step} must be 0 or more")
     built = compressors.build(compressor, **options)
     network = models.build(model, num_classes=num_classes)
     rounds = tuple(_rehearse(network, built, world_size, backend, step))

@@ -5,7 +5,6 @@ It takes a few seconds on each link. `dtrain plan --link link.json` then plans f
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -20,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from dtrain.comm import Communicator, all_gather, detect_launch, perform
+from dtrain.arguments import FAILED, MISTAKE, Parser, ending, say_error
+from dtrain.comm import CollectiveError, Communicator, all_gather, detect_launch, perform
 from dtrain.comm.torch_dist import open_default
 from dtrain.exchange import Op, Request
 from dtrain.files import write_whole
@@ -120,7 +120,19 @@ def _busy() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; every rank measures, rank 0 tells."""
-    parser = argparse.ArgumentParser(prog="python -m dtrain.plan.probe", description=__doc__)
+    try:
+        _probe_as_asked(arguments)
+    except (ValueError, OSError) as error:
+        say_error(error)
+        return MISTAKE
+    except CollectiveError as error:
+        say_error(error)
+        return FAILED
+    return 0
+
+
+def _probe_as_asked(arguments: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m dtrain.plan.probe", description=__doc__)
     parser.add_argument("--backend", default="gloo", choices=("gloo", "nccl"))
     parser.add_argument("--write", type=Path, metavar="FILE", help="as JSON, for dtrain plan --link FILE")
     parsed = parser.parse_args(arguments)
@@ -140,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     finally:
         communicator.close()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ending():
+        sys.exit(main())

@@ -13,6 +13,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from dtrain.arguments import check_name
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -58,8 +60,7 @@ def outer_named(name: str, rate: float | None = None, momentum: float | None = N
 
     Raises ValueError for a name that does not exist, a momentum for `average`, or values out of range.
     """
-    if name not in OUTERS:
-        raise ValueError(f"outer={name!r} does not exist: choose one of {', '.join(OUTERS)}")
+    check_name("outer=", name, OUTERS)
     known = OUTERS[name]
     if name == "average" and not (rate in (None, 1.0) and not momentum):
         raise ValueError("outer=average has neither rate nor momentum: take outer=sgd")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dtrain.arguments import Parser, check_name, nearest, nearest_name
 from dtrain.observe.run_directory import CONFIG
 from dtrain.train.checkpoint_folder import find
 from dtrain.train.config import LATEST
@@ -28,6 +29,9 @@ HELP = """\
 Every setting with its value: dtrain train --cfg job. conf/ says what each means.
 GROUP=NAME chooses one of these, GROUP.SETTING=VALUE changes what it says:
 """
+
+_OPTIONAL = "experiment"
+"""The group of which nothing is chosen unless it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +42,30 @@ class Request:
     text: str = ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}: see `{self.prog} --help`")
+class _Parser(Parser):
+    def __init__(self, arguments: Sequence[str], **options: Any) -> None:
+        super().__init__(add_help=False, allow_abbrev=False, **options)
+        self._arguments = list(arguments)
+
+    def refuse_option(self, argument: str) -> NoReturn:
+        """An option that is a setting is written without its dashes."""
+        option, has_value, value = argument.partition("=")
+        setting = nearest_name(option.lstrip("-").replace("-", "_"), setting_names())
+        if not option.startswith("--") or setting is None or nearest_name(option, self._option_string_actions):
+            super().refuse_option(argument)
+        if not has_value:
+            following = self._arguments[self._arguments.index(argument) + 1 :][:1]
+            value = following[0] if following and not following[0].startswith("-") else "VALUE"
+        raise ValueError(f"there is no option {option}: settings are KEY=VALUE, so write {setting}={value}")
 
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Compose the configuration that the arguments describe. Raises ValueError, naming the cure, for a mistake."""
     parser = _Parser(
+        arguments,
         prog="dtrain train",
         description="Train a model; settings as KEY=VALUE (https://hydra.cc).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="a setting; +KEY=VALUE adds one, ~KEY drops it"
@@ -63,8 +78,11 @@ def read_request(arguments: Sequence[str]) -> Request:
     parsed = parser.parse_intermixed_args(arguments)
     if parsed.config_dir is not None and not parsed.config_dir.is_dir():
         raise ValueError(f"--config-dir {parsed.config_dir} is no folder: give one with groups such as model/")
-    with initialize_config_module(version_base="1.3", config_module="dtrain.conf"):
+    with _hydra():
         groups = _Groups(GlobalHydra.instance().config_loader(), parsed.config_dir)
+        if parsed.config_name != "train":
+            own = [] if parsed.config_dir is None else [path.stem for path in parsed.config_dir.glob("*.yaml")]
+            check_name("--config-name ", parsed.config_name, sorted({"train", *own}))
         if parsed.help:
             return Request(None, f"{parser.format_help()}\n{HELP}{groups}")
         composed = _compose(parsed.config_name, parsed.settings, groups)
@@ -73,17 +91,26 @@ def read_request(arguments: Sequence[str]) -> Request:
     return Request(composed)
 
 
+def setting_names() -> list[str]:
+    """Every setting, and group of settings, by its dotted name, as it is where nothing else is chosen."""
+    with _hydra():
+        return list(_names(compose("train"), ""))
+
+
+def _hydra() -> AbstractContextManager[None]:
+    return initialize_config_module(version_base="1.3", config_module="dtrain.conf")
+
+
 def read_resumed(arguments: Sequence[str]) -> Request:
     """The configuration of a run that is to go on in its own directory, with what the arguments change.
 
     Raises ValueError, naming the cure, for a mistake.
     """
     parser = _Parser(
+        arguments,
         prog="dtrain resume",
         description="Go on with a run in its own directory, from the newest checkpoint that verifies.",
         epilog="On several ranks: torchrun --nproc-per-node=N -m dtrain.cli resume RUN",
-        add_help=False,
-        allow_abbrev=False,
     )
     parser.add_argument("run_dir", nargs="?", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="a setting that is to be another")
@@ -116,13 +143,13 @@ def _load(run_dir: Path) -> DictConfig:
 
 def _change(saved: DictConfig, settings: Sequence[str]) -> DictConfig:
     known = list(_names(saved, ""))
-    with initialize_config_module(version_base="1.3", config_module="dtrain.conf"):
+    with _hydra():
         groups = _Groups(GlobalHydra.instance().config_loader(), None)
         for setting in settings:
             override = _parse(setting)
             key = override.key_or_group
             if override.is_add() or override.is_delete() or key not in known or key == "experiment":
-                like = _nearest(key, known)
+                like = nearest(key, known)
                 raise ValueError(f"{setting} changes no setting of this run{like}; all are in its {CONFIG}")
             value = override.value()
             if key in groups.options:
@@ -149,10 +176,14 @@ def _compose(name: str, settings: Sequence[str], groups: _Groups) -> DictConfig:
     overrides = [_parse(setting) for setting in settings]
     for override in overrides:
         group, chosen = override.key_or_group, override.value()
+        if group.partition(".")[0] == "hydra":
+            raise ValueError(f"{group} is a setting of Hydra's, which composes settings here and no more: leave it out")
         options = groups.options.get(group)
-        if options is not None and isinstance(chosen, str) and chosen not in options:
-            like = _nearest(chosen, options)
-            raise ValueError(f"{group}={chosen} does not exist{like}: choose one of {', '.join(options)}")
+        if options is not None and not override.is_delete():
+            for one in chosen if isinstance(chosen, list) else [chosen]:
+                check_name(f"{group}=", "null" if one is None else str(one), options)
+            if override.is_add() and group != _OPTIONAL:
+                raise ValueError(f"{group} is chosen already, so nothing is to be added: write {group}={chosen}")
     try:
         return compose(name, overrides=[*groups.search, *settings])
     except HydraException as error:
@@ -178,14 +209,18 @@ def _check_known(override: Override, name: str, choices: list[str], groups: _Gro
     key = override.key_or_group
     if override.is_add():
         return
-    known = list(_names(compose(name, overrides=[*groups.search, *choices]), ""))
+    try:
+        known = list(_names(compose(name, overrides=[*groups.search, *choices]), ""))
+    except HydraException:
+        return  # what is wrong is with a choice, then
     if key in known:
         return
     group = key.rpartition(".")[0]
     if group in known:
         siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == group]
-        raise ValueError(f"{key} is not a setting: {group} has {', '.join(siblings)}")
-    like = _nearest(key, [*known, *groups.options])
+        like = nearest(key.rpartition(".")[2], siblings)
+        raise ValueError(f"{key} is not a setting{like}: {group} has {', '.join(siblings)}")
+    like = nearest(key, [*known, *groups.options])
     raise ValueError(f"{key} is not a setting{like}; all are listed by `dtrain train --cfg job`")
 
 
@@ -196,11 +231,6 @@ def _names(config: Any, prefix: str) -> Iterator[str]:
         value = None if OmegaConf.is_missing(config, key) else config._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none():
             yield from _names(value, f"{prefix}{key}.")
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _first_line(error: Exception) -> str:

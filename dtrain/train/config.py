@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
+from dtrain.arguments import check_name
 from dtrain.comm import BACKENDS
 from dtrain.compressors.trials import Guard
 from dtrain.train.optimizers import OPTIMIZERS, Optimizer
@@ -39,7 +40,7 @@ class Backend:
     start_timeout_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.name in BACKENDS, f"backend={self.name} does not exist: choose one of {', '.join(BACKENDS)}")
+        check_name("backend=", self.name, BACKENDS)
         require(0 < self.timeout_seconds <= 1e9, "backend.timeout_seconds must be more than 0 and at most 1e9")
         start = self.start_timeout_seconds
         require(start is None or 0 < start <= 1e9, "backend.start_timeout_seconds must be more than 0 and at most 1e9")

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dtrain.arguments import nearest
 from dtrain.compressors import Masked, Shared
 from dtrain.exchange import Compressor
 from dtrain.pack import Tensor as Packed
@@ -37,7 +38,10 @@ def compress(model: nn.Module, phase: Phase) -> None:
     for setting, named in (("densities", phase.densities), ("bits_of", phase.bits_of)):
         unknown = sorted(set(named) - set(weights))
         if unknown:
-            raise ValueError(f"{setting} names {unknown[0]!r}, which is no weight: choose of {', '.join(weights)}")
+            like = nearest(unknown[0], weights)
+            raise ValueError(
+                f"{setting} names {unknown[0]!r}, which is no weight{like}: choose of {', '.join(weights)}"
+            )
     with torch.no_grad():
         for name, weight in weights.items():
             for stage in _stages(phase, name):

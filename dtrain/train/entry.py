@@ -13,6 +13,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
+from dtrain.arguments import FAILED, INTERRUPTED, MISTAKE, say_error
 from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together, join_step
 from dtrain.comm.membership import MEMBER, NOTHING, Member
 from dtrain.meter.rendezvous import AddressError
@@ -30,8 +31,8 @@ from dtrain.train.phases import Phases
 
 USER_ERRORS = (ValueError, FileNotFoundError, ConnectionError)
 RUN_ERRORS = (NonFiniteGradientError, CollectiveError, DivergedError)
-FAILED, MISTAKE, PREEMPTED, INTERRUPTED = 1, 2, os.EX_TEMPFAIL, 130
-"""Exit codes. PREEMPTED, 75: the run was saved for SIGTERM; the same command goes on with it, with resume=latest."""
+PREEMPTED = os.EX_TEMPFAIL
+"""An exit code, 75: the run was saved for SIGTERM; the same command goes on with it, with resume=latest."""
 FORWARDED_SECONDS = 5.0
 """A scheduler sends SIGTERM to all processes, and torchrun's agent, one of them, sends it on to its ranks."""
 
@@ -60,17 +61,17 @@ def _run(read: Callable[[], Request]) -> int:
         request = read()
         if request.composed is None:
             if launch.rank == 0:
-                print(request.text, end="")
+                print(request.text, end="", flush=True)
             return 0
         config = from_data(plain(request.composed))
         if MEMBER in os.environ:
             return train_with_others(config, request.composed)
         launch = join_step(launch, config.backend.name, os.environ)
         return train(config, launch, request.composed)
+    except BrokenPipeError:
+        raise
     except (*USER_ERRORS, *RUN_ERRORS, OSError) as error:
         return _fail(error, detect_launch(os.environ) if MEMBER in os.environ else launch)
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def train(config: TrainConfig, launch: Launch, composed: DictConfig) -> int:
@@ -181,16 +182,12 @@ def _fail(error: Exception, launch: Launch) -> int:
     of_meeting = isinstance(error, CollectiveError | AddressError) and launch.launcher == "torchrun"
     speaks = launch.rank == 0 or of_meeting
     if speaks:
-        print(f"dtrain: error: {message}", file=sys.stderr, flush=True)
+        say_error(message)
     if fail_together(launch, message, has_spoken=speaks) and not speaks:
-        print(f"dtrain: error: rank {launch.rank}: {message}", file=sys.stderr, flush=True)
+        say_error(f"rank {launch.rank}: {message}")
     return FAILED if of_the_system or isinstance(error, RUN_ERRORS) else MISTAKE
 
 
 def _named(error: OSError) -> str:
     """With the path first, as other messages have it; what was written before stays whole, for which files.py is."""
     return str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

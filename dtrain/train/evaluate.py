@@ -28,6 +28,8 @@ def evaluate(
 
     Raises ValueError or FileNotFoundError, naming the cure.
     """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size {batch_size} must be at least 1")
     model, description = load_model(path)
     built, trained, step = description["model"], described(description.get("data"), path), description.get("step", 0)
     if image_size is None and trained.image_size > MAX_IMAGE_SIZE:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dtrain.arguments import say_doing
 from dtrain.comm import QUIET_SECONDS, CollectiveError, Communicator, Launch, broadcast, open_communicator
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
@@ -68,6 +69,7 @@ def _naming_the_missing(backend: Backend, launch: Launch, ledger: Ledger, start:
     if launch.launcher != "torchrun" or launch.world_size < 2:
         yield
         return
+    say_doing(f"waiting for all {launch.world_size} ranks")
     try:
         store = join_store(os.environ, _join_seconds(backend), start)
     except RendezvousError as error:

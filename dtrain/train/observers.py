@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dtrain.arguments import check_name
 from dtrain.comm import Launch
 from dtrain.meter.ledger import Ledger, StepRecord
 from dtrain.meter.nic import is_loopback, isolated_interface, read_counters
@@ -35,10 +36,7 @@ def nic_window(config: TrainConfig, launch: Launch) -> NicWindow | None:
     interface = config.observe.nic_interface or isolated_interface(launch.world_size, launch.local_world_size)
     if interface is None:
         return None
-    if interface not in read_counters():
-        raise ValueError(
-            f"observe.nic_interface={interface} does not exist here: choose one of {', '.join(read_counters())}"
-        )
+    check_name("observe.nic_interface=", interface, read_counters())
     return NicWindow(interface, launch.local_world_size)
 
 

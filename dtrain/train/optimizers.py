@@ -37,6 +37,8 @@ class Optimizer(ABC):
         require(self.weight_decay >= 0, "optimizer.weight_decay must be 0 or more")
         require(self.clip_norm is None or self.clip_norm > 0, "optimizer.clip_norm must be more than 0, or null")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps must be 0 or more")
+        require(self.power >= 0, "optimizer.power must be 0 or more")
+        require(self.gamma > 0, "optimizer.gamma must be more than 0")
         if self.schedule == "step":
             require((self.step_size or 0) > 0, "optimizer.schedule=step needs optimizer.step_size, in steps")
 

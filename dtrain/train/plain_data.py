@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from dtrain.arguments import check_name, converted, nearest
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ def build(kind: Any, data: Any, path: str, registries: Registries) -> Any:
     hints = get_type_hints(kind)
     unknown = sorted(set(data) - set(hints))
     if unknown:
-        raise ValueError(f"{path}{unknown[0]} is not a setting; there are: {', '.join(path + name for name in hints)}")
+        like = nearest(unknown[0], hints)
+        raise ValueError(
+            f"{path}{unknown[0]} is not a setting{like}; there are: {', '.join(path + name for name in hints)}"
+        )
     missing = [
         f.name for f in fields(kind) if f.name not in data and f.default is MISSING and f.default_factory is MISSING
     ]
@@ -51,8 +56,7 @@ def build(kind: Any, data: Any, path: str, registries: Registries) -> Any:
 
 
 def _chosen(registry: Mapping[str, type], name: Any, path: str) -> type:
-    if name not in registry:
-        raise ValueError(f"{path}name={name} does not exist: choose one of {', '.join(registry)}")
+    check_name(f"{path}name=", str(name), registry)
     return registry[name]
 
 
@@ -62,23 +66,12 @@ def _convert(hint: Any, value: Any, path: str, registries: Registries) -> Any:
             return None
         choices = [choice for choice in get_args(hint) if choice is not NoneType]
         hint = next((choice for choice in choices if type(value) is choice), choices[0])
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        require(value in arguments, f"{path}={value} does not exist: choose one of {', '.join(arguments)}")
-        return value
-    if origin is Mapping:
+    if get_origin(hint) is Mapping:
         require(isinstance(value, Mapping), f"{path}={value!r} must be a group of settings")
-        kind = arguments[1]
+        kind = get_args(hint)[1]
         return MappingProxyType(
             {str(key): _convert(kind, item, f"{path}.{key}", registries) for key, item in value.items()}
         )
-    if origin is tuple:
-        require(isinstance(value, list | tuple), f"{path}={value!r} must be a list: {path}=[...]")
-        return tuple(_convert(arguments[0], item, path, registries) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, bool, str):
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-        require(type(value) is hint, f"{path}={value!r} must be {wanted}")
-        return value
-    return build(hint, value, path + ".", registries)
+    if hint is Named or is_dataclass(hint):
+        return build(hint, value, path + ".", registries)
+    return converted(hint, value, path)

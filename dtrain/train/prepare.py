@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dtrain import __version__, compressors
+from dtrain.arguments import converted, say_doing
 from dtrain.comm import Launch, threads_per_rank
 from dtrain.comm.polled import check_summed
 from dtrain.compressors.none import NoCompression
@@ -56,9 +57,12 @@ class Prepared:
 def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or threads_per_rank(launch, os.environ))
+    say_doing(f"reading {config.data.name}, building {config.model.name}")
     checkpoint = open_checkpoint(Path(config.resume)) if config.resume not in (None, LATEST) else None
     options = dict(config.data.options)
-    augment, num_workers = options.pop("augment"), options.pop("num_workers")
+    augment = converted(bool, options.pop("augment", False), "data.augment")
+    num_workers = converted(int, options.pop("num_workers", 1), "data.num_workers")
+    options.setdefault("image_size", None)  # which is refused by its name
     train_set = data.open_dataset(config.data.name, split="train", **options)
     test_set = data.open_dataset(config.data.name, split="test", **options)
     loader = data.train_loader(
@@ -124,7 +128,7 @@ def _teacher(teacher: str | None) -> str | None:
 
 def _model(config: TrainConfig, dataset: data.Dataset) -> tuple[nn.Module, dict[str, Any]]:
     chosen = dict(config.model.options)
-    num_classes = chosen.pop("num_classes", None) or dataset.num_classes
+    num_classes = converted(int | None, chosen.pop("num_classes", None), "model.num_classes") or dataset.num_classes
     if num_classes < dataset.num_classes:
         raise ValueError(
             f"model.num_classes={num_classes} is fewer than the {dataset.num_classes} of data={config.data.name}: "

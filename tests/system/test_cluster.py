@@ -223,7 +223,7 @@ def test_a_signal_ends_the_nodes_and_leaves_nothing(tmp_path: Path, host: None, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_while_nodes_are_made_is_an_end_without_a_word(
+def test_a_signal_while_nodes_are_made_is_an_end_in_one_line(
     tmp_path: Path, host: None, number: signal.Signals
 ) -> None:
     word = f"early-{os.getpid()}-{number}"
@@ -237,7 +237,7 @@ def test_a_signal_while_nodes_are_made_is_an_end_without_a_word(
         time.sleep(0.01)
     os.kill(process.pid, number)
     ended = finish(process, 60).expect(130)
-    assert (ended.stdout, ended.stderr) == ("", "")
+    assert (ended.stdout, ended.stderr) == ("", "dtrain: interrupted\n")
     assert_nothing_is_left(word)  # and the namespaces, which only its open files held, are gone with it
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
-from programs import Ended, dtrain_command, run, train_command, under_torchrun
+from programs import Ended, dtrain_command, finish, run, start, train_command, under_torchrun
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,7 +25,7 @@ def the_line(ended: Ended) -> str:
     ("settings", "part"),
     [
         (["batch_sizes=4"], "batch_sizes"),
-        (["+batch_sizes=4"], "batch_sizes is not a setting; there are: model, data"),
+        (["+batch_sizes=4"], "batch_sizes is not a setting (did you mean batch_size?); there are: model, data"),
         (["batch_size=0"], "batch_size=0 must be at least 1"),
         (["num_steps=5", "num_epochs=1"], "num_steps and num_epochs are both set: set one to null"),
         (["model=resnet50"], "squeezenet1_1"),
@@ -61,8 +64,10 @@ def _has_cuda() -> bool:
 def test_under_torchrun_it_is_said_once(tmp_path: Path) -> None:
     ended = run(under_torchrun(3, "-m", "dtrain.train", "num_steps=5", "num_epochs=1"), tmp_path)
     ended.expect(1)  # torchrun's own code
-    lines = [line for line in ended.stderr.splitlines() if "dtrain: error:" in line]
-    assert lines == ["dtrain: error: num_steps and num_epochs are both set: set one to null (a recipe may have set it)"]
+    lines = ended.stderr.splitlines()
+    said = "dtrain: error: num_steps and num_epochs are both set: set one to null (a recipe may have set it)"
+    assert [line for line in lines if line.startswith("dtrain: error:")] == [said]
+    assert said in lines[-2]  # and once more at the end of what torchrun has to say
 
 
 def test_a_launcher_that_cannot_be_joined_is_named(tmp_path: Path) -> None:
@@ -87,6 +92,42 @@ def test_a_launcher_that_cannot_be_joined_is_named(tmp_path: Path) -> None:
 def test_other_verbs_say_it_the_same_way(tmp_path: Path, arguments: list[str], part: str) -> None:
     (tmp_path / "text.txt").write_text("not a model")
     assert part in the_line(run(dtrain_command(*arguments), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        train_command("num_steps=100000", "log_every=1", "run_dir=run"),
+        dtrain_command("plan", "--nodes", "2", "--link", "1gbit", "model=squeezenet1_1"),
+    ],
+    ids=["train", "plan"],
+)
+def test_ctrl_c_is_one_line_whatever_is_under_way(tmp_path: Path, command: list[str]) -> None:
+    process = start(command, tmp_path)
+    time.sleep(1.5)
+    os.kill(process.pid, signal.SIGINT)
+    ended = finish(process, 30).expect(130)
+    said = ended.stderr + "".join(ended.stdout.splitlines(keepends=True)[-1:])
+    assert "dtrain: interrupted" in said or "stopped after step" in said
+    assert ended.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        dtrain_command("explain", "top_k"),
+        dtrain_command("completion", "bash"),
+        train_command("--cfg", "job"),
+        train_command("num_steps=20", "log_every=1", "batch_size=8", "run_dir=run"),
+    ],
+    ids=["a table", "text", "settings", "progress"],
+)
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path, command: list[str]) -> None:
+    process = start(command, tmp_path)
+    assert process.stdout is not None
+    process.stdout.close()  # as head does, once it has its lines
+    process.stdout = None
+    assert finish(process, 60).expect(141).stderr == ""
 
 
 def test_help_and_version(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_the_exit_code_is_that_of_the_rank_which_failed_and_there_is_one_line(tm
     assert line.endswith(" ended with exit code 7, so the others were ended")
 
 
+def test_a_mistake_in_a_setting_is_said_with_its_cure_and_exit_code(tmp_path: Path) -> None:
+    ended = run([TORCHRUN, "modle=alexnet"], tmp_path, env=ENVIRONMENT).expect(2)
+    first, last = ended.stderr.splitlines()
+    assert first.startswith("dtrain: error: modle is not a setting (did you mean model?)")
+    assert last.startswith("dtrain launch: rank 0 on ")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_reach_the_ranks(tmp_path: Path, number: signal.Signals, code: int) -> None:
     program = f"trap 'echo told; exit 0' {number.name[3:]}; echo up; while :; do sleep 0.1; done"

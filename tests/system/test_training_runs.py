@@ -172,7 +172,7 @@ def test_the_resolved_configuration_and_the_environment_are_kept(run_dir: Runs) 
 def test_progress_is_plain_lines_from_rank_0_without_a_terminal(run_dir: Runs) -> None:
     output = (run_dir("two ranks") / "stdout.txt").read_text().splitlines()
     assert [line.split()[1] for line in output if line.startswith("step ")] == ["2/6", "4/6", "6/6"]
-    assert sum("images/s" in line and "MB/step" in line and "communicating" in line for line in output) == 3
+    assert sum(" left " in line and "MB/step" in line and "loss" in line for line in output) == 3
     assert sum(line.startswith("test after step 6") for line in output) == 1
     assert sum("results in" in line for line in output) == 1
     assert "\x1b" not in "".join(output)

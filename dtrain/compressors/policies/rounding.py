@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from dtrain.arguments import check_name
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.exchange import Compressor
 
@@ -18,6 +19,5 @@ def with_feedback_where_biased(compressor: Compressor, rounding: Rounding) -> Co
     A biased method needs error feedback. Unbiased ones are published without: coarse ones have an error larger than
     what they quantise, and a residual would grow without end.
     """
-    if rounding not in get_args(Rounding):
-        raise ValueError(f"rounding={rounding!r} does not exist: choose nearest or stochastic")
+    check_name("rounding=", rounding, get_args(Rounding))
     return ErrorFeedback(compressor) if rounding == "nearest" else compressor

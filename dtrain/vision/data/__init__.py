@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 
+from dtrain.arguments import check_name, check_options, converted
 from dtrain.vision.data.cifar10 import open_cifar10
 from dtrain.vision.data.dataset import Dataset, Split
 from dtrain.vision.data.digits import open_digits
@@ -41,6 +42,9 @@ DATASETS: MappingProxyType[str, Callable[..., Dataset]] = MappingProxyType(
     }
 )
 
+_GIVEN = ("split", "image_size", "root")
+"""What a data set's function takes that is no option of it."""
+
 
 def open_dataset(
     name: str, *, split: Split, image_size: int, root: str | Path | None = None, **options: object
@@ -51,21 +55,16 @@ def open_dataset(
     DATASETS. Raises ValueError for an unknown name, split or option, a wrong size, and a missing or useless `root`;
     FileNotFoundError for a `root` that does not hold the data.
     """
-    if name not in DATASETS:
-        raise ValueError(f"there is no data set {name!r}; there are: {', '.join(sorted(DATASETS))}")
-    if split not in ("train", "test"):
-        raise ValueError(f"there is no split {split!r}; there are: train, test")
-    if image_size < 1:
+    check_name("data set ", name, DATASETS)
+    check_name("split ", split, ("train", "test"))
+    if converted(int, image_size, "image_size") < 1:
         raise ValueError(f"image_size is {image_size}; it must be at least 1 pixel")
-    accepted = inspect.signature(DATASETS[name]).parameters
-    unknown = sorted(options.keys() - accepted.keys())
-    if unknown:
-        known = ", ".join(sorted(accepted.keys() - {"split", "image_size", "root"})) or "none"
-        raise ValueError(f"data set {name} has no option {', '.join(unknown)}; its options: {known}")
-    if "root" not in accepted:
+    options = check_options(f"data set {name}", DATASETS[name], options, hidden=_GIVEN)
+    if "root" not in inspect.signature(DATASETS[name]).parameters:
         if root is not None:
             raise ValueError(f"data set {name} is part of dtrain and reads no folder; leave root unset")
         return DATASETS[name](split=split, image_size=image_size, **options)
     if root is None:
         raise ValueError(f"data set {name} needs a folder: set root (on the command line data.root=FOLDER)")
-    return DATASETS[name](split=split, image_size=image_size, root=Path(root).expanduser(), **options)
+    folder = Path(converted(str, str(root) if isinstance(root, Path) else root, "root"))
+    return DATASETS[name](split=split, image_size=image_size, root=folder.expanduser(), **options)

@@ -6,12 +6,13 @@ user wrote, so that a file still means the same model after a default has change
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from dtrain.arguments import check_name, check_options
 from dtrain.vision.models.alexnet import AlexNet, alexnet, alexnet_torchvision
 from dtrain.vision.models.factors import factorise
 from dtrain.vision.models.squeezenet import SqueezeNet, squeezenet1_0, squeezenet1_1
@@ -89,15 +90,10 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
 
 def complete_options(name: str, **options: object) -> dict[str, Option]:
     """Every option of model `name` with its value: the one in `options`, else the default. Same errors as `build`."""
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    check_name("model ", name, MODELS)
     parameters = inspect.signature(MODELS[name]).parameters
     complete: dict[str, Option] = {key: p.default for key, p in parameters.items() if key != "num_classes"}
-    for key, value in options.items():
-        if key not in complete:
-            raise ValueError(f"model {name} has no option {key!r}: it has {', '.join(complete)}")
-        complete[key] = _typed(key, value, complete[key])
-    return complete
+    return complete | check_options(f"model {name}", MODELS[name], options, hidden=["num_classes"])
 
 
 def variant(model: nn.Module) -> str:
@@ -106,17 +102,3 @@ def variant(model: nn.Module) -> str:
     A model from elsewhere is called by its class.
     """
     return model.variant if isinstance(model, SqueezeNet | AlexNet) else type(model).__name__
-
-
-def _typed(key: str, value: object, default: Option) -> Option:
-    """`value` as the type of `default`; strictly, since "no" would turn a flag on and 0.5 pass for a count."""
-    if isinstance(default, tuple):
-        if isinstance(value, Sequence) and all(type(item) is int for item in value):
-            return tuple(value)
-    elif isinstance(default, float):
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, bool | int | str) and type(value) is type(default):
-        return value
-    kind = "list of integers" if isinstance(default, tuple) else type(default).__name__
-    raise ValueError(f"option {key} must be of type {kind}, such as {default!r}; got {value!r}")

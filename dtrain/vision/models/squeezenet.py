@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from dtrain.arguments import check_name
 from dtrain.vision.models.fire import FIRST_FIRE, LAST_FIRE, Fire, fire_widths
 from dtrain.vision.models.image_size import check_image_size, smallest_image
 from dtrain.vision.models.initialise import HE, initialise
@@ -154,8 +155,7 @@ def _check_layers(
     conv10_padding: int,
     dropout: float,
 ) -> None:
-    if bypass not in BYPASSES:
-        raise ValueError(f"unknown bypass {bypass!r}: choose one of {', '.join(BYPASSES)}")
+    check_name("bypass ", bypass, BYPASSES)
     if min(conv1_channels, conv1_kernel, conv1_stride) < 1:
         raise ValueError("conv1_channels, conv1_kernel and conv1_stride must be at least 1")
     if list(pool_after) != sorted(set(pool_after) & set(range(1, LAST_FIRE + 1))):

@@ -30,6 +30,16 @@ def test_a_launcher_that_a_backend_cannot_join_is_refused_with_one_that_it_can(b
         open_communicator(backend, under(launcher), None).__enter__()
 
 
+@pytest.mark.parametrize(
+    ("backend", "library", "cure"),
+    [("mpi", "mpi4py", "mpiexec -n RANKS"), ("horovod", "horovod", "horovodrun -np RANKS")],
+)
+def test_a_backend_with_ranks_of_its_own_is_not_silently_one_worker(backend: str, library: str, cure: str) -> None:
+    pytest.importorskip(library)
+    with pytest.raises(ValueError, match=f"so it would train alone: write {cure}"):
+        open_communicator(backend, ALONE, None).__enter__()
+
+
 @pytest.mark.parametrize(("launcher", "backend"), [("mpirun", "mpi"), ("horovodrun", "horovod")])
 def test_gloo_under_another_launcher_points_at_its_backend(launcher: str, backend: str) -> None:
     with pytest.raises(ValueError, match=f"start them with torchrun, or add backend={backend}"):

@@ -716,10 +716,10 @@ def test_warm_up_of_a_negative_number_of_steps_is_refused() -> None:
 
 
 def test_an_unknown_compressor_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown compressor 'gzip': choose one of none, fp16, bf16"):
+    with pytest.raises(ValueError, match=r"compressor gzip does not exist: choose one of none, fp16, bf16"):
         build("gzip")
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"compressor none has no option 'density'"):
+    with pytest.raises(ValueError, match=r"compressor none has no option density"):
         build("none", density=0.1)

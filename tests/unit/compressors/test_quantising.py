@@ -261,7 +261,7 @@ def test_a_method_that_is_biased_is_in_error_feedback_and_one_that_is_not_is_not
 
 @pytest.mark.parametrize("name", list(STOCHASTIC))
 def test_a_rounding_that_does_not_exist_is_refused_with_those_that_do(name: str) -> None:
-    with pytest.raises(ValueError, match="choose nearest or stochastic"):
+    with pytest.raises(ValueError, match="choose one of nearest, stochastic"):
         build(name, rounding="up")
 
 

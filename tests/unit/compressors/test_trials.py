@@ -139,7 +139,7 @@ def test_a_warning_goes_on() -> None:
 
 
 def test_a_guard_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="guard='never' does not exist: choose one of refuse, warn, off"):
+    with pytest.raises(ValueError, match="guard=never does not exist: choose one of refuse, warn, off"):
         asked("int4", guard="never")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from dtrain.observe.figures import TrainFigures
 from dtrain.observe.follow import run_now
 from dtrain.observe.frame import Frame, RankNow, RunNow
 from dtrain.observe.jsonl import LedgerFile
+from dtrain.observe.process import _started, this_process
 from dtrain.observe.prometheus import RunCollector, RunFacts
 from dtrain.observe.scrape import Endpoint, check_url, runs_now
 from dtrain.observe.top import Sources, drawing
@@ -110,6 +112,21 @@ def test_a_run_that_has_ended_says_so_and_is_not_stalled(tmp_path: Path) -> None
     assert run.wire_bytes == 8e6
     assert [rank.doing for rank in run.ranks] == ["ended", "ended"]
     assert "stalled" not in text(Frame([run]))
+
+
+def test_a_run_whose_process_was_killed_is_gone_whatever_it_did(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run")
+    environment = path / "environment.json"
+    program = subprocess.Popen(["sleep", "60"])
+    process = {**this_process(), "pid": program.pid, "started": _started(program.pid)}
+    environment.write_text(json.dumps({"process": process}))
+    assert [rank.doing for rank in run_now(path).ranks] == ["train", "train"]
+    program.kill()
+    program.wait()
+    assert [rank.doing for rank in run_now(path).ranks] == ["gone", "gone"]
+    assert "gone" in text(Frame([run_now(path)]))
+    environment.write_text(json.dumps({"process": {**process, "host": "elsewhere"}}))  # who knows
+    assert [rank.doing for rank in run_now(path).ranks] == ["train", "train"]
 
 
 def test_a_rank_without_a_new_step_is_stalled(tmp_path: Path) -> None:

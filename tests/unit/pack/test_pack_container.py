@@ -73,7 +73,7 @@ def test_every_preset_gives_back_the_same_tensors_each_time_and_no_other_names(p
 
 
 def test_an_unknown_preset_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="unknown preset 'tiny': choose one of lossless, "):
+    with pytest.raises(ValueError, match="preset tiny does not exist: choose one of lossless, "):
         pack(small_model(), "tiny")
 
 

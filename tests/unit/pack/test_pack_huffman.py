@@ -80,5 +80,5 @@ def test_a_model_packed_with_huffman_codes_is_the_same_model() -> None:
 
 
 def test_an_unknown_coder_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="unknown coder 'zip': choose one of contexts, huffman"):
+    with pytest.raises(ValueError, match="coder zip does not exist: choose one of contexts, huffman"):
         pack(Model({}, {}), coder="zip")

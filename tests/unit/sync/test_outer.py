@@ -55,7 +55,7 @@ def test_names_have_values_of_their_own_that_can_be_replaced() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("adam",), "outer='adam' does not exist: choose one of average, sgd, nesterov"),
+        (("adam",), "outer=adam does not exist: choose one of average, sgd, nesterov"),
         (("average", 0.5), "outer=average has neither rate nor momentum"),
         (("sgd", 0.0, 0.5), "outer_rate=0.0 must be above 0"),
         (("sgd", 1.0, 1.0), "outer_momentum=1.0"),

@@ -24,10 +24,13 @@ def refused(*arguments: str) -> str:
     [
         (["modle=alexnet"], "modle is not a setting (did you mean model?)"),
         (["batchsize=4"], "batchsize is not a setting (did you mean batch_size?)"),
-        (["optimizer.lr=3"], "optimizer.lr is not a setting: optimizer has name, learning_rate, momentum"),
+        (
+            ["optimizer.lr=3"],
+            "optimizer.lr is not a setting (did you mean learning_rate?): optimizer has name, ",
+        ),
         (
             ["compressor=top_k", "compressor.densty=1"],
-            "compressor.densty is not a setting: compressor has name, density",
+            "compressor.densty is not a setting (did you mean density?): compressor has name, density",
         ),
         (["~phasess"], "phasess is not a setting (did you mean phases?)"),
         (["model=resnet50"], "model=resnet50 does not exist: choose one of alexnet, "),
@@ -36,8 +39,8 @@ def refused(*arguments: str) -> str:
         (["batch_size"], "'batch_size' is not of the form KEY=VALUE"),
         (["batch_size=[1,"], "is not of the form KEY=VALUE, or its value needs quotes"),
         (["run_dir=${nowhere}"], "Interpolation key 'nowhere' not found"),
-        (["--num_steps", "5"], "unrecognized arguments: --num_steps"),
-        (["--cfg", "hydra"], "invalid choice: 'hydra'"),
+        (["--num_steps", "5"], "there is no option --num_steps: settings are KEY=VALUE, so write num_steps=5"),
+        (["--cfg", "hydra"], "--cfg hydra does not exist: choose one of job"),
         (["-m", "seed=1"], "-m"),
         (["experiment=cifar10", "optimizer=adamw"], "not tried with optimizer=adamw, so it has no learning rate"),
         (["seed=1,2"], "seed=1,2 names several values: start a run for each"),

@@ -12,14 +12,16 @@ OF_THE_LOADER = {"augment", "num_workers"}
 
 
 def test_an_unknown_name_lists_what_exists() -> None:
-    with pytest.raises(ValueError, match="no data set 'mnist'; there are: cifar10, digits, image_folder, synthetic"):
+    with pytest.raises(
+        ValueError, match="data set mnist does not exist: choose one of cifar10, digits, image_folder, "
+    ):
         open_dataset("mnist", split="train", image_size=32)
 
 
 def test_an_unknown_split_option_or_size_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no split 'val'"):
+    with pytest.raises(ValueError, match="split val does not exist"):
         open_dataset("digits", split="val", image_size=32)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="digits has no option colour; its options: none"):
+    with pytest.raises(ValueError, match="digits has no option colour: it has none"):
         open_dataset("digits", split="train", image_size=32, colour=True)
     with pytest.raises(ValueError, match="its options: data_seed, num_classes"):
         open_dataset("synthetic", split="train", image_size=32, num_images=3)
