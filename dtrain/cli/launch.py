@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtrain.arguments.names import nearest
 from dtrain.cli.output import Verbs
 
 if TYPE_CHECKING:
@@ -75,8 +76,11 @@ def _launch(parsed: argparse.Namespace) -> int:
     from dtrain.launch.command import check_interface, program_of
 
     settings, command = _split(parsed)
-    for option in (text for text in settings if text in parsed.known):
-        raise ValueError(f"{option} stands behind a setting: put options before settings")
+    for option in (text for text in settings if text.startswith("-")):
+        name = option.partition("=")[0]
+        if name in parsed.known:
+            raise ValueError(f"{option} stands behind a setting: put options before settings")
+        raise ValueError(f"{name} is no option of dtrain launch{nearest(name, parsed.known)}: see dtrain launch --help")
     program = program_of(settings, command)
     launcher = parsed.launcher or _needed_by(settings)
     has_hosts = parsed.hosts is not None or parsed.hostfile is not None

@@ -272,6 +272,7 @@ READ_OTHERWISE = (
     "meter/nic.py",  # of the kernel's
     "elastic/supervisor.py",
     "launch/remote.py",
+    "observe/process.py",
     "observe/run_directory.py",
     "train/parent.py",
     "meter/script.py",  # the program that the user runs, from a pipe if they like

@@ -127,7 +127,7 @@ OPTIONS = [
     (verb, option.option_strings[-1], option)
     for verb, parser in VERBS.items()
     for option in parser._actions
-    if option.option_strings and option.option_strings[-1] != "--help"
+    if option.option_strings and option.option_strings[-1].startswith("--") and option.option_strings[-1] != "--help"
 ]
 
 
@@ -139,7 +139,7 @@ def positionals(verb: str) -> list[str]:
             continue
         if action.option_strings and action.required:
             taken += [action.option_strings[-1], "1"]
-        elif not action.option_strings and action.nargs not in ("*", "?"):
+        elif not action.option_strings and action.nargs not in ("*", "?", argparse.REMAINDER):
             taken.append(str(next(iter(action.choices))) if action.choices else "nowhere")
     return [*verb.split(), *taken]
 
