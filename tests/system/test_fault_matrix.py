@@ -1,7 +1,7 @@
 """Every kind of fault at every place of a run and on either rank: it ends in time and says who, leaves no process, and
 the same command goes on to the weights of an undisturbed run, bit for bit. (docs/faults.md has the table.)
 
-DTRAIN_FULL=1 runs all of it, in about half an hour; else one cell of a kind.
+DTRAIN_FULL=1 runs all of it, in about half an hour; else one cell: others are in tests of their own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLACES = ("start", "forward", "collective", "checkpoint")
 KINDS = ("exception", "SIGKILL", "SIGTERM", "SIGSTOP", "agent")
 ALL = [Fault(place, kind, rank) for kind in KINDS for place in PLACES for rank in (0, 1)]
 ALL += [Fault("checkpoint", "disk_full", rank) for rank in (0, 1)]
-IN_CI = (Fault("collective", "SIGKILL", 0), Fault("checkpoint", "disk_full", 1), Fault("forward", "agent", 0))
+IN_CI = (Fault("checkpoint", "SIGKILL", 1),)
 
 
 def outcome(fault: Fault) -> Outcome:

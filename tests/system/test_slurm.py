@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from slurm_cluster import missing, slurm
 
 NUM_NODES = 4
-SETTINGS = ("num_steps=60", "batch_size=8", "log_every=5", "eval_every_epochs=0", "seed=1", "compressor=int4")
+SETTINGS = ("num_steps=30", "batch_size=8", "log_every=5", "eval_every_epochs=0", "seed=1", "compressor=int4")
 pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd and munged need root"),
@@ -56,7 +56,7 @@ def test_a_preempted_job_goes_back_into_the_queue_and_ends_with_the_weights_of_o
 ) -> None:
     script, output = str(REPOSITORY / "launch" / "slurm.sbatch"), tmp_path / "output"
     job = said(cluster, tmp_path, "sbatch", "--parsable", f"--output={output}", script, *SETTINGS)
-    await_text(output, "step 5/60")
+    await_text(output, "step 5/30")
     said(cluster, tmp_path, "scancel", "--batch", "--signal=TERM", job)  # as --signal=B:TERM@60 does before the limit
     await_text(output, "stopped by SIGTERM")
 

@@ -76,7 +76,7 @@ def test_resumed_it_goes_on_bit_for_bit() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": 0.0}, "density=0.0"),
+        ({"density": 0.0}, "density=0 "),
         ({"chunk": 0}, "chunk=0"),
         ({"decay": 0.0}, "decay=0.0"),
         ({"density": 0.1}, "give smaller chunks"),

@@ -151,7 +151,7 @@ def test_it_converges_as_float32_does(exchange: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": 0.0}, "density=0.0 must be above 0"),
+        ({"density": 0.0}, "density=0 must be above 0"),
         ({"density": 1.5}, "density=1.5 must be above 0 and at most 1"),
         ({"value_bits": 4}, "value_bits=4 must be one of 8, 16, 32"),
         ({"exchange": "ring"}, "exchange=ring does not exist: choose one of all_gather, split"),

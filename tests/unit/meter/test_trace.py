@@ -151,7 +151,7 @@ def test_whatever_stands_in_whichever_place_there_is_one_kind_of_error(tmp_path:
 
 def test_more_than_may_be_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace_module, "MAX_BYTES", 100)
-    with pytest.raises(ValueError, match="it has more than 100 bytes"):
+    with pytest.raises(ValueError, match="has more than 100 bytes"):
         read_trace(written(tmp_path, DATA))
     with pytest.raises(OSError, match="nowhere"):
         read_trace(tmp_path / "nowhere.json")

@@ -126,8 +126,8 @@ def test_candidates_are_those_that_hold_and_each_reads_as_it_is_written() -> Non
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("zip", "no compressor 'zip'"),
-        ("local", "no compressor ''"),
+        ("zip", "compressor zip does not exist"),
+        ("local", "compressor  does not exist"),
         ("int4 every=4", "write 'local int4 every=4'"),
         ("local int4 every=0", "whole number"),
         ("top_k density", "OPTION=VALUE"),
