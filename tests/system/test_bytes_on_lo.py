@@ -25,7 +25,7 @@ pytestmark = [
 
 FULL = os.environ.get("DTRAIN_FULL") == "1"
 PARAMETERS = {"squeezenet1_0": 1_248_424, "alexnet": 60_965_224}
-RANKS = {"squeezenet1_0": (2, 3, 4), "alexnet": (2, 3, 4) if FULL else (2,)}
+RANKS = {"squeezenet1_0": (2, 3, 4) if FULL else (2, 4), "alexnet": (2, 3, 4) if FULL else (2,)}
 STEPS = {"squeezenet1_0": (LONG_STEPS, SHORT_STEPS), "alexnet": (LONG_STEPS, SHORT_STEPS) if FULL else (8, 2)}
 
 

@@ -19,8 +19,11 @@ ROUNDS = {
 }
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("rounds", ROUNDS)
+FULL = os.environ.get("DTRAIN_FULL") == "1"
+CELLS = [(rounds, ranks) for rounds in ROUNDS for ranks in (2, 4) if FULL or rounds == "local" or ranks == 2]
+
+
+@pytest.mark.parametrize(("rounds", "ranks"), CELLS)
 def test_killed_and_resumed_it_ends_in_the_same_weights(tmp_path: Path, rounds: str, ranks: int) -> None:
     program = [str(REPOSITORY / "examples" / "gpt.py"), "--local=ternary", "--guard=off", "--steps=30", *ROUNDS[rounds]]
     run(on_ranks(ranks, *program, "--save=whole"), tmp_path).expect(0)

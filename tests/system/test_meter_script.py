@@ -315,7 +315,7 @@ def test_an_exception_of_one_rank_comes_out_with_its_own_traceback(tmp_path: Pat
     [
         (["nowhere.py"], "can't open nowhere.py: No such file"),
         (["-m", "nowhere.at.all"], "nowhere"),
-        (["--nic", "eth99", "program.py"], "--nic eth99 does not exist here: choose one of"),
+        (["--nic", "eth99", "program.py"], "--nic eth99 does not exist"),
         (["--json", "no/such/folder.json", "program.py"], "no/such/folder.json"),
     ],
 )
