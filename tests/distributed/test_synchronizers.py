@@ -477,7 +477,9 @@ def test_what_the_trainer_sends_is_told_apart_by_phase_and_purpose(here: Here) -
     assert gradients.wire_bytes == pytest.approx(4 * num_bytes * 4 / 3)
     assert by[Activity.TRAIN, Purpose.METRICS].count == 2
     assert (by[Activity.INIT, Purpose.CONTROL].count, by[Activity.INIT, Purpose.CONTROL].payload_bytes) == (1, 8)
-    assert ledger.total().count == parameters.count + gradients.count + 3
+    looks = by[Activity.TRAIN, Purpose.CONTROL]  # whether one is to stop: by the clock
+    assert looks.payload_bytes == 8 * looks.count
+    assert ledger.total().count == parameters.count + gradients.count + 3 + looks.count
 
 
 @on_ranks(3)
