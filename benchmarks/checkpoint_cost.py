@@ -43,12 +43,11 @@ PAIRS = {"squeezenet1_1": 15, "alexnet": 4}
 class Measured(NamedTuple):
     """Of one model. `ratios`: of blocks with a checkpoint to those without. `step`: seconds, without.
 
-    `copies`: seconds that training stood still for the copy. `num_bytes`: of a checkpoint.
+    `num_bytes`: of a checkpoint.
     """
 
     ratios: Sequence[float]
     step: float
-    copies: Sequence[float]
     num_bytes: int
 
 
@@ -67,13 +66,10 @@ def measure(model: str, pairs: int, folder: Path) -> Measured:
     blocks = [at[start + BLOCK] - at[start] for start in range(BLOCK - 1, len(at) - BLOCK, BLOCK)]
     without, bearing = blocks[::2], blocks[1::2]
     ratios = [b / ((before + after) / 2) for b, (before, after) in zip(bearing, pairwise(without), strict=False)]
-    steps = [later - earlier for earlier, later in pairwise(at)]
-    saved = range(2 * BLOCK, len(at), 2 * BLOCK)
     (*_, newest) = sorted((run_dir / "checkpoints").iterdir())
     return Measured(
         ratios,
         statistics.median(without) / BLOCK,
-        [steps[step - 1] - statistics.median(steps[step - 6 : step + 5]) for step in saved],
         sum(path.stat().st_size for path in newest.iterdir()),
     )
 
@@ -82,7 +78,7 @@ def row(model: str, measured: Measured) -> str:
     low, middle, high = quartiles(measured.ratios)
     return (
         f"| {model} | {measured.num_bytes / 1e6:,.1f} | {1000 * measured.step:.1f} "
-        f"| {1000 * statistics.median(measured.copies):.1f} | {middle:.4f} | {low:.4f} to {high:.4f} "
+        f"| {middle:.4f} | {low:.4f} to {high:.4f} "
         f"| {len(measured.ratios)} |"
     )
 
@@ -95,8 +91,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # as in the ranks: the result file states it
     rows = [
-        "| model | MB a checkpoint | ms a step | ms stood still for the copy | ratio, median | quartiles | blocks |",
-        "|---|---|---|---|---|---|---|",
+        "| model | MB a checkpoint | ms a step | ratio, median | quartiles | blocks |",
+        "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for model, pairs in ({"squeezenet1_1": 2} if arguments.quick else PAIRS).items():
