@@ -6,6 +6,7 @@ import os
 import queue
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -37,11 +38,7 @@ def serve(command: Sequence[str], *, count: int, minimum: int, maximum: int, por
     address that cannot be had.
     """
     address = host or "127.0.0.1"
-    try:
-        master = TCPStore(address, port, None, True, timedelta(seconds=60), wait_for_workers=False)
-    except RuntimeError as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"cannot listen at {address}:{port} ({line}): choose another address or port") from None
+    master = _listen(address, port)
     store = PrefixStore(f"dtrain/{PREFIX}", master)
     job = f"elastic-{secrets.token_hex(8)}"
     store.set("job", job)
@@ -90,8 +87,9 @@ def join(command: Sequence[str], *, count: int, host: str, port: int) -> int:
             here.start()
             while link.exit_code is None and not link.is_silent:
                 here.look()
-                if here.exit_code is not None:
+                if here.exit_code is not None and not here.is_ending:
                     link.tell(f"exit {here.exit_code}", here.name)
+                    here.send(signal.SIGTERM)
                 if here.is_ending and here.num_running == 0:
                     break
                 time.sleep(_POLL_SECONDS)
@@ -105,6 +103,20 @@ def join(command: Sequence[str], *, count: int, host: str, port: int) -> int:
         _say(f"nothing was heard of {host}:{port} for {SILENT_SECONDS:g} s: ended the workers here, joining again")
         link = _Link(host, port)
         link.await_first()
+
+
+def _listen(address: str, port: int) -> TCPStore:
+    """The job's store, at this address alone: one that torch binds itself is reached at every address of the host."""
+    try:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen at {address}:{port} ({error.strerror}): choose another --host or --port"
+        ) from None
+    port = int(listener.getsockname()[1])
+    wait = timedelta(seconds=60)
+    return TCPStore(address, port, None, True, wait, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _await_end(here: Supervisor) -> None:
