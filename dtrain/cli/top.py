@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 
 from dtrain.cli.output import Verbs, console, print_json
 
@@ -28,11 +29,11 @@ def _top(parsed: argparse.Namespace) -> int:
     terminal = console()
     if not (parsed.once or parsed.json or terminal.is_terminal):
         raise ValueError("dtrain top fills a terminal, and there is none: add --once or --json")
-    sources = Sources(parsed.sources)
-    if not (parsed.once or parsed.json):
-        show_live(sources, terminal)
-    sources.await_answers()
-    frame = sources.frame()
+    with closing(Sources(parsed.sources)) as sources:
+        if not (parsed.once or parsed.json):
+            show_live(sources, terminal)
+        sources.await_answers()
+        frame = sources.frame()
     if parsed.json:
         print_json(frame.as_json())
     else:

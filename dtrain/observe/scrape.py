@@ -59,16 +59,21 @@ class Endpoint:
         self._every = every
         self._history: dict[Key, deque[_Scraped]] = {}
         self._error: str | None = None
+        self._closed = threading.Event()
         threading.Thread(target=self._ask, name="dtrain-scrape", daemon=True).start()
 
     def _ask(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 self.take(fetch(self.url), time.time())
             except Exception as error:  # whatever answers there may be no endpoint at all
                 self._error = _reason(error)
             self.asked.set()
-            time.sleep(self._every)
+            self._closed.wait(self._every)
+
+    def close(self) -> None:
+        """Ask no more, from the answer that is awaited now on."""
+        self._closed.set()
 
     def take(self, text: str, now: float) -> None:
         """Take in a page. Raises ValueError for one that is not in Prometheus' text format."""

@@ -23,7 +23,7 @@ _UNKNOWN = "-"
 
 
 class Sources:
-    """Run directories and addresses of metrics. Raises ValueError for what is neither."""
+    """Run directories and addresses of metrics, asked until it is closed. Raises ValueError for what is neither."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._folders = [Path(name) for name in names if "://" not in name]
@@ -36,6 +36,11 @@ class Sources:
         deadline = time.monotonic() + 1.5 * TIMEOUT_SECONDS
         for endpoint in self._endpoints:
             endpoint.asked.wait(max(0.0, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """Ask no address any more."""
+        for endpoint in self._endpoints:
+            endpoint.close()
 
     def frame(self) -> Frame:
         """What is known at present."""

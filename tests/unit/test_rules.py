@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2] / "dtrain"
+TESTS = ROOT.parent / "tests"
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "conf" not in path.relative_to(ROOT).parts)
 
 
@@ -302,3 +304,16 @@ def test_no_two_test_files_have_one_name() -> None:
     """pytest imports them by it, so one of the two would not be collected."""
     names = [path.name for path in (ROOT.parent / "tests").rglob("test_*.py")]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_no_test_patches_what_every_thread_of_the_process_calls() -> None:
+    """A clock that raises, say, ends a thread that an earlier test left. For one module: tests/stand_in.py."""
+    patched = re.compile(
+        r"setattr\(\s*\"?[\w.]+\.(time|os|shutil|socket|threading|subprocess|signal|sys)(, \"|\.\w+\")"
+    )
+    found = [
+        f"{path.relative_to(TESTS)}: {match[0]}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for match in patched.finditer(path.read_text(encoding="utf-8"))
+    ]
+    assert not found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from typing import Any
 
 import pytest
+from stand_in import stand_in
 
 from dtrain.comm import Launch, detect_launch, join_step, slurm, threads_per_rank
 
@@ -92,13 +94,13 @@ def test_of_several_hosts_the_interface_is_the_one_that_leads_to_the_others(monk
 
 def test_names_that_only_slurm_knows_are_asked_of_scontrol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "_is_resolved", lambda name: name == "127.0.0.1")
-    monkeypatch.setattr(slurm.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(slurm, "shutil", stand_in(shutil, which=lambda name: f"/bin/{name}"))
 
     def scontrol(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         address = "127.0.0.1" if command[-1] == "n0" else "nowhere"
         return subprocess.CompletedProcess(command, 0, f"NodeName=x NodeAddr={address} Port=1", "")
 
-    monkeypatch.setattr(slurm.subprocess, "run", scontrol)
+    monkeypatch.setattr(slurm, "subprocess", stand_in(subprocess, run=scontrol))
     assert slurm.rendezvous({**TASK, "SLURM_STEP_NODELIST": "n0"})["MASTER_ADDR"] == "127.0.0.1"
     with pytest.raises(ValueError, match=r"n1, of Slurm's list of hosts, is not resolved here.*set MASTER_ADDR"):
         slurm.rendezvous({**TASK, "SLURM_STEP_NODELIST": "n1"})

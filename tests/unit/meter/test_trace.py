@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stand_in import stand_in
 
 from dtrain.exchange import Op
 from dtrain.meter import trace as trace_module
@@ -167,7 +169,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(tracer_module.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(tracer_module, "time", stand_in(time, perf_counter=lambda: self.now))
 
 
 def sgd() -> torch.optim.SGD:

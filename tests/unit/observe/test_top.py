@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -308,13 +308,25 @@ def test_an_address_that_does_not_answer_is_a_row_that_says_so(
 ) -> None:
     monkeypatch.setattr(scrape, "TIMEOUT_SECONDS", 0.3)
     monkeypatch.setattr(scrape, "_MAX_BYTES", 1000)
-    with answering(sent) as url:
-        sources = Sources([url])
+    with answering(sent) as url, closing(Sources([url])) as sources:
         sources.await_answers()
         frame = sources.frame()
     assert frame.has_errors
     assert f"{url}: " in text(frame)
     assert reason in text(frame)
+
+
+def test_no_address_is_asked_after_close() -> None:
+    def asking() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "dtrain-scrape"]
+
+    with answering(answer(b"")) as url, closing(Sources([url])) as sources:
+        sources.await_answers()
+        threads = asking()
+    assert threads
+    for thread in threads:
+        thread.join(5.0)
+    assert not asking()
 
 
 def test_one_that_answered_before_keeps_its_row(endpoint: Endpoint) -> None:

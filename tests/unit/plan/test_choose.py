@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from stand_in import stand_in
 from torch import nn
 
 from dtrain.comm.lockstep import lockstep
@@ -89,7 +91,7 @@ class Slow(SimulatedCommunicator):
 @pytest.mark.parametrize("seconds", [0.2, 0.002])
 def test_another_link_is_seen_though_steps_wait_for_nothing(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     clock = [0.0]
-    monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(choose, "time", stand_in(time, perf_counter=lambda: clock[0]))
     communicator = Slow(clock)
     watch = Watch(communicator, Ledger())
     assert not any(watch.has_changed(waited=0.0, took=1.0) for _ in range(3 * LOOK))
@@ -99,7 +101,7 @@ def test_another_link_is_seen_though_steps_wait_for_nothing(monkeypatch: pytest.
 
 def test_one_slow_message_is_no_other_link(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(choose, "time", stand_in(time, perf_counter=lambda: clock[0]))
     communicator = Slow(clock)
     watch = Watch(communicator, Ledger())
     seconds = iter([0.02, 2.0, *[0.02] * 20])  # of a look: its figures, then a ping

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from packable import small_model, trained
 from shippable import NEW, NEWER, OLD, lying, offering, published, refused, serving, whole
+from stand_in import stand_in
 
 from dtrain import ship
 from dtrain.cli import main
@@ -259,13 +262,14 @@ def test_a_full_disk_is_named_and_the_old_version_stays(
 ) -> None:
     with published(tmp_path / "m.dtz", NEW) as url:
         with monkeypatch.context() as patch:
-            patch.setattr(replacing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+            disk = stand_in(shutil, disk_usage=lambda path: type("Usage", (), {"free": 10}))
+            patch.setattr(replacing, "shutil", disk)
             refused(url, target, "10 bytes free, and the new version takes")
 
         def full(descriptor: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(replacing.os, "fsync", full)
+        monkeypatch.setattr(replacing, "os", stand_in(os, fsync=full))
         refused(url, target, r"cannot write .*r.dtz \(No space left on device\); it is as it was")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from shippable import NEW, NEWER, OLD, lying, offering, published, refused, whole
+from stand_in import stand_in
 
 from dtrain import ship
 from dtrain.cli import main
@@ -182,7 +184,7 @@ def test_the_command_checks_and_goes_on(
             if len(rounds) >= 3:
                 raise KeyboardInterrupt
 
-        patch.setattr("dtrain.cli.ship.time.sleep", sleep)
+        patch.setattr("dtrain.cli.ship.time", stand_in(time, sleep=sleep))
         assert main(["ship", "receive", url, *arguments, "--every", "5", "--json"]) == 130
         said = capsys.readouterr()
     assert said.err.count("\n") == 1

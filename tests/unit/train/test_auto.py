@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from stand_in import stand_in
 from torch import nn
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.comm.simulated import SimulatedCommunicator
 from dtrain.meter.ledger import Ledger
+from dtrain.plan import choose
 from dtrain.plan.candidates import NONE, Candidate
 from dtrain.plan.choose import LOOK, Watch
 from dtrain.sync.synchronizer import NOTHING_SPENT, Spent
@@ -62,7 +65,8 @@ class Fake:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [0.0]
-    monkeypatch.setattr(auto.time, "perf_counter", lambda: clock[0])
+    for module in (auto, choose):
+        monkeypatch.setattr(module, "time", stand_in(time, perf_counter=lambda: clock[0]))
     return clock
 
 

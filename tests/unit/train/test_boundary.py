@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import struct
+import time
 
 import pytest
 import torch
+from stand_in import stand_in
 
 from dtrain.train import boundary
 from dtrain.train.boundary import LOOK_SECONDS, NOTHING, Agreed, Boundary
@@ -15,7 +17,7 @@ from dtrain.train.boundary import LOOK_SECONDS, NOTHING, Agreed, Boundary
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(boundary.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(boundary, "time", stand_in(time, monotonic=lambda: self.now))
 
 
 @pytest.fixture
