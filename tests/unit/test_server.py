@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -57,8 +57,9 @@ def opened(address: tuple[str, int], said: bytes = b"") -> socket.socket:
 
 
 def is_answered(address: tuple[str, int]) -> bool:
-    with opened(address, b"GET / HTTP/1.0\r\n\r\n") as connection:
-        return connection.recv(12) == b"HTTP/1.0 200"
+    """Waits until the server has closed the connection, too: then there is room for another."""
+    with opened(address, b"GET / HTTP/1.0\r\n\r\n") as connection, connection.makefile("rb") as answer:
+        return answer.read().startswith(b"HTTP/1.0 200")
 
 
 def is_cut(connection: socket.socket) -> bool:
@@ -99,16 +100,14 @@ def test_it_ends_at_once_whatever_clients_do() -> None:
 
 
 def test_for_a_new_client_the_oldest_that_says_nothing_makes_room() -> None:
-    with running() as address:
-        clients = [opened(address) for _ in range(4)]
+    with running() as address, ExitStack() as stack:
+        clients = [stack.enter_context(opened(address)) for _ in range(4)]
         assert is_answered(address)
         assert is_cut(clients[0])
         assert is_answered(address)  # in the room of the one that was answered
         clients[1].settimeout(0.05)
         with pytest.raises(TimeoutError):
             clients[1].recv(1)
-        for client in clients:
-            client.close()
 
 
 def test_answers_that_do_not_get_on_make_room_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
