@@ -64,9 +64,14 @@ def set_link(node: Node, state: str) -> None:
 
 
 def worker_of(supervisor: subprocess.Popen[bytes]) -> int | None:
-    """The process of a node's worker, if it has one now."""
-    found = subprocess.run(["pgrep", "-P", str(supervisor.pid)], capture_output=True, text=True)
-    return int(found.stdout.split()[0]) if found.stdout else None
+    """The process of a node's worker, which one of the supervisor's forks, if there is one now."""
+    forking = _output("pgrep", "-P", str(supervisor.pid), "-f", "multiprocessing.forkserver")
+    found = _output("pgrep", "-P", forking.split()[0]) if forking else ""
+    return int(found.split()[0]) if found else None
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from dtrain.cli.output import Verbs
 
@@ -38,10 +37,9 @@ def _run(parsed: argparse.Namespace) -> int:
     settings = list(parsed.settings)
     if not any(setting.startswith("backend.timeout_seconds=") for setting in settings):
         settings.append(f"backend.timeout_seconds={TIMEOUT_SECONDS}")
-    command = [sys.executable, "-m", "dtrain.train", *settings]
     if parsed.join is None:
-        return serve(command, count=parsed.n, minimum=parsed.min, maximum=most, host=parsed.host, port=parsed.port)
+        return serve(settings, count=parsed.n, minimum=parsed.min, maximum=most, host=parsed.host, port=parsed.port)
     host, _, port = parsed.join.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"--join {parsed.join} must be HOST:PORT, as the first host says it")
-    return join(command, count=parsed.n, host=host, port=int(port))
+    return join(settings, count=parsed.n, host=host, port=int(port))

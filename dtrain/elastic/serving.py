@@ -31,11 +31,11 @@ JOIN_SECONDS = 300.0
 _POLL_SECONDS = 0.05
 
 
-def serve(command: Sequence[str], *, count: int, minimum: int, maximum: int, port: int = 0, host: str = "") -> int:
+def serve(settings: Sequence[str], *, count: int, minimum: int, maximum: int, port: int = 0, host: str = "") -> int:
     """Run a job of `minimum` to `maximum` workers, `count` of them on this host. Returns its exit code.
 
-    `host`: the address at which other hosts reach this one; loopback alone if there is none. Raises ValueError for an
-    address that cannot be had.
+    `settings`: of the training, as for `python -m dtrain.train`. `host`: the address at which other hosts reach this
+    one; loopback alone if there is none. Raises ValueError for an address that cannot be had.
     """
     address = host or "127.0.0.1"
     master = _listen(address, port)
@@ -44,7 +44,7 @@ def serve(command: Sequence[str], *, count: int, minimum: int, maximum: int, por
     store.set("job", job)
     coordinator = Coordinator(store, minimum, maximum, _say)
     here = Supervisor(
-        command, count, (address, master.port), lambda kind, name: tell(store, kind, name=name), _say, job
+        settings, count, (address, master.port), lambda kind, name: tell(store, kind, name=name), _say, job
     )
     if host:
         _say(f"other hosts join with --join {host}:{master.port}")
@@ -72,7 +72,7 @@ def serve(command: Sequence[str], *, count: int, minimum: int, maximum: int, por
     return code
 
 
-def join(command: Sequence[str], *, count: int, host: str, port: int) -> int:
+def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
     """Run `count` workers of a job whose first host is there. Returns the job's exit code.
 
     Workers of a host that is cut off are ended, and started again once it hears of the first one. Raises ValueError
@@ -81,7 +81,7 @@ def join(command: Sequence[str], *, count: int, host: str, port: int) -> int:
     link = _Link(host, port)
     link.await_first()
     while True:
-        here = Supervisor(command, count, (host, port), link.tell, _say, link.job)
+        here = Supervisor(settings, count, (host, port), link.tell, _say, link.job)
         link.begin(here.name)
         with _forwarding(here):
             here.start()
