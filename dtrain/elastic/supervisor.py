@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import runpy
 import secrets
 import signal
 import socket
@@ -31,7 +30,8 @@ ATTEMPTS = 3
 """How often in a row a worker may fail within a minute of its start; then the job is given up."""
 MISTAKE, FAILED, STOPPED = 2, 1, (os.EX_TEMPFAIL, 130)
 
-_PRELOADED = "dtrain.elastic.preloaded"
+_PRELOADED = ("dtrain.train.entry", "hydra", "torch._dynamo", "torch.distributed.nn.functional")
+"""What a training needs, some of which torch imports at its first step only. None of it starts a thread."""
 
 Tell = Callable[[str, str], None]
 
@@ -159,16 +159,18 @@ class Supervisor:
 
 def _forking() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOADED])
+    context.set_forkserver_preload(list(_PRELOADED))
     return context
 
 
 def _train(environ: Mapping[str, str], settings: Sequence[str]) -> None:
-    """In a forked process: be `python -m dtrain.train`, in a process group of its own, which Ctrl-C does not reach."""
+    """In the forked process: be `python -m dtrain.train`, in a process group of its own, out of Ctrl-C's reach."""
     os.setpgid(0, 0)
     os.environ.update(environ)
     sys.argv[1:] = settings
-    runpy.run_module("dtrain.train", run_name="__main__", alter_sys=True)
+    from dtrain.train.__main__ import run
+
+    run()
 
 
 def _state(pid: int | None) -> str:

@@ -6,10 +6,16 @@ import sys
 from dtrain.arguments import ending, say_doing
 from dtrain.train.parent import end_with_agent
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """Train as the command line and the environment say, and exit."""
     end_with_agent(os.environ)  # before torch is imported, which takes seconds
     with ending():
         say_doing("starting")
         from dtrain.train.entry import main
 
         sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()
