@@ -8,7 +8,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +193,7 @@ def test_one_rank_alone_and_one_that_counts_nothing_have_metrics_too() -> None:
 
 def test_a_folder_s_name_that_is_no_text_is_made_one(port: int) -> None:
     metrics = watched(Ledger(), run="run\udcff")
-    with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), None, None) as endpoint:
         endpoint.show(metrics)
         assert 'run="run?"' in scrape(port)
 
@@ -238,7 +237,7 @@ def scrape(port: int) -> str:
 
 def test_a_scrape_is_what_the_run_says_in_prometheus_own_format(port: int) -> None:
     ledger = Ledger()
-    with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), None, None) as endpoint:
         assert scrape(port) == ""
         endpoint.show(watched(ledger))
         step(ledger, 0)
@@ -254,7 +253,7 @@ def test_somebody_who_says_nothing_keeps_neither_others_nor_the_end_of_the_run_w
     monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 300.0)
     with socket.socket() as first, socket.socket() as second:
         start = time.monotonic()
-        with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+        with Endpoint(("127.0.0.1", port), None, None) as endpoint:
             endpoint.show(watched(Ledger()))
             first.connect(("127.0.0.1", port))
             second.connect(("127.0.0.1", port))
@@ -266,7 +265,7 @@ def test_somebody_who_says_nothing_keeps_neither_others_nor_the_end_of_the_run_w
 def test_a_scrape_that_drips_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 0.3)
     with (
-        closing(Endpoint(("127.0.0.1", port), None, None)),
+        Endpoint(("127.0.0.1", port), None, None),
         socket.create_connection(("127.0.0.1", port)) as client,
         pytest.raises(OSError),
     ):
@@ -277,7 +276,7 @@ def test_a_scrape_that_drips_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_port_in_use_is_one_line_with_the_cure(port: int) -> None:
     with (
-        closing(Endpoint(("127.0.0.1", port), None, None)),
+        Endpoint(("127.0.0.1", port), None, None),
         pytest.raises(ValueError, match=rf"{port} .*in use.*choose another\s+observe.prometheus.port"),
     ):
         Endpoint(("127.0.0.1", port), None, None)
@@ -285,7 +284,7 @@ def test_a_port_in_use_is_one_line_with_the_cure(port: int) -> None:
 
 def test_a_rank_is_named_while_it_runs_and_whole_or_not_at_all(port: int, tmp_path: Path) -> None:
     folder = tmp_path / "made" / "targets"
-    with closing(Endpoint(("127.0.0.1", port), folder, None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), folder, None) as endpoint:
         assert list(folder.iterdir()) == []
         endpoint.show(watched(Ledger(), rank=2))
         (path,) = folder.iterdir()
@@ -298,7 +297,7 @@ def test_a_rank_is_named_while_it_runs_and_whole_or_not_at_all(port: int, tmp_pa
 
 def test_the_last_figures_are_left_in_a_text_file(tmp_path: Path) -> None:
     ledger = Ledger()
-    with closing(Endpoint(None, None, tmp_path)) as endpoint:
+    with Endpoint(None, None, tmp_path) as endpoint:
         endpoint.show(watched(ledger))
         step(ledger, 0)
         assert list(tmp_path.iterdir()) == []
@@ -308,7 +307,7 @@ def test_the_last_figures_are_left_in_a_text_file(tmp_path: Path) -> None:
 
 
 def test_a_text_file_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(Endpoint(None, None, tmp_path / "folder")) as endpoint:
+    with Endpoint(None, None, tmp_path / "folder") as endpoint:
         endpoint.show(watched(Ledger()))
         (tmp_path / "folder").rmdir()
     assert "was not written: No such file or directory" in capsys.readouterr().err
@@ -324,7 +323,7 @@ def test_a_folder_that_is_a_file_is_refused_with_the_cure(tmp_path: Path) -> Non
     ("host", "address"), [("0.0.0.0", socket.gethostname()), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")]
 )
 def test_a_rank_is_named_by_the_address_that_it_listens_on(port: int, tmp_path: Path, host: str, address: str) -> None:
-    with closing(Endpoint((host, port), tmp_path, None)) as endpoint:
+    with Endpoint((host, port), tmp_path, None) as endpoint:
         endpoint.show(watched(Ledger()))
         (path,) = tmp_path.iterdir()
         assert json.loads(path.read_text())[0]["targets"] == [f"{address}:{port}"]
@@ -333,7 +332,7 @@ def test_a_rank_is_named_by_the_address_that_it_listens_on(port: int, tmp_path: 
 def test_a_folder_of_targets_that_is_gone_fails_no_run(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with closing(Endpoint(("127.0.0.1", port), tmp_path / "targets", None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), tmp_path / "targets", None) as endpoint:
         (tmp_path / "targets").rmdir()
         endpoint.show(watched(Ledger()))
     assert "was not written: No such file or directory" in capsys.readouterr().err
