@@ -203,7 +203,7 @@ def open_job(
         ledger.close()
         torch.manual_seed(config.seed * launch.world_size + launch.rank)  # dropout differs between ranks
         about = facts_of(config, launch, prepared, run_dir)
-        collector = open_collector(about, launch, ledger, nic)
+        collector = open_collector(about, launch, ledger, nic, between)
         endpoint.show(collector, addresses)
         summary: Summary | None = None
         observers: tuple[Observer, ...] = ()

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from dtrain.comm import Communicator, all_gather
 from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
-from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
 from dtrain.sync.synchronizer import NonFiniteGradientError, Reversible, Spent
 from dtrain.train.agreement import check_replicas
 from dtrain.train.boundary import NOTHING, Agreed, Boundary
@@ -54,6 +54,10 @@ class Observer(Protocol):
 
     def on_train(self, figures: TrainFigures) -> None: ...
     def on_eval(self, figures: EvalFigures) -> None: ...
+    def on_plan(self, figures: PlanFigures) -> None:
+        """A method was chosen for the steps that follow."""
+        ...
+
     def on_packed(self, num_bytes: int) -> None:
         """The trained model was packed into so many bytes."""
         ...

@@ -18,9 +18,10 @@ from dtrain.observe import run_directory
 from dtrain.observe.endpoint import Endpoint, warn_if_public
 from dtrain.observe.jsonl import MetricsFile
 from dtrain.observe.progress import ShowProgress
-from dtrain.observe.prometheus import RunCollector, RunFacts
+from dtrain.observe.prometheus import Changes, RunCollector, RunFacts
 from dtrain.observe.summary import NicWindow, Summary
 from dtrain.sync.buckets import trainable
+from dtrain.train.between import Between
 from dtrain.train.config import Prometheus, TrainConfig
 from dtrain.train.loop import Observer
 from dtrain.train.prepare import Prepared
@@ -99,14 +100,21 @@ def facts_of(config: TrainConfig, launch: Launch, prepared: Prepared, run_dir: P
     }
 
 
-def open_collector(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunCollector:
+def open_collector(
+    facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None, between: Between | None
+) -> RunCollector:
     """This rank's metrics, from its ledger."""
+    restarts, changes = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), None
+    if between is not None:
+        group, restarts = between.group, between.member.restarts
+        changes = Changes(group.generation, group.lost, group.joined)
     about = RunFacts(
         facts,
         launch.rank,
         host=socket.gethostname(),
         interface=nic.interface if nic is not None and launch.local_rank == 0 else None,
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        restarts=restarts,
+        changes=changes,
     )
     collector = RunCollector(about, ledger)
     ledger.sinks.append(collector.on_record)

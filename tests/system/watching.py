@@ -212,6 +212,10 @@ def recording_rules() -> list[str]:
     return [rule["record"] for group in groups for rule in group["rules"]]
 
 
+OF_A_PLAN_OR_ELASTIC = "job: "
+"""Panels of this dashboard have data only with compressor=auto, or where workers come and go."""
+
+
 def panel_queries() -> dict[str, str]:
     """The expression of every target of every panel, with its variables filled in, by where it is."""
     filled = {"$__rate_interval": "10s", "$__range": "5m", "$__interval": "1s", "$run": ".*", "$rank": ".*"}

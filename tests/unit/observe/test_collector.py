@@ -20,8 +20,8 @@ from dtrain.exchange import Op
 from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.meter.nic import read_counters
 from dtrain.observe.endpoint import Endpoint, warn_if_public
-from dtrain.observe.figures import EvalFigures, TrainFigures
-from dtrain.observe.prometheus import RunCollector, RunFacts
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
+from dtrain.observe.prometheus import Changes, RunCollector, RunFacts
 
 FACTS = {
     "run": "a run",
@@ -209,6 +209,33 @@ def test_the_phase_is_the_ledger_s() -> None:
 
 def test_restarts_are_the_launcher_s() -> None:
     assert samples(watched(Ledger()))["dtrain_restarts_total", ()] == 2
+
+
+def test_a_plan_s_choice_and_what_it_predicts_are_rank_0_s_and_the_last_one_s() -> None:
+    metrics = watched(Ledger())
+    assert not [name for name, _ in samples(metrics) if name.startswith("dtrain_plan")]
+    metrics.on_plan(PlanFigures("local ternary every=4", {}))
+    assert samples(metrics)["dtrain_plan_info", (("method", "local ternary every=4"),)] == 1
+    metrics.on_plan(PlanFigures("int4", {"chosen": 0.1, "dense": 0.3, "fp16": 0.2}))
+    found = {key: value for key, value in samples(metrics).items() if key[0].startswith("dtrain_plan")}
+    assert found == {
+        ("dtrain_plan_info", (("method", "int4"),)): 1.0,
+        ("dtrain_plan_step_seconds", (("exchange", "chosen"),)): 0.1,
+        ("dtrain_plan_step_seconds", (("exchange", "dense"),)): 0.3,
+        ("dtrain_plan_step_seconds", (("exchange", "fp16"),)): 0.2,
+    }
+
+
+def test_workers_that_come_and_go_are_counted_by_rank_0_where_they_do() -> None:
+    names = ("dtrain_groups_total", "dtrain_workers_lost_total", "dtrain_workers_joined_total")
+
+    def counted(rank: int, changes: Changes | None) -> list[float]:
+        found = samples(RunCollector(RunFacts(FACTS, rank, "node0", None, changes=changes), Ledger()))
+        return [found[name, ()] for name in names if (name, ()) in found]
+
+    assert counted(0, Changes(groups=3, lost=1, joined=2)) == [3, 1, 2]
+    assert counted(1, Changes(groups=3, lost=1, joined=2)) == []
+    assert counted(0, None) == []
 
 
 def test_kernel_counters_are_of_the_interface_that_is_the_job_s_alone() -> None:
