@@ -5,14 +5,16 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from dtrain.meter.command_line import url_without_secrets
 from dtrain.observe.frame import RankNow, RunNow
 
 TIMEOUT_SECONDS = 2.0
@@ -46,15 +48,20 @@ def check_url(url: str) -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError(f"{url}: give the address of a rank's metrics, such as http://127.0.0.1:9400")
+        raise ValueError(
+            f"{url_without_secrets(url)}: give the address of a rank's metrics, such as http://127.0.0.1:9400"
+        )
 
 
 class Endpoint:
-    """One address, asked again and again by a thread of its own: one that does not answer holds up nothing else."""
+    """One address, asked again and again by a thread of its own: one that does not answer holds up nothing else.
+
+    `shown` is the address as it may stand on a screen.
+    """
 
     def __init__(self, url: str, every: float) -> None:
         check_url(url)
-        self.url = url
+        self._url, self.shown = url, url_without_secrets(url)
         self.asked = threading.Event()
         self._every = every
         self._history: dict[Key, deque[_Scraped]] = {}
@@ -65,7 +72,7 @@ class Endpoint:
     def _ask(self) -> None:
         while not self._closed.is_set():
             try:
-                self.take(fetch(self.url), time.time())
+                self.take(fetch(self._url), time.time())
             except Exception as error:  # whatever answers there may be no endpoint at all
                 self._error = _reason(error)
             self.asked.set()
@@ -87,7 +94,7 @@ class Endpoint:
         """What was said last, by each rank that speaks there."""
         now, found = time.time(), []
         for key, history in list(self._history.items()):
-            rank = _rank_now(key[1], self.url, list(history), now)
+            rank = _rank_now(key[1], self.shown, list(history), now)
             found.append((key, replace(rank, error=self._error), history[-1]))
         return found
 
@@ -96,17 +103,21 @@ class Endpoint:
         """That nothing is known of it, and why."""
         if self._history:
             return None
-        return RankNow(None, self.url, error=self._error or "has no metrics of a run yet")
+        return RankNow(None, self.shown, error=self._error or "has no metrics of a run yet")
 
 
 def fetch(url: str) -> str:
-    """The page there. Redirects and proxies are not followed. Raises OSError or http.client.HTTPException."""
+    """The page there; a user and password in the address are sent (Basic).
+
+    Redirects and proxies are not followed. Raises OSError or http.client.HTTPException.
+    """
     parts = urlsplit(url)
     assert parts.hostname is not None
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
     try:
-        connection.request("GET", parts.path if parts.path not in ("", "/") else "/metrics")
+        path = parts.path if parts.path not in ("", "/") else "/metrics"
+        connection.request("GET", path, headers=_authorization(parts))
         response = connection.getresponse()
         if response.status != http.client.OK:
             raise OSError(f"answers {response.status}")
@@ -116,6 +127,13 @@ def fetch(url: str) -> str:
     if len(text) > _MAX_BYTES:
         raise OSError("answers more than metrics of a run")
     return text.decode("utf-8", errors="replace")
+
+
+def _authorization(parts: SplitResult) -> dict[str, str]:
+    if parts.username is None:
+        return {}
+    words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
 
 
 def runs_now(endpoints: Iterable[Endpoint]) -> list[RunNow]:

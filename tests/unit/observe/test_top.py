@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from io import StringIO
@@ -314,6 +315,23 @@ def test_an_address_that_does_not_answer_is_a_row_that_says_so(
     assert frame.has_errors
     assert f"{url}: " in text(frame)
     assert reason in text(frame)
+
+
+def test_a_password_is_sent_and_not_shown() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with closing(Sources([f"http://me:p%40ss@{address}"])) as sources:
+            connection, _ = server.accept()
+            with connection:
+                request = connection.recv(4096).decode()
+                connection.sendall(answer(b"", "401 Unauthorized"))
+            sources.await_answers()
+            frame = sources.frame()
+    assert f"\r\nAuthorization: Basic {b64encode(b'me:p@ss').decode()}\r\n" in request
+    assert text(frame).strip() == f"http://***@{address}: does not answer: answers 401"
+    assert frame.as_json()["silent"][0]["source"] == f"http://***@{address}"
+    with pytest.raises(ValueError, match=r"^http://\*\*\*@node0: give the address"):
+        Sources(["http://me:p/w@node0"])
 
 
 def test_no_address_is_asked_after_close() -> None:
