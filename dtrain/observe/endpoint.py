@@ -98,6 +98,10 @@ def reached_at(host: str, master: str | None) -> str:
     return own if own and not is_loopback(own) else socket.gethostname()
 
 
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Endpoint:
     """The metrics of one rank. From its beginning it listens; once `show` was called it has something to say.
 
@@ -127,12 +131,13 @@ class Endpoint:
         self._ranks = discovery.Targets()
         self._stack = ExitStack()
         self.address: str | None = None
+        self._named = ""  # in the folder, as on hosts that share one names are known
         for folder in (targets, textfile):
             if folder is not None:
                 _check_folder(folder)
         if listen is not None:
-            host, port = reached_at(listen[0], master), listen[1]
-            self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            host, port = listen
+            self.address, self._named = (_joined(reached_at(host, towards), port) for towards in (master, None))
             self._stack.enter_context(serving(*listen, self._registry, self._ranks))
             self._stack.push(self._say_that_none_is_left)
 
@@ -142,7 +147,7 @@ class Endpoint:
         if addresses:
             self._ranks.show(metrics.run, addresses)
         if self.address is not None and self._targets is not None:
-            self._announce(self._targets, self.address, metrics)
+            self._announce(self._targets, self._named, metrics)
         if self._textfile is not None:
             path = self._textfile / f"dtrain-{metrics.run}-rank{metrics.rank}.prom"
             self._stack.callback(self._write, path)
