@@ -8,18 +8,23 @@ import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from dtrain.files import parse_json
 from dtrain.meter.command_line import url_without_secrets
 from dtrain.observe.frame import RankNow, RunNow
+from dtrain.observe.targets import PATH
 
 TIMEOUT_SECONDS = 2.0
 _MAX_BYTES = 1 << 22
 _MAX_RANKS = 10_000
+_MAX_FOLLOWED = 256
+"""Each is asked by a thread of its own."""
 _WINDOW = 6
 """Scrapes that rates are taken over."""
 
@@ -56,7 +61,8 @@ def check_url(url: str) -> None:
 class Endpoint:
     """One address, asked again and again by a thread of its own: one that does not answer holds up nothing else.
 
-    `shown` is the address as it may stand on a screen.
+    `shown` is the address as it may stand on a screen. `others` are addresses of further ranks of its run, which an
+    address without a path is asked for as Prometheus asks (targets.py); none of them has its user and password.
     """
 
     def __init__(self, url: str, every: float) -> None:
@@ -66,6 +72,8 @@ class Endpoint:
         self._every = every
         self._history: dict[Key, deque[_Scraped]] = {}
         self._error: str | None = None
+        self.others: frozenset[str] = frozenset()
+        self._speaking: frozenset[Key] = frozenset()
         self._closed = threading.Event()
         threading.Thread(target=self._ask, name="dtrain-scrape", daemon=True).start()
 
@@ -73,10 +81,20 @@ class Endpoint:
         while not self._closed.is_set():
             try:
                 self.take(fetch(self._url), time.time())
+                self._follow()
             except Exception as error:  # whatever answers there may be no endpoint at all
                 self._error = _reason(error)
             self.asked.set()
             self._closed.wait(self._every)
+
+    def _follow(self) -> None:
+        parts = urlsplit(self._url)
+        if parts.path not in ("", "/"):
+            return
+        with suppress(OSError, http.client.HTTPException, ValueError):  # no rank of ours, or it has not met others
+            listed = addresses_by_rank(fetch(f"{parts.scheme}://{parts.netloc}{PATH}"))
+            others = [address for key, address in listed.items() if key not in self._speaking]
+            self.others = frozenset(f"{parts.scheme}://{address}/metrics" for address in others[:_MAX_FOLLOWED])
 
     def close(self) -> None:
         """Ask no more, from the answer that is awaited now on."""
@@ -84,7 +102,9 @@ class Endpoint:
 
     def take(self, text: str, now: float) -> None:
         """Take in a page. Raises ValueError for one that is not in Prometheus' text format."""
-        for key, scraped in _by_rank(text_string_to_metric_families(text), now).items():
+        ranks = _by_rank(text_string_to_metric_families(text), now)
+        self._speaking = frozenset(ranks)
+        for key, scraped in ranks.items():
             if key not in self._history and len(self._history) == _MAX_RANKS:
                 raise ValueError(f"more than {_MAX_RANKS:,} ranks")
             self._history.setdefault(key, deque(maxlen=_WINDOW)).append(scraped)
@@ -104,6 +124,21 @@ class Endpoint:
         if self._history:
             return None
         return RankNow(None, self.shown, error=self._error or "has no metrics of a run yet")
+
+
+def addresses_by_rank(text: str) -> dict[Key, str]:
+    """What a rank answers at /targets. Raises ValueError for anything else."""
+    found: dict[Key, str] = {}
+    try:
+        for entry in parse_json(text.encode()):
+            (address,), labels = entry["targets"], entry["labels"]
+            check_url(f"http://{address}/")
+            if "/" in address or "@" in address:
+                raise ValueError
+            found[str(labels["run"]), str(labels["rank"])] = address
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("what is answered there is no list of ranks") from None
+    return found
 
 
 def fetch(url: str) -> str:
