@@ -111,6 +111,7 @@ def number(
     width: int = 4,
     steps: Sequence[tuple[float | None, str]] = ((None, "blue"),),
     decimals: int | None = None,
+    name_only: bool = False,
 ) -> stat.Panel:
     thresholds = (
         dashboard.ThresholdsConfig()
@@ -133,6 +134,8 @@ def number(
     )
     if decimals is not None:
         panel = panel.decimals(decimals)
+    if name_only:
+        panel = panel.text_mode(options.BigValueTextMode.NAME)
     for target in targets(queries, instant=True):
         panel = panel.with_target(target)
     return panel
@@ -230,6 +233,7 @@ def bandwidth() -> dashboard.Dashboard:
     near = ((None, "text"), (0.001, "red"), (0.9, "green"), (1.1, "yellow"))
     by_step = per_step("dtrain_wire_bytes_total", only=GRADIENT)
     dense_by_step = per_step("dtrain_dense_bytes_total")
+    steps_rate, rounds_rate = rate("dtrain_steps_total", RUN), rate("dtrain_rounds_total", RUN)
     return (
         board("dtrain-bandwidth", "dtrain / Bandwidth", "What the ranks of a run send, and what its compressor saves.")
         .with_variable(RANKS)
@@ -339,6 +343,26 @@ def bandwidth() -> dashboard.Dashboard:
                     "{{run}} {{phase}}: {{purpose}}",
                 ),
                 stacked=True,
+            )
+        )
+        .with_panel(
+            graph(
+                "Steps for each round",
+                "A round is one exchange: of each step's gradients, or of what several steps changed (sync=local).",
+                COUNT,
+                (f"sum by (run) ({steps_rate}) / (sum by (run) ({rounds_rate}) > 0)", "{{run}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Sent in a round",
+                "Of a rank, on average. Fewer rounds save what each of them would have sent.",
+                BYTES,
+                (
+                    f"sum by (run) ({rate('dtrain_wire_bytes_total', f'{RUN}, {GRADIENT}')})"
+                    f" / (sum by (run) ({rounds_rate}) > 0)",
+                    "{{run}}",
+                ),
             )
         )
         .with_panel(
@@ -560,7 +584,129 @@ def compare() -> dashboard.Dashboard:
     )
 
 
-BOARDS = {"bandwidth": bandwidth, "training": training, "compare": compare}
+def job() -> dashboard.Dashboard:
+    measured = per_step("dtrain_step_seconds_sum")
+    predicted, dense, half = (
+        f'max by (run) (dtrain_plan_step_seconds{{{RUN}, exchange="{exchange}"}})'
+        for exchange in ("chosen", "dense", "fp16")
+    )
+    counted = (
+        ("groups", "dtrain_groups_total"),
+        ("lost", "dtrain_workers_lost_total"),
+        ("joined", "dtrain_workers_joined_total"),
+    )
+    return (
+        board(
+            "dtrain-job",
+            "dtrain / Job",
+            "What compressor=auto predicted and what came of it; workers that come and go.",
+        )
+        .annotation(annotation("workers lost", "orange", f"dtrain_workers_lost_total{{{RUN}}}"))
+        .annotation(annotation("workers joined", "green", f"dtrain_workers_joined_total{{{RUN}}}"))
+        .with_panel(
+            number(
+                "Chosen",
+                "What compressor=auto exchanges with now. No data of a run that names its compressor.",
+                "none",
+                (f"group by (run, method) (dtrain_plan_info{{{RUN}}})", "{{run}}: {{method}}"),
+                width=8,
+                name_only=True,
+            )
+        )
+        .with_panel(
+            number(
+                "Measured / predicted",
+                "A step as it is over what the plan predicted with its choice: 1 is a plan that holds.",
+                TIMES,
+                (f"({measured}) / on (run) {predicted}", "{{run}}"),
+                steps=((None, "yellow"), (0.75, "green"), (1.34, "yellow"), (2.0, "red")),
+                decimals=2,
+                width=8,
+            )
+        )
+        .with_panel(
+            number(
+                "Faster than dense and fp16, predicted",
+                "A step with a dense fp32 exchange, and with fp16, over one with the choice, as the plan has it. It "
+                "chooses among methods that kept the accuracy wherever they were tried (docs/compressors.md).",
+                TIMES,
+                (f"{dense} / {predicted}", "{{run}} than dense"),
+                (f"{half} / {predicted}", "{{run}} than fp16"),
+                decimals=2,
+                width=8,
+            )
+        )
+        .with_panel(
+            graph(
+                "A step: measured and predicted",
+                "The plan's: with its choice, with a dense fp32 exchange, with fp16; anew when the link changes.",
+                SECONDS,
+                (measured, "{{run}} measured"),
+                (predicted, "{{run}} predicted"),
+                (dense, "{{run}} predicted, dense"),
+                (half, "{{run}} predicted, fp16"),
+                width=24,
+            )
+        )
+        .with_panel(
+            number(
+                "Workers",
+                "That train together now; with dtrain elastic they come and go.",
+                COUNT,
+                (f"max by (run) (dtrain_world_size{{{RUN}}})", "{{run}}"),
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Lost",
+                "Workers that the others went on without, so far. No data where a lost worker ends the job.",
+                COUNT,
+                (f"max by (run) ({total('dtrain_workers_lost_total')})", "{{run}}"),
+                steps=((None, "green"), (1, "yellow")),
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Joined",
+                "Workers that came to those who trained, so far.",
+                COUNT,
+                (f"max by (run) ({total('dtrain_workers_joined_total')})", "{{run}}"),
+                width=6,
+            )
+        )
+        .with_panel(
+            number(
+                "Started again",
+                "Starts of ranks again by the launcher, added up over ranks.",
+                COUNT,
+                (f"sum by (run) (dtrain_restarts_total{{{RUN}}})", "{{run}}"),
+                steps=((None, "green"), (1, "yellow")),
+                width=6,
+            )
+        )
+        .with_panel(
+            graph(
+                "Workers over time",
+                "That train together, and those of them that answer Prometheus.",
+                COUNT,
+                (f"max by (run) (dtrain_world_size{{{RUN}}})", "{{run}} in the group"),
+                (f"count by (run) (dtrain_world_size{{{RUN}}})", "{{run}} answer"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Lost and joined",
+                "Since the first group of workers began. Each change makes a new group, and starts nobody else again.",
+                COUNT,
+                *((f"max by (run) ({metric}{{{RUN}}})", f"{{{{run}}}} {name}") for name, metric in counted),
+            )
+        )
+    )
+
+
+BOARDS = {"bandwidth": bandwidth, "training": training, "compare": compare, "job": job}
 
 
 def encoded(name: str) -> str:

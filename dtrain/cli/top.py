@@ -16,7 +16,10 @@ def add_to(verbs: Verbs) -> None:
         description="Exit code with --once or --json: 0, or 1 where something did not answer; 130 after Ctrl-C.",
     )
     top.add_argument(
-        "sources", nargs="+", metavar="RUN|URL", help="a run directory, or a rank's metrics (http://HOST:9400)"
+        "sources",
+        nargs="+",
+        metavar="RUN|URL",
+        help="a run directory, or a rank's metrics (http://HOST:9400, which names the others)",
     )
     top.add_argument("--once", action="store_true", help="print what there is now, and end")
     top.add_argument("--json", action="store_true", help="the same as JSON")

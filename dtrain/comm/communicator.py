@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dtrain.exchange import Op, Request
@@ -64,3 +65,16 @@ def broadcast(communicator: Communicator, tensor: Tensor) -> Tensor:
 def all_gather(communicator: Communicator, tensor: Tensor) -> Tensor:
     """Every rank's `tensor`, as (world_size, *tensor.shape)."""
     return perform(communicator, Request(Op.ALL_GATHER, tensor))
+
+
+def all_gather_bytes(communicator: Communicator, data: bytes, device: torch.device, *, limit: int) -> list[bytes]:
+    """Every rank's `data`, by rank; they may be of different lengths.
+
+    Raises ValueError, on every rank alike, for more than `limit` bytes of one, before there is memory for them.
+    """
+    lengths = all_gather(communicator, torch.tensor([len(data)], device=device)).view(-1).tolist()
+    if not all(0 <= length <= limit for length in lengths):
+        raise ValueError(f"{lengths} bytes of a rank, of at most {limit}: what ranks say is damaged, or not ours")
+    padded = torch.frombuffer(bytearray(data.ljust(max(1, *lengths))), dtype=torch.uint8).to(device)
+    rows = all_gather(communicator, padded).cpu()
+    return [bytes(row[:length].tolist()) for row, length in zip(rows, lengths, strict=True)]

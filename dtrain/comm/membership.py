@@ -34,13 +34,16 @@ _JOIN_SECONDS = 60.0
 class Group:
     """The workers that train together, until one of them is lost or another comes. `rank` is this worker's.
 
-    `steps` says how far each had come, by rank; rank 0 has come as far as any.
+    `steps` says how far each had come, by rank; rank 0 has come as far as any. `lost` and `joined`: workers of the job
+    since its first group began.
     """
 
     generation: int
     rank: int
     steps: tuple[int, ...]
     launch: Launch
+    lost: int = 0
+    joined: int = 0
 
     @property
     def name(self) -> str:
@@ -63,6 +66,11 @@ class Member:
         except RendezvousError as error:
             raise CollectiveError(str(error)) from None
         self._generation = 0
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again, by the name that `dtrain elastic` gave it."""
+        return int(self.name.rpartition(".")[2]) - 1
 
     def join(self, step: int) -> Group:
         """The next group that this worker is in; waits for as long as there are too few workers.
@@ -95,7 +103,8 @@ class Member:
             return None
         rank, hosts = names.index(self.name), [member["host"] for member in latest["members"]]
         steps = tuple(int(member["step"]) for member in latest["members"])
-        return Group(int(latest["generation"]), rank, steps, _launch(rank, hosts))
+        lost, joined = int(latest["lost"]), int(latest["joined"])
+        return Group(int(latest["generation"]), rank, steps, _launch(rank, hosts), lost, joined)
 
 
 def tell(store: Store, kind: str, **event: Any) -> None:

@@ -55,7 +55,7 @@ class Coordinator:
         self._ready: dict[str, _Ready] = {}
         self._hosts: dict[str, tuple[bytes, float]] = {}  # of each other host the last beat, and when it came
         self.exit_code: int | None = None
-        self._lacks = 0
+        self._lacks = self._lost = self._joined = 0
         store.set(WAITING, "0")
         self._tell([])
 
@@ -104,6 +104,8 @@ class Coordinator:
         for name in order:
             del self._ready[name]
         self._note_waiting(0)
+        if self._generation > 1:
+            self._lost, self._joined = self._lost + lost, self._joined + came
         self._tell(members)
         if self._generation > 1:
             changes = [f"{number} {what}" for number, what in ((lost, "lost"), (came, "came")) if number]
@@ -157,7 +159,8 @@ class Coordinator:
             self._store.delete_key(key)
 
     def _tell(self, members: list[dict[str, Any]]) -> None:
-        self._store.set(LATEST, json.dumps({"generation": self._generation, "members": members}))
+        group = {"generation": self._generation, "members": members, "lost": self._lost, "joined": self._joined}
+        self._store.set(LATEST, json.dumps(group))
 
     def _note_waiting(self, number: int) -> None:
         if number != self._waiting:

@@ -6,11 +6,12 @@ Horovod's launcher ends the other workers in that case, and then itself with a t
 import re
 import sys
 
-from horovod.runner import launch
-from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+from dtrain.arguments import ending
 
 
 def main() -> int:
+    from horovod.runner import launch
+
     try:
         launch.run_commandline()
     except RuntimeError as error:
@@ -26,6 +27,9 @@ def main() -> int:
 
 
 def _host(rank: int) -> str:
+    from horovod.runner import launch
+    from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+
     arguments = launch.parse_args()
     hosts = parse_hosts(arguments.hosts or f"localhost:{arguments.num_proc}")
     host: str = get_host_assignments(hosts, arguments.num_proc)[rank].hostname
@@ -33,4 +37,5 @@ def _host(rank: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with ending():
+        sys.exit(main())

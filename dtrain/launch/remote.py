@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = os.fdopen(os.dup(0), encoding="ascii", errors="replace")
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)  # no rank reads what is meant for this process
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the agent has a handler of its own there are no ranks to end
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the agent is begun
     threading.Thread(target=_obey, args=(commands,), daemon=True).start()
     try:
         _prepare(parsed)

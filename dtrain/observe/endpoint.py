@@ -1,4 +1,5 @@
-"""Where Prometheus finds a rank: an HTTP endpoint, an entry in a folder of targets, a text file at the end."""
+"""Where Prometheus finds a rank: an HTTP endpoint, a list of all of them there, an entry in a folder of targets, and a
+text file at the end."""
 
 from __future__ import annotations
 
@@ -6,15 +7,20 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, MetricsHandler, generate_latest
 
 from dtrain.files import write_whole
-from dtrain.meter.nic import is_loopback
+from dtrain.meter.nic import is_loopback, own_address_towards
+from dtrain.observe import targets as discovery
 from dtrain.observe.prometheus import RunCollector
 from dtrain.server import BoundedServer
 
@@ -25,16 +31,33 @@ SCRAPE_SECONDS = 5.0
 _MAX_CONNECTIONS = 16
 
 
+class _Handler(MetricsHandler):
+    """Answers with the metrics of this rank, and with where all ranks are."""
+
+    ranks: discovery.Targets
+
+    def do_GET(self) -> None:  # noqa: N802 (http.server's)
+        """The list at its path, the metrics at any other."""
+        if urlsplit(self.path).path != discovery.PATH:
+            super().do_GET()
+            return
+        status, text = self.ranks.answer(self.headers.get(discovery.INTERVAL_HEADER))
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json" if status == 200 else "text/plain; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
 @contextmanager
-def serving(host: str, port: int, registry: CollectorRegistry) -> Iterator[None]:
-    """Answer scrapes in threads of their own, while the with statement lasts; its end waits for no client.
+def serving(host: str, port: int, registry: CollectorRegistry, ranks: discovery.Targets) -> Iterator[None]:
+    """Answer in threads of their own, while the with statement lasts; its end waits for no client.
 
     Raises ValueError, naming the cure, where it cannot listen there.
     """
     try:
         server = BoundedServer(
             (host, port),
-            MetricsHandler.factory(registry),
+            type("Handler", (_Handler,), {"registry": registry, "ranks": ranks}),
             max_connections=_MAX_CONNECTIONS,
             request_seconds=SCRAPE_SECONDS,
         )
@@ -60,11 +83,33 @@ def warn_if_public(host: str) -> None:
         print(f"dtrain: warning: whoever reaches {host} can read this run's metrics", file=sys.stderr, flush=True)
 
 
+def reached_at(host: str, master: str | None) -> str:
+    """Where other hosts reach what listens on `host`; "" where they do not.
+
+    Of one that listens at every address it is the one from which packets go to `master`, the host where ranks meet;
+    where that is this host alone, or nobody knows it, the host's name.
+    """
+    if host not in EVERYWHERE:
+        return host
+    try:
+        own = own_address_towards(master) if master else ""
+    except OSError:  # the name of no host, or one of IPv6 alone
+        own = ""
+    return own if own and not is_loopback(own) else socket.gethostname()
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Endpoint:
     """The metrics of one rank. From its beginning it listens; once `show` was called it has something to say.
 
+    A context manager: its end writes the last figures and stops listening. Where all went well, Prometheus, if it asked
+    this rank where all ranks are, first hears that there is none any more.
+
     Args:
-        address: host and port to listen on, or None.
+        listen: host and port to listen on, or None.
         targets: a folder that Prometheus watches (`file_sd_configs`), where this rank is named while it runs. One that
             is killed stays named, so that an alert says that it is gone; the next one on this port replaces it.
         textfile: a folder for node_exporter's textfile collector, where the last figures are written at the end, since
@@ -73,34 +118,57 @@ class Endpoint:
     Raises ValueError, naming the cure, for an address or a folder that cannot be used.
     """
 
-    def __init__(self, address: tuple[str, int] | None, targets: Path | None, textfile: Path | None) -> None:
-        self._address, self._targets, self._textfile = address, targets, textfile
+    def __init__(
+        self,
+        listen: tuple[str, int] | None,
+        targets: Path | None,
+        textfile: Path | None,
+        *,
+        master: str | None = None,
+    ) -> None:
+        self._targets, self._textfile = targets, textfile
         self._registry = CollectorRegistry(auto_describe=False)
+        self._ranks = discovery.Targets()
         self._stack = ExitStack()
+        self.address: str | None = None
+        self._named = ""  # in the folder, as on hosts that share one names are known
         for folder in (targets, textfile):
             if folder is not None:
                 _check_folder(folder)
-        if address is not None:
-            self._stack.enter_context(serving(*address, self._registry))
+        if listen is not None:
+            host, port = listen
+            self.address, self._named = (_joined(reached_at(host, towards), port) for towards in (master, None))
+            self._stack.enter_context(serving(*listen, self._registry, self._ranks))
+            self._stack.push(self._say_that_none_is_left)
 
-    def show(self, metrics: RunCollector) -> None:
-        """From now on these metrics are what Prometheus sees."""
+    def show(self, metrics: RunCollector, addresses: Sequence[str] = ()) -> None:
+        """From now on these metrics are what Prometheus sees; `addresses`, by rank, are where all ranks are."""
         self._registry.register(metrics)
-        if self._address is not None and self._targets is not None:
-            self._announce(self._targets, *self._address, metrics)
+        if addresses:
+            self._ranks.show(metrics.run, addresses)
+        if self.address is not None and self._targets is not None:
+            self._announce(self._targets, self._named, metrics)
         if self._textfile is not None:
             path = self._textfile / f"dtrain-{metrics.run}-rank{metrics.rank}.prom"
             self._stack.callback(self._write, path)
 
-    def close(self) -> None:
-        """Write the last figures, and stop listening."""
-        self._stack.close()
+    def __enter__(self) -> Self:
+        return self
 
-    def _announce(self, folder: Path, host: str, port: int, metrics: RunCollector) -> None:
-        reached = socket.gethostname() if host in EVERYWHERE else host
-        address = f"[{reached}]:{port}" if ":" in reached else f"{reached}:{port}"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def _say_that_none_is_left(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            time.sleep(self._ranks.withdraw())
+
+    def _announce(self, folder: Path, address: str, metrics: RunCollector) -> None:
         target = {"targets": [address], "labels": {"run": metrics.run, "rank": str(metrics.rank)}}
-        path = folder / f"{socket.gethostname()}-{port}.json"
+        path = folder / f"{socket.gethostname()}-{address.rpartition(':')[2]}.json"
         with _warning(f"{path} was not written"):
             write_whole(path, json.dumps([target]) + "\n")
         self._stack.callback(self._withdraw, path)

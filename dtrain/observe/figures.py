@@ -1,7 +1,8 @@
-"""What a run reports as it goes: one record at each logging point, one at each evaluation."""
+"""What a run reports as it goes: a record at each logging point, at each evaluation, at each choice of a method."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -28,6 +29,18 @@ class TrainFigures:
     transfer_seconds: float | None
     straggler_wait_seconds: float | None
     total_wire_bytes_all_ranks: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFigures:
+    """What compressor=auto chose, and how long it predicts a step to take: with that, with a dense exchange, with fp16.
+
+    `step_seconds` has these by "chosen", "dense" and "fp16". It is empty where the choice came with a checkpoint, and
+    where a single worker had none.
+    """
+
+    chosen: str
+    step_seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

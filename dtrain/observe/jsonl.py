@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.meter.ledger import StepRecord
-from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
 
 
 class JsonLines:
@@ -63,6 +63,9 @@ class MetricsFile:
 
     def on_phase(self, name: str, num_values: int) -> None:
         """Nothing: the file's lines are of training and of evaluations, by step."""
+
+    def on_plan(self, figures: PlanFigures) -> None:
+        """Nothing, likewise."""
 
     def on_packed(self, num_bytes: int) -> None:
         """Nothing, likewise."""

@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
 
 
 def _clock(seconds: float) -> str:
@@ -48,6 +48,9 @@ class ShowProgress:
         """Say that a phase begins; a run without phases has one of no name, of which there is nothing to say."""
         if name:
             self._print(f"now phase {name}: {num_values:,} values to exchange a step")
+
+    def on_plan(self, figures: PlanFigures) -> None:
+        """Nothing: the plan says itself what it chose, and why."""
 
     def on_packed(self, num_bytes: int) -> None:
         self._print(f"packed without loss into {num_bytes:,} B")

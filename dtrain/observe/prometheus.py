@@ -23,12 +23,20 @@ from dtrain.exchange import Op
 from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import read_counters
 from dtrain.meter.saving import dense_wire_bytes
-from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
 
 STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 COLLECTIVE_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 Rows = Iterable[tuple[Sequence[str], float]]
+
+
+class Changes(NamedTuple):
+    """How often workers came together anew, and how many were lost and joined since the first of them began."""
+
+    groups: int
+    lost: int
+    joined: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class RunFacts:
 
     `facts` are those of summary.json (run, model, compressor, grad_bytes, world_size, ...). `interface` is one that
     carries nothing but this job; the first rank of each host has it, so that a sum over ranks counts each once.
-    `restarts`: how often the launcher started this rank again.
+    `restarts`: how often the launcher started this rank again. `changes`: of the workers of a job in which they
+    come and go, which rank 0 says.
     """
 
     facts: Mapping[str, Any]
@@ -45,6 +54,7 @@ class RunFacts:
     host: str
     interface: str | None
     restarts: int = 0
+    changes: Changes | None = None
 
 
 class _Histogram:
@@ -88,6 +98,7 @@ class RunCollector(Collector):
         self._codec_seconds = self._exposed_seconds = 0.0
         self._last_step = 0.0
         self._train: TrainFigures | None = None
+        self._plan: PlanFigures | None = None
         self._steps_before = 0  # of this process, at the last logging point: a run that was resumed counts on
         self._waits: dict[str, float] = {}
         self._scores: dict[str, _Score] = {}
@@ -123,6 +134,10 @@ class RunCollector(Collector):
     def on_eval(self, figures: EvalFigures) -> None:
         with self._lock:
             self._scores["test"] = _Score(figures.loss, figures.accuracy)
+
+    def on_plan(self, figures: PlanFigures) -> None:
+        with self._lock:
+            self._plan = figures
 
     def on_phase(self, name: str, num_values: int) -> None:
         """A phase begins, or a run without any, whose steps exchange so many numbers each: 4 B each, if dense."""
@@ -190,10 +205,22 @@ class RunCollector(Collector):
         versions = {f"{name}_version": facts["versions"][name] for name in ("dtrain", "torch")}
         info.add_metric(self._own, {**described, **versions, "host": self._about.host})
         yield info
-        yield self._gauge("world_size", "Ranks that the job started with", [((), facts["world_size"])])
+        yield self._gauge("world_size", "Ranks that train together", [((), facts["world_size"])])
         yield self._counter("restarts", "Times that the launcher started this rank again", [((), self._about.restarts)])
         if self._about.rank != 0:
             return
+        if self._about.changes is not None:
+            groups, lost, joined = self._about.changes
+            yield self._counter("groups", "Times that workers came together, the first included", [((), groups)])
+            yield self._counter("workers_lost", "Workers that the others went on without", [((), lost)])
+            yield self._counter("workers_joined", "Workers that came to those who trained", [((), joined)])
+        if self._plan is not None:
+            chosen = InfoMetricFamily("dtrain_plan", "What compressor=auto chose", labels=("run", "rank"))
+            chosen.add_metric(self._own, {"method": self._plan.chosen})
+            yield chosen
+            text = "A step as the plan predicts it: with what it chose, with a dense fp32 exchange, and with fp16"
+            rows = [((exchange,), seconds) for exchange, seconds in self._plan.step_seconds.items()]
+            yield self._gauge("plan_step_seconds", text, rows, ("exchange",))
         yield self._gauge("model_parameters", "Trainable parameters", [((), facts["num_parameters"])])
         text = "The model: fp32 is 4 bytes a parameter, exchanged what is left of it in this phase, packed a .dtz file"
         yield self._gauge("model_bytes", text, [((form,), size) for form, size in self._model_bytes.items()], ("form",))

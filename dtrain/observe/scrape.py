@@ -5,19 +5,26 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from dtrain.files import parse_json
+from dtrain.meter.command_line import url_without_secrets
 from dtrain.observe.frame import RankNow, RunNow
+from dtrain.observe.targets import PATH
 
 TIMEOUT_SECONDS = 2.0
 _MAX_BYTES = 1 << 22
 _MAX_RANKS = 10_000
+_MAX_FOLLOWED = 256
+"""Each is asked by a thread of its own."""
 _WINDOW = 6
 """Scrapes that rates are taken over."""
 
@@ -46,30 +53,48 @@ def check_url(url: str) -> None:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError(f"{url}: give the address of a rank's metrics, such as http://127.0.0.1:9400")
+        raise ValueError(
+            f"{url_without_secrets(url)}: give the address of a rank's metrics, such as http://127.0.0.1:9400"
+        )
 
 
 class Endpoint:
-    """One address, asked again and again by a thread of its own: one that does not answer holds up nothing else."""
+    """One address, asked again and again by a thread of its own: one that does not answer holds up nothing else.
+
+    `shown` is the address as it may stand on a screen. `others` are addresses of further ranks of its run, which an
+    address without a path is asked for as Prometheus asks (targets.py); none of them has its user and password.
+    """
 
     def __init__(self, url: str, every: float) -> None:
         check_url(url)
-        self.url = url
+        self._url, self.shown = url, url_without_secrets(url)
         self.asked = threading.Event()
         self._every = every
         self._history: dict[Key, deque[_Scraped]] = {}
         self._error: str | None = None
+        self.others: frozenset[str] = frozenset()
+        self._speaking: frozenset[Key] = frozenset()
         self._closed = threading.Event()
         threading.Thread(target=self._ask, name="dtrain-scrape", daemon=True).start()
 
     def _ask(self) -> None:
         while not self._closed.is_set():
             try:
-                self.take(fetch(self.url), time.time())
+                self.take(fetch(self._url), time.time())
+                self._follow()
             except Exception as error:  # whatever answers there may be no endpoint at all
                 self._error = _reason(error)
             self.asked.set()
             self._closed.wait(self._every)
+
+    def _follow(self) -> None:
+        parts = urlsplit(self._url)
+        if parts.path not in ("", "/"):
+            return
+        with suppress(OSError, http.client.HTTPException, ValueError):  # no rank of ours, or it has not met others
+            listed = addresses_by_rank(fetch(f"{parts.scheme}://{parts.netloc}{PATH}"))
+            others = [address for key, address in listed.items() if key not in self._speaking]
+            self.others = frozenset(f"{parts.scheme}://{address}/metrics" for address in others[:_MAX_FOLLOWED])
 
     def close(self) -> None:
         """Ask no more, from the answer that is awaited now on."""
@@ -77,7 +102,9 @@ class Endpoint:
 
     def take(self, text: str, now: float) -> None:
         """Take in a page. Raises ValueError for one that is not in Prometheus' text format."""
-        for key, scraped in _by_rank(text_string_to_metric_families(text), now).items():
+        ranks = _by_rank(text_string_to_metric_families(text), now)
+        self._speaking = frozenset(ranks)
+        for key, scraped in ranks.items():
             if key not in self._history and len(self._history) == _MAX_RANKS:
                 raise ValueError(f"more than {_MAX_RANKS:,} ranks")
             self._history.setdefault(key, deque(maxlen=_WINDOW)).append(scraped)
@@ -87,7 +114,7 @@ class Endpoint:
         """What was said last, by each rank that speaks there."""
         now, found = time.time(), []
         for key, history in list(self._history.items()):
-            rank = _rank_now(key[1], self.url, list(history), now)
+            rank = _rank_now(key[1], self.shown, list(history), now)
             found.append((key, replace(rank, error=self._error), history[-1]))
         return found
 
@@ -96,17 +123,36 @@ class Endpoint:
         """That nothing is known of it, and why."""
         if self._history:
             return None
-        return RankNow(None, self.url, error=self._error or "has no metrics of a run yet")
+        return RankNow(None, self.shown, error=self._error or "has no metrics of a run yet")
+
+
+def addresses_by_rank(text: str) -> dict[Key, str]:
+    """What a rank answers at /targets. Raises ValueError for anything else."""
+    found: dict[Key, str] = {}
+    try:
+        for entry in parse_json(text.encode()):
+            (address,), labels = entry["targets"], entry["labels"]
+            check_url(f"http://{address}/")
+            if "/" in address or "@" in address:
+                raise ValueError
+            found[str(labels["run"]), str(labels["rank"])] = address
+    except (TypeError, KeyError, ValueError):
+        raise ValueError("what is answered there is no list of ranks") from None
+    return found
 
 
 def fetch(url: str) -> str:
-    """The page there. Redirects and proxies are not followed. Raises OSError or http.client.HTTPException."""
+    """The page there; a user and password in the address are sent (Basic).
+
+    Redirects and proxies are not followed. Raises OSError or http.client.HTTPException.
+    """
     parts = urlsplit(url)
     assert parts.hostname is not None
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
     try:
-        connection.request("GET", parts.path if parts.path not in ("", "/") else "/metrics")
+        path = parts.path if parts.path not in ("", "/") else "/metrics"
+        connection.request("GET", path, headers=_authorization(parts))
         response = connection.getresponse()
         if response.status != http.client.OK:
             raise OSError(f"answers {response.status}")
@@ -116,6 +162,13 @@ def fetch(url: str) -> str:
     if len(text) > _MAX_BYTES:
         raise OSError("answers more than metrics of a run")
     return text.decode("utf-8", errors="replace")
+
+
+def _authorization(parts: SplitResult) -> dict[str, str]:
+    if parts.username is None:
+        return {}
+    words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {b64encode(words.encode()).decode()}"}
 
 
 def runs_now(endpoints: Iterable[Endpoint]) -> list[RunNow]:

@@ -14,7 +14,7 @@ from dtrain.files import write_whole
 from dtrain.meter.ledger import Activity, Ledger, Purpose, StepRecord
 from dtrain.meter.nic import read_counters
 from dtrain.meter.saving import Savings, savings
-from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
 from dtrain.observe.sample import Sample
 
 SCHEMA = 1
@@ -76,10 +76,6 @@ class Summary:
         self._started = time.monotonic()
         ledger.sinks.append(self._on_record)
 
-    def note(self, **facts: Any) -> None:
-        """What became known of the run on the way."""
-        self._facts |= facts
-
     def start(self) -> None:
         """Training begins: what the interface sent so far was not training."""
         self._started = time.monotonic()
@@ -90,6 +86,10 @@ class Summary:
         """A phase begins whose steps exchange so many numbers each, before compression; without a name, the run."""
         if name:
             self._phases.append(_PhaseBegun(name, num_values, self._num_steps, *self._gradients()))
+
+    def on_plan(self, figures: PlanFigures) -> None:
+        """A method was chosen: the last one counts."""
+        self._facts |= {"chosen": figures.chosen}
 
     def on_packed(self, num_bytes: int) -> None:
         """The trained model was packed into so many bytes beside it."""

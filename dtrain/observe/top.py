@@ -29,23 +29,39 @@ class Sources:
         self._folders = [Path(name) for name in names if "://" not in name]
         for folder in self._folders:
             check_run(folder)
-        self._endpoints = [Endpoint(name, EVERY_SECONDS) for name in dict.fromkeys(names) if "://" in name]
+        self._given = [Endpoint(name, EVERY_SECONDS) for name in dict.fromkeys(names) if "://" in name]
+        self._named: dict[str, Endpoint] = {}
 
     def await_answers(self) -> None:
-        """Until each address has answered or failed to, and not much longer than one may take."""
-        deadline = time.monotonic() + 1.5 * TIMEOUT_SECONDS
-        for endpoint in self._endpoints:
-            endpoint.asked.wait(max(0.0, deadline - time.monotonic()))
+        """Until each address, and then each that one names, has answered or failed to; not much longer than it may."""
+        _await(self._given)
+        _await(self._endpoints())
 
     def close(self) -> None:
         """Ask no address any more."""
-        for endpoint in self._endpoints:
+        for endpoint in [*self._given, *self._named.values()]:
             endpoint.close()
+
+    def _endpoints(self) -> list[Endpoint]:
+        """The addresses that were given, and those that these name now."""
+        named = {url for endpoint in self._given for url in endpoint.others}
+        for url in named - self._named.keys():
+            self._named[url] = Endpoint(url, EVERY_SECONDS)
+        for url in self._named.keys() - named:
+            self._named.pop(url).close()
+        return [*self._given, *self._named.values()]
 
     def frame(self) -> Frame:
         """What is known at present."""
-        runs = [run_now(folder) for folder in self._folders] + runs_now(self._endpoints)
-        return Frame(runs, [silence for endpoint in self._endpoints if (silence := endpoint.silence) is not None])
+        endpoints = self._endpoints()
+        runs = [run_now(folder) for folder in self._folders] + runs_now(endpoints)
+        return Frame(runs, [silence for endpoint in endpoints if (silence := endpoint.silence) is not None])
+
+
+def _await(endpoints: Sequence[Endpoint]) -> None:
+    deadline = time.monotonic() + 1.5 * TIMEOUT_SECONDS
+    for endpoint in endpoints:
+        endpoint.asked.wait(max(0.0, deadline - time.monotonic()))
 
 
 def show_live(sources: Sources, console: Console) -> NoReturn:

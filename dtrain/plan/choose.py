@@ -18,7 +18,7 @@ from dtrain import compressors
 from dtrain.comm import Communicator, all_gather
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.plan.calibration import Calibration, calibrate
-from dtrain.plan.candidates import NONE, Candidate, candidates
+from dtrain.plan.candidates import FP16, NONE, Candidate, candidates
 from dtrain.plan.planner import Job, Plan, plan, verdict
 from dtrain.plan.probe import probe
 from dtrain.plan.subject import Subject
@@ -40,6 +40,14 @@ CROWDED = 0.9
 Tell = Callable[[str], None]
 
 
+class Forecast(NamedTuple):
+    """Seconds of a step as all ranks predicted them: with what was chosen, with a dense exchange, and with fp16."""
+
+    chosen: float
+    dense: float
+    fp16: float
+
+
 @dataclass
 class Chooser:
     """Plans for this job as it is. The calibration is made once; the link is measured each time.
@@ -51,6 +59,7 @@ class Chooser:
         ranks_on_host: of this job.
         less_often: choose also among ways that exchange every few steps (`sync=auto`).
         tell: called on every rank with what is done, and with the reason for a choice.
+        forecast: of the last choice, once there was one among several workers.
     """
 
     subject: Callable[[], Subject]
@@ -60,6 +69,7 @@ class Chooser:
     ranks_on_host: int
     less_often: bool
     tell: Tell = lambda reason: None
+    forecast: Forecast | None = None
     _calibration: Calibration | None = None
     _host: Host | None = None
 
@@ -81,6 +91,7 @@ class Chooser:
             agreed = all_gather(self.communicator, seconds).mean(0).tolist()
         together = _with_seconds(planned, chosen, agreed)
         best = together.best(None if self.less_often else "gradient")
+        self.forecast = Forecast(best.seconds, together.row(NONE).seconds, together.row(FP16).seconds)
         self.tell(f"auto: {best.candidate.label}. {verdict(together)}")
         return best.candidate
 

@@ -35,8 +35,16 @@ def check_url(url: str) -> tuple[str, int]:
         parts, host, port = None, None, None
     schemes = ("http", "https")
     if parts is None or parts.scheme not in schemes or not host or parts.path not in ("", "/") or parts.query:
-        raise ValueError(f"{url}: give a publisher's address as it prints it, such as http://127.0.0.1:8470")
+        raise ValueError(f"{_shown(url)}: give a publisher's address as it prints it, such as http://127.0.0.1:8470")
+    if parts.username is not None:
+        raise ValueError(f"{_shown(url)}: a publisher asks for no user and no password: leave them out")
     return host, port or (443 if parts.scheme == "https" else 80)
+
+
+def _shown(url: str) -> str:
+    from dtrain.meter.command_line import url_without_secrets  # with torch, which a receiver does without
+
+    return url_without_secrets(url)
 
 
 class Source:

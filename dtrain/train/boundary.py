@@ -53,7 +53,7 @@ class Agreed(NamedTuple):
     regroup: bool = False
 
 
-NOTHING = Agreed()
+NOTHING, STOP = Agreed(), Agreed(stop=True)
 
 
 class Boundary:

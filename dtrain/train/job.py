@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,14 @@ from dtrain.train.constraints import Constraints
 from dtrain.train.loop import Batch, Learner, Loop, Observer, Plan, Skipped
 from dtrain.train.meeting import meet, share_path
 from dtrain.train.model_files import save_model
-from dtrain.train.observers import facts_of, nic_window, open_collector, open_endpoint, open_observers
+from dtrain.train.observers import (
+    addresses_of_ranks,
+    facts_of,
+    nic_window,
+    open_collector,
+    open_endpoint,
+    open_observers,
+)
 from dtrain.train.prepare import Prepared, from_checkpoint, keep_steps, prepare
 from dtrain.train.progress import Place, Progress
 from dtrain.train.restart import Start, choose_start, count_attempt
@@ -167,7 +174,7 @@ def open_job(
     prepared = prepare(config, launch)
     nic = nic_window(config, launch)
     with ExitStack() as stack:
-        endpoint = stack.enter_context(closing(open_endpoint(config.observe.prometheus, launch)))
+        endpoint = stack.enter_context(open_endpoint(config.observe.prometheus, launch))
         ledger = Ledger()
         communicator = stack.enter_context(meet(config, launch, ledger, between.group.name if between else None))
         device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
@@ -189,14 +196,15 @@ def open_job(
         share_parameters(model, communicator, ledger)
         for_gradients = communicator.duplicate()
         stack.callback(for_gradients.close)
+        addresses = addresses_of_ranks(endpoint, config.observe.prometheus, launch, communicator, ledger, device)
         ledger_file = LedgerFile(run_dir / "ledger" / f"rank{launch.rank}.jsonl")
         stack.callback(ledger_file.close)
         ledger.sinks.append(ledger_file)
         ledger.close()
         torch.manual_seed(config.seed * launch.world_size + launch.rank)  # dropout differs between ranks
         about = facts_of(config, launch, prepared, run_dir)
-        collector = open_collector(about, launch, ledger, nic)
-        endpoint.show(collector)
+        collector = open_collector(about, launch, ledger, nic, between)
+        endpoint.show(collector, addresses)
         summary: Summary | None = None
         observers: tuple[Observer, ...] = ()
         progress = checkpoint.manifest.progress if checkpoint is not None else Progress()

@@ -17,10 +17,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from dtrain.comm import Communicator, all_gather
 from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
-from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
 from dtrain.sync.synchronizer import NonFiniteGradientError, Reversible, Spent
 from dtrain.train.agreement import check_replicas
-from dtrain.train.boundary import NOTHING, Agreed, Boundary
+from dtrain.train.boundary import NOTHING, STOP, Agreed, Boundary
 from dtrain.train.interval import ASKED, Interval
 from dtrain.train.loss import Loss, against_labels
 from dtrain.train.progress import Course, Place, Progress
@@ -54,6 +54,10 @@ class Observer(Protocol):
 
     def on_train(self, figures: TrainFigures) -> None: ...
     def on_eval(self, figures: EvalFigures) -> None: ...
+    def on_plan(self, figures: PlanFigures) -> None:
+        """A method was chosen for the steps that follow."""
+        ...
+
     def on_packed(self, num_bytes: int) -> None:
         """The trained model was packed into so many bytes."""
         ...
@@ -166,20 +170,25 @@ class Loop:
                     boundary.begin(progress.step)
                 if goes_on and self._evaluates():
                     self.declare()  # an evaluation may be long, and a run that is killed in it loses nothing
-                    self.evaluate(last_epoch)
+                    if self.evaluate(last_epoch) is None:
+                        agreed = STOP
+                        break
                     interval.start = time.perf_counter()
                     boundary.begin(progress.step)
         if not agreed.stop:
             self.declare()
-            self.evaluate(last_epoch)
-            return True
+            if self.evaluate(last_epoch) is not None:
+                return True
         if self.boundary.stop.is_preemption:
             self.save()
         self._check_replicas()
         return False
 
-    def evaluate(self, epoch: int) -> EvalFigures:
-        """Score the model on the test set, every image once over all ranks; the replicas must be the same by then."""
+    def evaluate(self, epoch: int) -> EvalFigures | None:
+        """Score the model on the test set, every image once over all ranks; the replicas must be the same by then.
+
+        Returns None where a rank was asked to stop meanwhile: then all do, and nothing is said of the model.
+        """
         self._check_replicas()
         with self.ledger.scope(activity=Activity.EVAL):
             return self._evaluate(epoch)
@@ -202,12 +211,15 @@ class Loop:
         every, progress = self.plan.eval_every_epochs, self.progress
         return every > 0 and progress.position == 0 and progress.epoch % every == 0
 
-    def _evaluate(self, epoch: int) -> EvalFigures:
-        model = self.learner.model
+    def _evaluate(self, epoch: int) -> EvalFigures | None:
+        model, asked = self.learner.model, self.boundary.stop
         model.eval()
         score = torch.zeros(3, dtype=torch.float64, device=self.device)
         with torch.inference_mode():
             for batch in self.eval_batches():
+                if asked.signal:
+                    score[2] = -asked.signal  # in place of the number of images, as there is one message
+                    break
                 labels = batch.labels.to(self.device)
                 logits = model(batch.images.to(self.device))
                 loss = cross_entropy(logits, labels, reduction="sum")
@@ -217,8 +229,12 @@ class Loop:
                 score[2] += len(labels)
         model.train()
         with self.ledger.scope(purpose=Purpose.METRICS):
-            loss_sum, correct_sum, count = all_gather(self.communicator, score).sum(0).tolist()
+            scores = all_gather(self.communicator, score)
         self.ledger.close()
+        asked.agreed = max(0, -int(scores[:, 2].min()))
+        if asked.agreed:
+            return None
+        loss_sum, correct_sum, count = scores.sum(0).tolist()
         wire = self.ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).wire_bytes
         figures = EvalFigures(self.progress.step, epoch, loss_sum / count, correct_sum / count, int(count), wire)
         for observer in self.observers:

@@ -11,21 +11,25 @@ from typing import Any
 import torch
 
 from dtrain.arguments import check_name
-from dtrain.comm import Launch
-from dtrain.meter.ledger import Ledger, StepRecord
+from dtrain.comm import Communicator, Launch, all_gather_bytes
+from dtrain.meter.ledger import Ledger, Purpose, StepRecord
 from dtrain.meter.nic import is_loopback, isolated_interface, read_counters
 from dtrain.observe import run_directory
 from dtrain.observe.endpoint import Endpoint, warn_if_public
 from dtrain.observe.jsonl import MetricsFile
 from dtrain.observe.progress import ShowProgress
-from dtrain.observe.prometheus import RunCollector, RunFacts
+from dtrain.observe.prometheus import Changes, RunCollector, RunFacts
 from dtrain.observe.summary import NicWindow, Summary
 from dtrain.sync.buckets import trainable
+from dtrain.train.between import Between
 from dtrain.train.config import Prometheus, TrainConfig
 from dtrain.train.loop import Observer
 from dtrain.train.prepare import Prepared
 from dtrain.train.progress import Progress
 from dtrain.vision import models
+
+_MAX_ADDRESS_BYTES = 300
+"""A host's name has at most 253."""
 
 
 def nic_window(config: TrainConfig, launch: Launch) -> NicWindow | None:
@@ -53,7 +57,26 @@ def open_endpoint(settings: Prometheus, launch: Launch) -> Endpoint:
         (settings.host, settings.port + launch.local_rank) if settings.enabled else None,
         Path(settings.targets) if settings.targets is not None else None,
         Path(settings.textfile) if settings.textfile is not None else None,
+        master=os.environ.get("MASTER_ADDR"),
     )
+
+
+def addresses_of_ranks(
+    endpoint: Endpoint,
+    settings: Prometheus,
+    launch: Launch,
+    communicator: Communicator,
+    ledger: Ledger,
+    device: torch.device,
+) -> list[str]:
+    """Where each rank's metrics are, on every rank; "" for one that other hosts do not reach, none if none has any."""
+    if endpoint.address is None:  # on no rank: `enabled` is the same on all
+        return []
+    only_here = is_loopback(settings.host) and launch.world_size > launch.local_world_size
+    own = "" if only_here else endpoint.address
+    with ledger.scope(purpose=Purpose.CONTROL):
+        texts = all_gather_bytes(communicator, own.encode(), device, limit=_MAX_ADDRESS_BYTES)
+    return [text.decode(errors="replace") for text in texts]
 
 
 def facts_of(config: TrainConfig, launch: Launch, prepared: Prepared, run_dir: Path) -> dict[str, Any]:
@@ -77,14 +100,21 @@ def facts_of(config: TrainConfig, launch: Launch, prepared: Prepared, run_dir: P
     }
 
 
-def open_collector(facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None) -> RunCollector:
+def open_collector(
+    facts: dict[str, Any], launch: Launch, ledger: Ledger, nic: NicWindow | None, between: Between | None
+) -> RunCollector:
     """This rank's metrics, from its ledger."""
+    restarts, changes = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), None
+    if between is not None:
+        group, restarts = between.group, between.member.restarts
+        changes = Changes(group.generation, group.lost, group.joined)
     about = RunFacts(
         facts,
         launch.rank,
         host=socket.gethostname(),
         interface=nic.interface if nic is not None and launch.local_rank == 0 else None,
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        restarts=restarts,
+        changes=changes,
     )
     collector = RunCollector(about, ledger)
     ledger.sinks.append(collector.on_record)

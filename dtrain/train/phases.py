@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dtrain.comm import CollectiveError
 from dtrain.compressors import sends_few
+from dtrain.observe.figures import PlanFigures
 from dtrain.plan.candidates import Candidate
 from dtrain.plan.choose import Chooser, Watch
 from dtrain.plan.subject import of_job
@@ -151,12 +152,22 @@ class Phases:
             tell=print if job.launch.rank == 0 else lambda reason: None,
         )
 
+        def show(candidate: Candidate) -> None:
+            seconds = chooser.forecast._asdict() if chooser.forecast is not None else {}
+            for observer in job.observers:
+                observer.on_plan(PlanFigures(candidate.label, seconds))
+
+        def choose() -> Candidate:
+            candidate = chooser.choose()
+            show(candidate)
+            return candidate
+
         def make(candidate: Candidate) -> Reversible:
-            if job.summary is not None:
-                job.summary.note(chosen=candidate.label)
+            if chooser.forecast is None:  # nothing was chosen: it came with a checkpoint
+                show(candidate)
             return build(candidate, model, optimizer, parts)
 
-        return Auto(make, chooser.choose, Watch(job.for_gradients, job.ledger))
+        return Auto(make, choose, Watch(job.for_gradients, job.ledger))
 
     def _factorise(self, ranks: Mapping[str, int], *, fill: bool = True) -> None:
         """And say so where the model is described."""

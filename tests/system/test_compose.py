@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from programs import REPOSITORY, Ended, run
-from watching import panel_queries, until
+from watching import OF_A_PLAN_OR_ELASTIC, panel_queries, until
 
 pytestmark = pytest.mark.timeout(1200)  # of the first test, which builds the images
 
@@ -131,9 +131,49 @@ def trained(project: Project) -> Trained:
         exit_codes,
         json.loads(project.exec("publisher", "cat", "/runs/demo/summary.json")),
         {rank: [float(steps) for _, steps in values] for rank, values in seen.items()},
-        [where for where, expression in panel_queries().items() if not project.ask(expression, time=all_train)],
+        [
+            where
+            for where, expression in panel_queries().items()
+            if OF_A_PLAN_OR_ELASTIC not in where and not project.ask(expression, time=all_train)
+        ],
         [digest.split()[0] for digest in digests],
     )
+
+
+@pytest.mark.parametrize(
+    ("profile", "services"),
+    [
+        ("shaped", {"shaper0", "shaper1", "shaper2", "shaper3"}),
+        ("mpi", {"mpi"}),
+        ("horovod", {"horovod"}),
+        ("elastic", {"elastic0", "elastic1", "elastic2"}),
+    ],
+)
+def test_a_profile_adds_its_services_and_none_has_a_right_that_it_does_not_need(
+    tmp_path: Path, profile: str, services: set[str]
+) -> None:
+    """Without an engine."""
+
+    def configured(*options: str) -> dict[str, dict[str, Any]]:
+        command = ["docker", "compose", "--file", str(REPOSITORY / "docker" / "compose.yaml"), *options]
+        try:
+            ended = run([*command, "config", "--format", "json"], tmp_path, timeout=60, env=dict(os.environ))
+        except FileNotFoundError:
+            pytest.skip("docker not found: install it with Compose v2")
+        if "unknown" in ended.stderr:
+            pytest.skip("docker has no Compose: install Compose v2")
+        found: dict[str, dict[str, Any]] = ended.expect(0).json["services"]
+        return found
+
+    added = configured("--profile", profile)
+    assert added.keys() - configured().keys() == services
+    for name in services:
+        service = added[name]
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert service.get("cap_add", []) == (["NET_ADMIN"] if name in SHAPERS else [])
+        assert not service.get("ports")
+        script = REPOSITORY / (service["command"] or ["docker/shaper.sh"])[0].removeprefix("/opt/dtrain/")
+        assert os.access(script, os.X_OK)
 
 
 def test_the_image_is_small(project: Project) -> None:
@@ -256,3 +296,32 @@ def test_a_worker_that_is_killed_ends_the_others_within_a_minute_by_name(project
     assert 0 not in codes
     logs = project.compose("logs", "--no-log-prefix", *WORKERS[:3]).expect(0).stdout
     assert set(re.findall(r"dtrain: error: rank (.*) does not answer", logs)) == {"3 on host worker3"}, logs
+
+
+# without the workers above
+
+
+@pytest.mark.skipif(not os.environ.get("DTRAIN_FULL"), reason="takes minutes: DTRAIN_FULL=1 runs it")
+@pytest.mark.parametrize("backend", ["mpi", "horovod"])
+def test_ranks_of_mpi_and_of_horovod_train_in_a_container(project: Project, backend: str) -> None:
+    project.compose("down", "--timeout", "1", timeout=60).expect(0)
+    settings = {"DTRAIN_SETTINGS": "num_steps=20 batch_size=4"}
+    project.compose("build", backend, timeout=1000).expect(0)
+    project.compose("up", "--detach", "--no-build", backend, **settings).expect(0)
+    logs = project.compose("logs", backend).stdout
+    assert project.exit_codes([backend], 200) == [0], logs
+    read = ["run", "--rm", "-T", "--entrypoint", "cat", "publisher", f"/runs/{backend}/summary.json"]
+    summary = json.loads(project.compose(*read).expect(0).stdout)
+    assert (summary["backend"], summary["world_size"], summary["num_steps"]) == (backend, 4, 20)
+
+
+@pytest.mark.skipif(not os.environ.get("DTRAIN_FULL"), reason="takes minutes: DTRAIN_FULL=1 runs it")
+def test_a_host_of_an_elastic_job_is_killed_and_comes_back(project: Project) -> None:
+    project.compose("down", "--timeout", "1", timeout=60).expect(0)
+    hosts = ["elastic0", "elastic1", "elastic2"]
+    settings = {"DTRAIN_SETTINGS": "num_steps=100000 batch_size=1 log_every=5", "ELASTIC_KILL_SECONDS": "45"}
+    project.compose("up", "--detach", "--no-build", *hosts, "prometheus", **settings).expect(0)
+    until(lambda: project.by_rank("dtrain_workers_lost_total >= 1"), 200, "the others go on without it")
+    again = "dtrain_workers_joined_total >= 1 and dtrain_world_size == 3"
+    until(lambda: project.by_rank(again), 200, "it is back")
+    project.compose("stop", "--timeout", "30", *hosts, timeout=120).expect(0)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from subprocess import Popen
+from urllib.request import urlopen
 
 import pytest
 from programs import dtrain_command, finish, read_summary, run, start
 
 SETTINGS = ("model.name=squeezenet1_1", "compressor=int4", "log_every=5", "eval_every_epochs=0", "run_dir=run")
 RUN = Path("run")
+PORT = 9487
+WATCHED = ("observe.prometheus.enabled=true", f"observe.prometheus.port={PORT}")
 
 
 def children(pid: int) -> list[int]:
@@ -65,20 +69,38 @@ def is_training(run_dir: Path, after: int, wanted: tuple[int, ...]) -> bool:
         return False
 
 
+def told(path: str) -> str:
+    """What the first worker of the group serves; "" between two groups."""
+    try:
+        with urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+    except OSError:
+        return ""
+
+
+def are_watched(world_size: int, changes: int) -> bool:
+    """Whether that many ranks are where Prometheus finds them, and so many workers were lost and have joined so far."""
+    named = [entry["labels"]["rank"] for entry in json.loads(told("/targets") or "[]")]
+    counted = re.findall(r"^dtrain_workers_(?:lost|joined)_total\{.*\} (\S+)$", told("/metrics"), re.MULTILINE)
+    return named == [str(rank) for rank in range(world_size)] and [float(text) for text in counted] == [changes] * 2
+
+
 @pytest.mark.alone
 def test_others_go_on_without_a_worker_that_is_lost_and_take_it_in_again(tmp_path: Path) -> None:
-    command = dtrain_command("elastic", "-n", "3", "--min", "2", "num_epochs=40", *SETTINGS)
+    command = dtrain_command("elastic", "-n", "3", "--min", "2", "num_epochs=40", *SETTINGS, *WATCHED)
     process, run_dir = start(command, tmp_path), tmp_path / RUN
     try:
         wait_until(partial(is_training, run_dir, 0, (3,)), process, "the first group")
         first = set(workers(process.pid))
         assert len(first) == 3
         killed, stopped = min(first), max(first)
-        for number, lost in ((signal.SIGKILL, killed), (signal.SIGSTOP, stopped)):
+        for changes, (number, lost) in enumerate(((signal.SIGKILL, killed), (signal.SIGSTOP, stopped)), start=1):
             groups = len(world_sizes(run_dir))
             os.kill(lost, number)
             wait_until(partial(is_training, run_dir, groups, (2, 3)), process, "others go on, or all do", 15.0)
             wait_until(partial(is_training, run_dir, groups, (3,)), process, "it is back", 75.0)
+            wait_until(partial(are_watched, 3, changes), process, "Prometheus finds those who train now", 15.0)
             first.remove(lost)
             assert first < set(workers(process.pid)), "the others live on"
         os.kill(process.pid, signal.SIGTERM)

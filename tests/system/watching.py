@@ -119,13 +119,26 @@ def faster(text: str, durations: Mapping[str, str]) -> str:
     return text
 
 
+def asking(text: str, host: str) -> str:
+    """The shipped configuration with what is said there of several hosts in force, and without the folder."""
+    before, _, after = text.partition("    file_sd_configs:\n")
+    block = after[after.index("    # http_sd_configs:\n") :].replace("    # ", "    ")
+    return before + block.replace("node0", host)
+
+
 @contextmanager
-def prometheus(place: Place, folder: Path, durations: Mapping[str, str]) -> Iterator[Prometheus]:
-    """Run one that watches `folder`/targets, with every duration of the shipped files that is named replaced."""
+def prometheus(
+    place: Place, folder: Path, durations: Mapping[str, str], *, asks: str | None = None
+) -> Iterator[Prometheus]:
+    """Run one that watches `folder`/targets, with every duration of the shipped files that is named replaced.
+
+    `asks`: the host that it asks where ranks are, in place of that folder.
+    """
     for name in ("prometheus.yml", "rules/recording.yml", "rules/alerts.yml"):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(faster((METRICS / name).read_text(), durations))
+        text = (METRICS / name).read_text()
+        target.write_text(faster(asking(text, asks) if asks and name == "prometheus.yml" else text, durations))
     (folder / "targets").mkdir()
     log = (folder / "prometheus.log").open("w")
     options = ["--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{PORT}", "--storage.tsdb.path=data"]
@@ -197,6 +210,10 @@ def recording_rules() -> list[str]:
     """Names of all recording rules."""
     groups = yaml.safe_load((METRICS / "rules" / "recording.yml").read_text())["groups"]
     return [rule["record"] for group in groups for rule in group["rules"]]
+
+
+OF_A_PLAN_OR_ELASTIC = "job: "
+"""Panels of this dashboard have data only with compressor=auto, or where workers come and go."""
 
 
 def panel_queries() -> dict[str, str]:

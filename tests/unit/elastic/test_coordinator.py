@@ -76,6 +76,11 @@ def test_survivors_go_on_at_once_when_the_lost_one_is_known(training: Job) -> No
     training.ready(d=7)
     assert training.members == ["a", "c", "d"]
     assert training.said == ["3 workers go on from step 7 (1 lost)"]
+    assert (training.latest["lost"], training.latest["joined"]) == (1, 0), "the first four came to nobody"
+    training.ready(e=NOTHING)
+    training.ready(a=9, c=9, d=9)
+    assert training.members == ["a", "c", "d", "e"]
+    assert (training.latest["lost"], training.latest["joined"]) == (1, 1)
 
 
 def test_who_neither_asks_nor_is_known_to_be_gone_is_waited_for_a_little(training: Job) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.meter.command_line import without_secrets
+from dtrain.meter.command_line import url_without_secrets, without_secrets
 from dtrain.meter.job_traffic import JobTraffic
 from dtrain.observe.run_directory import write_environment
 
@@ -58,3 +58,16 @@ def test_no_file_that_keeps_the_command_has_one(tmp_path: Path, monkeypatch: pyt
     write_environment(tmp_path, {})
     assert json.loads((tmp_path / "environment.json").read_text())["command"] == ["dtrain train", "token=***"]
     assert JobTraffic(["x.py", "--token", SECRET], 1, [], None).as_json()["command"] == ["x.py", "--token", "***"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:pw@node0:9400", "http://***@node0:9400"),
+        ("https://me:p/w@x@node0/metrics", "https://***@node0/metrics"),
+        ("http://node0:9400/metrics?token=abc", "http://node0:9400/metrics?token=***"),
+        ("http://node0:9400/metrics", "http://node0:9400/metrics"),
+    ],
+)
+def test_an_address_is_shown_without_user_and_password(url: str, shown: str) -> None:
+    assert url_without_secrets(url) == shown

@@ -8,7 +8,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from dtrain.exchange import Op
 from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
 from dtrain.meter.nic import read_counters
 from dtrain.observe.endpoint import Endpoint, warn_if_public
-from dtrain.observe.figures import EvalFigures, TrainFigures
-from dtrain.observe.prometheus import RunCollector, RunFacts
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
+from dtrain.observe.prometheus import Changes, RunCollector, RunFacts
 
 FACTS = {
     "run": "a run",
@@ -194,7 +193,7 @@ def test_one_rank_alone_and_one_that_counts_nothing_have_metrics_too() -> None:
 
 def test_a_folder_s_name_that_is_no_text_is_made_one(port: int) -> None:
     metrics = watched(Ledger(), run="run\udcff")
-    with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), None, None) as endpoint:
         endpoint.show(metrics)
         assert 'run="run?"' in scrape(port)
 
@@ -210,6 +209,33 @@ def test_the_phase_is_the_ledger_s() -> None:
 
 def test_restarts_are_the_launcher_s() -> None:
     assert samples(watched(Ledger()))["dtrain_restarts_total", ()] == 2
+
+
+def test_a_plan_s_choice_and_what_it_predicts_are_rank_0_s_and_the_last_one_s() -> None:
+    metrics = watched(Ledger())
+    assert not [name for name, _ in samples(metrics) if name.startswith("dtrain_plan")]
+    metrics.on_plan(PlanFigures("local ternary every=4", {}))
+    assert samples(metrics)["dtrain_plan_info", (("method", "local ternary every=4"),)] == 1
+    metrics.on_plan(PlanFigures("int4", {"chosen": 0.1, "dense": 0.3, "fp16": 0.2}))
+    found = {key: value for key, value in samples(metrics).items() if key[0].startswith("dtrain_plan")}
+    assert found == {
+        ("dtrain_plan_info", (("method", "int4"),)): 1.0,
+        ("dtrain_plan_step_seconds", (("exchange", "chosen"),)): 0.1,
+        ("dtrain_plan_step_seconds", (("exchange", "dense"),)): 0.3,
+        ("dtrain_plan_step_seconds", (("exchange", "fp16"),)): 0.2,
+    }
+
+
+def test_workers_that_come_and_go_are_counted_by_rank_0_where_they_do() -> None:
+    names = ("dtrain_groups_total", "dtrain_workers_lost_total", "dtrain_workers_joined_total")
+
+    def counted(rank: int, changes: Changes | None) -> list[float]:
+        found = samples(RunCollector(RunFacts(FACTS, rank, "node0", None, changes=changes), Ledger()))
+        return [found[name, ()] for name in names if (name, ()) in found]
+
+    assert counted(0, Changes(groups=3, lost=1, joined=2)) == [3, 1, 2]
+    assert counted(1, Changes(groups=3, lost=1, joined=2)) == []
+    assert counted(0, None) == []
 
 
 def test_kernel_counters_are_of_the_interface_that_is_the_job_s_alone() -> None:
@@ -238,7 +264,7 @@ def scrape(port: int) -> str:
 
 def test_a_scrape_is_what_the_run_says_in_prometheus_own_format(port: int) -> None:
     ledger = Ledger()
-    with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), None, None) as endpoint:
         assert scrape(port) == ""
         endpoint.show(watched(ledger))
         step(ledger, 0)
@@ -254,7 +280,7 @@ def test_somebody_who_says_nothing_keeps_neither_others_nor_the_end_of_the_run_w
     monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 300.0)
     with socket.socket() as first, socket.socket() as second:
         start = time.monotonic()
-        with closing(Endpoint(("127.0.0.1", port), None, None)) as endpoint:
+        with Endpoint(("127.0.0.1", port), None, None) as endpoint:
             endpoint.show(watched(Ledger()))
             first.connect(("127.0.0.1", port))
             second.connect(("127.0.0.1", port))
@@ -266,7 +292,7 @@ def test_somebody_who_says_nothing_keeps_neither_others_nor_the_end_of_the_run_w
 def test_a_scrape_that_drips_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dtrain.observe.endpoint.SCRAPE_SECONDS", 0.3)
     with (
-        closing(Endpoint(("127.0.0.1", port), None, None)),
+        Endpoint(("127.0.0.1", port), None, None),
         socket.create_connection(("127.0.0.1", port)) as client,
         pytest.raises(OSError),
     ):
@@ -277,7 +303,7 @@ def test_a_scrape_that_drips_is_cut(port: int, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_port_in_use_is_one_line_with_the_cure(port: int) -> None:
     with (
-        closing(Endpoint(("127.0.0.1", port), None, None)),
+        Endpoint(("127.0.0.1", port), None, None),
         pytest.raises(ValueError, match=rf"{port} .*in use.*choose another\s+observe.prometheus.port"),
     ):
         Endpoint(("127.0.0.1", port), None, None)
@@ -285,7 +311,7 @@ def test_a_port_in_use_is_one_line_with_the_cure(port: int) -> None:
 
 def test_a_rank_is_named_while_it_runs_and_whole_or_not_at_all(port: int, tmp_path: Path) -> None:
     folder = tmp_path / "made" / "targets"
-    with closing(Endpoint(("127.0.0.1", port), folder, None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), folder, None) as endpoint:
         assert list(folder.iterdir()) == []
         endpoint.show(watched(Ledger(), rank=2))
         (path,) = folder.iterdir()
@@ -298,7 +324,7 @@ def test_a_rank_is_named_while_it_runs_and_whole_or_not_at_all(port: int, tmp_pa
 
 def test_the_last_figures_are_left_in_a_text_file(tmp_path: Path) -> None:
     ledger = Ledger()
-    with closing(Endpoint(None, None, tmp_path)) as endpoint:
+    with Endpoint(None, None, tmp_path) as endpoint:
         endpoint.show(watched(ledger))
         step(ledger, 0)
         assert list(tmp_path.iterdir()) == []
@@ -308,7 +334,7 @@ def test_the_last_figures_are_left_in_a_text_file(tmp_path: Path) -> None:
 
 
 def test_a_text_file_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(Endpoint(None, None, tmp_path / "folder")) as endpoint:
+    with Endpoint(None, None, tmp_path / "folder") as endpoint:
         endpoint.show(watched(Ledger()))
         (tmp_path / "folder").rmdir()
     assert "was not written: No such file or directory" in capsys.readouterr().err
@@ -324,7 +350,7 @@ def test_a_folder_that_is_a_file_is_refused_with_the_cure(tmp_path: Path) -> Non
     ("host", "address"), [("0.0.0.0", socket.gethostname()), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")]
 )
 def test_a_rank_is_named_by_the_address_that_it_listens_on(port: int, tmp_path: Path, host: str, address: str) -> None:
-    with closing(Endpoint((host, port), tmp_path, None)) as endpoint:
+    with Endpoint((host, port), tmp_path, None) as endpoint:
         endpoint.show(watched(Ledger()))
         (path,) = tmp_path.iterdir()
         assert json.loads(path.read_text())[0]["targets"] == [f"{address}:{port}"]
@@ -333,7 +359,7 @@ def test_a_rank_is_named_by_the_address_that_it_listens_on(port: int, tmp_path: 
 def test_a_folder_of_targets_that_is_gone_fails_no_run(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with closing(Endpoint(("127.0.0.1", port), tmp_path / "targets", None)) as endpoint:
+    with Endpoint(("127.0.0.1", port), tmp_path / "targets", None) as endpoint:
         (tmp_path / "targets").rmdir()
         endpoint.show(watched(Ledger()))
     assert "was not written: No such file or directory" in capsys.readouterr().err

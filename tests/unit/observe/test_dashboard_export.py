@@ -16,6 +16,7 @@ FILES = {
     "rules/alerts.yml",
     "grafana/dashboards/bandwidth.json",
     "grafana/dashboards/compare.json",
+    "grafana/dashboards/job.json",
     "grafana/dashboards/training.json",
     "grafana/provisioning/dashboards/dtrain.yml",
     "grafana/provisioning/datasources/dtrain.yml",

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from io import StringIO
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from dtrain.exchange import Op
 from dtrain.meter.ledger import Activity, Ledger, Purpose, Times
+from dtrain.observe import endpoint as observed
 from dtrain.observe import follow, scrape
 from dtrain.observe.figures import TrainFigures
 from dtrain.observe.follow import run_now
@@ -27,7 +29,7 @@ from dtrain.observe.frame import Frame, RankNow, RunNow
 from dtrain.observe.jsonl import LedgerFile
 from dtrain.observe.process import _started, this_process
 from dtrain.observe.prometheus import RunCollector, RunFacts
-from dtrain.observe.scrape import Endpoint, check_url, runs_now
+from dtrain.observe.scrape import Endpoint, addresses_by_rank, check_url, runs_now
 from dtrain.observe.top import Sources, drawing
 
 FACTS = {
@@ -314,6 +316,59 @@ def test_an_address_that_does_not_answer_is_a_row_that_says_so(
     assert frame.has_errors
     assert f"{url}: " in text(frame)
     assert reason in text(frame)
+
+
+def test_a_password_is_sent_and_not_shown() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with closing(Sources([f"http://me:p%40ss@{address}"])) as sources:
+            connection, _ = server.accept()
+            with connection:
+                request = connection.recv(4096).decode()
+                connection.sendall(answer(b"", "401 Unauthorized"))
+            sources.await_answers()
+            frame = sources.frame()
+    assert f"\r\nAuthorization: Basic {b64encode(b'me:p@ss').decode()}\r\n" in request
+    assert text(frame).strip() == f"http://***@{address}: does not answer: answers 401"
+    assert frame.as_json()["silent"][0]["source"] == f"http://***@{address}"
+    with pytest.raises(ValueError, match=r"^http://\*\*\*@node0: give the address"):
+        Sources(["http://me:p/w@node0"])
+
+
+@contextmanager
+def served(rank: int, others: list[str]) -> Iterator[str]:
+    """A rank's own endpoint, that says where all ranks are."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    collector = RunCollector(RunFacts(FACTS, rank, f"node{rank}", None), Ledger())
+    with observed.Endpoint(("127.0.0.1", port), None, None) as endpoint:
+        endpoint.show(collector, [f"127.0.0.1:{port}", *others])
+        yield f"127.0.0.1:{port}"
+
+
+def test_one_address_shows_all_ranks_that_it_names_and_no_others() -> None:
+    with served(1, []) as second, served(0, [second]) as first:
+        with closing(Sources([f"http://{first}"])) as sources:
+            sources.await_answers()
+            (run,) = sources.frame().runs
+            assert [(rank.rank, rank.source) for rank in run.ranks] == [
+                (0, f"http://{first}"),
+                (1, f"http://{second}/metrics"),
+            ]
+            sources._given[0].others = frozenset()  # as where a worker has left
+            assert [rank.rank for rank in sources.frame().runs[0].ranks] == [0]
+        with closing(Sources([f"http://{first}/metrics"])) as sources:
+            sources.await_answers()
+            assert [rank.rank for rank in sources.frame().runs[0].ranks] == [0], "a path is that of one rank alone"
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["", "[", "{}1", "[1]", '[{"targets": ["a:1"]}]', '[{"targets": ["x@a:1"], "labels": {"run": "", "rank": 0}}]'],
+)
+def test_what_is_no_list_of_ranks_names_nobody(told: str) -> None:
+    with pytest.raises(ValueError, match="no list of ranks"):
+        addresses_by_rank(told)
 
 
 def test_no_address_is_asked_after_close() -> None:

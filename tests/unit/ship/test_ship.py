@@ -156,6 +156,11 @@ def test_an_address_that_is_none_is_refused(url: str, target: Path) -> None:
         ship.receive(url, target)
 
 
+def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"^http://\*\*\*@edge:8470: a publisher asks for no user and no password"):
+        ship.check_url("http://me:secret@edge:8470")
+
+
 def test_nobody_there(target: Path) -> None:
     with serving(HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)) as url:
         pass

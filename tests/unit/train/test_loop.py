@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from dtrain.sync.fragments import Fragments
 from dtrain.sync.local import Local, Method
 from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import Synchronizer
-from dtrain.train.boundary import Boundary
+from dtrain.train.boundary import Boundary, StopRequest
 from dtrain.train.loop import Learner, Loop, Plan
 from dtrain.train.progress import Course, Progress
 
@@ -121,3 +122,43 @@ def test_a_checkpoint_is_declared_once_it_is_written_and_at_the_latest_before_an
     assert loop.run()
     loop.learner.synchronizer.close()
     assert said == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (signal.SIGINT, ["declare 4", "1 of 4 batches"]),
+        (signal.SIGTERM, ["declare 4", "1 of 4 batches", "save 4"]),
+    ],
+)
+def test_a_request_to_stop_is_heeded_in_the_midst_of_an_evaluation(asked: int, expected: list[str]) -> None:
+    (communicator,) = lockstep(1, [ledger := Ledger()])
+    model, said, progress, stop = nn.Sequential(nn.Linear(6, 3)), list[str](), Progress(), StopRequest()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    course = Course(Loader.num_samples, 2)
+
+    def eval_batches() -> Iterator[Images]:
+        stop.signal = asked
+        for number, batch in enumerate(Loader().epoch(0), start=1):
+            said.append(f"{number} of 4 batches")
+            yield batch
+
+    loop = Loop(
+        learner=Learner(model, optimizer, every_step(model, optimizer, communicator, ledger), lambda step: 0.1),
+        plan=Plan(log_every=1, eval_every_epochs=1, save_every=0),
+        course=course,
+        end=course.place(7),
+        communicator=communicator,
+        ledger=ledger,
+        loader=Loader(),
+        eval_batches=eval_batches,
+        save=lambda: said.append(f"save {progress.step}"),
+        declare=lambda: said.append(f"declare {progress.step}"),
+        observers=(),
+        device=torch.device("cpu"),
+        progress=progress,
+        boundary=Boundary(stop=stop),
+    )
+    assert not loop.run()
+    assert said == expected
+    assert stop.agreed == asked
