@@ -72,7 +72,8 @@ $(TOOLS)/installed:
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 lock: $(TOOLS)/installed
 	$(TOOLS)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-index-url \
-	  --no-emit-find-links --constraint constraints.txt --extra-index-url $(TORCH_INDEX) --extra mpi \
+	  --no-emit-find-links --constraint constraints.txt --extra-index-url $(TORCH_INDEX) --extra train --extra report \
+	  --extra pack --extra mpi \
 	  --output-file docker/requirements.lock pyproject.toml
 
 audit: $(TOOLS)/installed

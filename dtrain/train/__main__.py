@@ -10,7 +10,7 @@ from dtrain.train.parent import end_with_agent
 def run() -> None:
     """Train as the command line and the environment say, and exit."""
     end_with_agent(os.environ)  # before torch is imported, which takes seconds
-    with ending():
+    with ending("dtrain train"):
         say_doing("starting")
         from dtrain.train.entry import main
 
