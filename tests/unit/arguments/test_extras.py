@@ -41,9 +41,21 @@ NOTHING_MEASURED = (
 )
 RUN = {
     **dict.fromkeys(NOTHING_MEASURED.split()),
-    "schema": 1, "run": "run", "model": "squeezenet1_1", "variant": "paper layout", "data": "digits", "seed": 0,
-    "backend": "gloo", "compressor": "none", "world_size": 2, "num_classes": 10, "num_parameters": 100,
-    "num_steps": 3, "batch_size_per_rank": 8, "grad_bytes": 400, "complete": True,
+    "schema": 1,
+    "run": "run",
+    "model": "squeezenet1_1",
+    "variant": "paper layout",
+    "data": "digits",
+    "seed": 0,
+    "backend": "gloo",
+    "compressor": "none",
+    "world_size": 2,
+    "num_classes": 10,
+    "num_parameters": 100,
+    "num_steps": 3,
+    "batch_size_per_rank": 8,
+    "grad_bytes": 400,
+    "complete": True,
 }
 VERBS = {
     "--help": (0, ""),
