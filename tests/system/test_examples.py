@@ -34,7 +34,7 @@ def test_a_resnet_learns_the_digits_for_an_eighth_of_the_bytes(tmp_path: Path) -
 
 def test_a_character_gpt_under_adamw_learns_for_an_eighth_of_the_bytes(tmp_path: Path) -> None:
     result = said(on_ranks(2, example("gpt.py"), "--compress=int4", "--steps=60"), tmp_path)
-    assert result["validation_loss"] < 2.8  # 4.6 at random
+    assert result["validation_loss"] < 3.0  # 4.6 at random, 2.25 after 400 steps
     assert 7.8 < result["saving_vs_fp32"] < 8
 
 
