@@ -9,7 +9,7 @@ SYSTEM_WORKERS ?= 3
 DEMO := runs/demo
 DEMO_SETTINGS := experiment=digits overwrite=true
 
-.PHONY: help install demo test test-system horovod examples check lock audit sbom format clean
+.PHONY: help install demo test test-system horovod examples docs check lock audit sbom format clean
 
 help:
 	@echo "make demo         train AlexNet and SqueezeNet with 2 workers, compare their bytes, write a report"
@@ -18,6 +18,7 @@ help:
 	@echo "make horovod      build Horovod for backend=horovod (some minutes, once) and install it"
 	@echo "make examples     install what the examples with accelerate, Lightning, transformers and Ray Train need"
 	@echo "make check        formatting, lint, types, layers, shell scripts"
+	@echo "make docs         the site of the docs, in build/docs/site; every link in it is checked"
 	@echo "make lock         the versions and hashes that images are built of, anew from constraints.txt"
 	@echo "make audit        known vulnerabilities of what is pinned (asks PyPI)"
 	@echo "make sbom         what images are built of, as CycloneDX JSON in dist/"
@@ -72,7 +73,8 @@ $(TOOLS)/installed:
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 lock: $(TOOLS)/installed
 	$(TOOLS)/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-annotate --no-emit-index-url \
-	  --no-emit-find-links --constraint constraints.txt --extra-index-url $(TORCH_INDEX) --extra mpi \
+	  --no-emit-find-links --constraint constraints.txt --extra-index-url $(TORCH_INDEX) --extra train --extra report \
+	  --extra pack --extra mpi \
 	  --output-file docker/requirements.lock pyproject.toml
 
 audit: $(TOOLS)/installed
@@ -82,6 +84,22 @@ sbom: $(TOOLS)/installed
 	mkdir -p dist
 	$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-format JSON \
 	  --output-file dist/dtrain.cdx.json docker/requirements.lock
+
+# The site has the repository's folders, so that one relative link holds in both
+DOCS := build/docs
+PAGES := README.md CHANGELOG.md CONTRIBUTING.md LICENSE CITATION.cff docs examples benchmarks/results launch/slurm.sbatch \
+  tests/distributed/test_combinations.py tests/system/test_examples.py tests/system/test_wrappers.py \
+  tools/dashboard_preview/README.md
+$(DOCS)/installed:
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet mkdocs==1.6.1 mkdocs-material==9.8.2 mkdocstrings==1.0.8 mkdocstrings-python==2.0.11 ruff
+	touch $@
+
+docs: $(DOCS)/installed
+	rm -rf $(DOCS)/pages
+	for page in $(PAGES); do mkdir -p $(DOCS)/pages/$$(dirname $$page); ln -sr $$page $(DOCS)/pages/$$page; done
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet
+	@echo "docs in $(DOCS)/site/index.html"
 
 format: install
 	$(BIN)/ruff format .

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from dtrain.arguments.doing import is_first_rank
+from dtrain.arguments.doing import is_first_of_host, is_first_rank
+from dtrain.arguments.extras import missing_extra
 
 FAILED, MISTAKE = 1, 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -25,11 +26,12 @@ def say_error(error: BaseException | str) -> None:
 
 
 @contextmanager
-def ending() -> Iterator[None]:
-    """Around the whole of a command, imports included: Ctrl-C is one line, and a reader that has gone is none.
+def ending(command: str) -> Iterator[None]:
+    """Around the whole of a command, imports included: Ctrl-C is one line, a package of an extra that is not installed
+    is one on each host, and a reader that has gone is none. `command` is what the user knows it by.
 
     After KeyboardInterrupt the process ends, with INTERRUPTED; SystemExit takes the place of BrokenPipeError, with
-    UNREAD.
+    UNREAD, and of ModuleNotFoundError, with MISTAKE, where an extra has the module.
     """
     try:
         try:
@@ -46,6 +48,13 @@ def ending() -> Iterator[None]:
         if isinstance(end.__context__, BrokenPipeError):  # what rich makes of it
             _leave_unread()
         raise
+    except ModuleNotFoundError as error:
+        message = missing_extra(command, error)
+        if message is None:
+            raise
+        if is_first_of_host():
+            say_error(message)
+        sys.exit(MISTAKE)
     except BrokenPipeError as error:
         if not _is_unread():
             say_error(error)

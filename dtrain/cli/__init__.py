@@ -34,7 +34,7 @@ from dtrain.cli.output import add_verbs
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb: of this process's own arguments, after which Ctrl-C ends it, or of these."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with ending():
+    with ending(f"dtrain {arguments[0]}" if arguments else "dtrain"):
         if arguments[:1] == ["train"]:
             say_doing("starting")
             from dtrain.train.entry import main as train  # Hydra reads the rest of the command line itself

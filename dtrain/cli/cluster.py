@@ -25,10 +25,7 @@ def add_to(verbs: Verbs) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    try:
-        from dtrain import cluster
-    except ModuleNotFoundError as error:
-        raise ValueError(f"a cluster needs {error.name}: pip install 'dtrain[cluster]'") from None
+    from dtrain import cluster
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # while nodes are made, as Ctrl-C does
     outcome = cluster.run_cluster(

@@ -13,17 +13,18 @@ _SETTINGS = ("train", "resume", "plan", "simulate")
 _BASH = """\
 # dtrain completion bash: source <(dtrain completion bash)
 _dtrain() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} words files=1
+  local word=${{COMP_WORDS[COMP_CWORD]}} words
   case "${{COMP_WORDS[1]-}} ${{COMP_WORDS[2]-}}" in
 {cases}
-    *) words={first} files= ;;
+    *) words={first} ;;
   esac
-  [[ $COMP_CWORD != 1 ]] || {{ words={first} files=; }}
+  [[ $COMP_CWORD != 1 ]] || words={first}
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  [[ ${{#COMPREPLY[@]}} != 1 || ${{COMPREPLY[0]}} != *= ]] || compopt -o nospace 2>/dev/null
-  [[ -z $files || ${{#COMPREPLY[@]}} != 0 ]] || COMPREPLY=($(compgen -f -- "$word"))
+  [[ ${{#COMPREPLY[@]}} != 0 ]] || return 0
+  COMPREPLY=("${{COMPREPLY[@]/%/ }}") # a space behind each but settings, whose value follows
+  COMPREPLY=("${{COMPREPLY[@]/%= /=}}")
 }}
-complete -F _dtrain dtrain
+complete -o nospace -o default -F _dtrain dtrain
 """
 _ZSH = """\
 #compdef dtrain
@@ -95,7 +96,10 @@ def _quoted(words: list[str]) -> str:
 def _fish(words: Mapping[str, list[str]]) -> str:
     lines = ["# dtrain completion fish: dtrain completion fish | source"]
     for path, offered in words.items():
-        seen = " && ".join(f"__fish_seen_subcommand_from {verb}" for verb in path.split())
-        condition = seen or "__fish_use_subcommand"
-        lines += [f"complete -c dtrain -n '{condition}' -a '{' '.join(offered)}'"]
+        below = [verb.removeprefix(f"{path} ") for verb in words if path and verb.startswith(f"{path} ")]
+        seen = [f"__fish_seen_subcommand_from {verb}" for verb in path.split()] or ["__fish_use_subcommand"]
+        if below:
+            seen += [f"not __fish_seen_subcommand_from {' '.join(below)}"]
+        no_files = " -f" if below or not path else ""
+        lines += [f"complete -c dtrain{no_files} -n '{' && '.join(seen)}' -a '{' '.join(offered)}'"]
     return "\n".join(lines) + "\n"

@@ -45,6 +45,8 @@ def _explain(parsed: argparse.Namespace) -> int:
 
 def _options(assignments: Sequence[str]) -> dict[str, Any]:
     """OPTION=VALUE as on the training command line: VALUE is YAML."""
+    if not assignments:
+        return {}
     from omegaconf import OmegaConf
     from yaml import YAMLError
 

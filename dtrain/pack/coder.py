@@ -11,16 +11,15 @@ fractions are out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Protocol
 
-import constriction
 import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float64]
 
-_BERNOULLI = constriction.stream.model.Bernoulli(perfect=False)
 _WORD = np.dtype("<u4")
 
 
@@ -44,11 +43,11 @@ class Encoder:
     """Codes what it is told."""
 
     def __init__(self) -> None:
-        self._coder = constriction.stream.queue.RangeEncoder()
+        self._coder = _stream().queue.RangeEncoder()
 
     def bits(self, probabilities: Floats, known: Ints | None) -> Ints:
         assert known is not None
-        self._coder.encode(known, _BERNOULLI, probabilities)
+        self._coder.encode(known, _bernoulli(), probabilities)
         return known
 
     def symbols(self, counts: NDArray[np.int64], size: int, known: Ints | None) -> Ints:
@@ -77,10 +76,10 @@ class Decoder:
     def __init__(self, data: bytes) -> None:
         if len(data) % _WORD.itemsize:
             raise ValueError("a section that is not whole words")
-        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, _WORD).astype(np.uint32))
+        self._coder = _stream().queue.RangeDecoder(np.frombuffer(data, _WORD).astype(np.uint32))
 
     def bits(self, probabilities: Floats, known: Ints | None) -> Ints:
-        return self._decode(_BERNOULLI, probabilities)
+        return self._decode(_bernoulli(), probabilities)
 
     def symbols(self, counts: NDArray[np.int64], size: int, known: Ints | None) -> Ints:
         if len(counts) == 1:
@@ -102,10 +101,10 @@ class HuffmanEncoder:
     """Symbols by the Huffman codes of their probabilities."""
 
     def __init__(self) -> None:
-        self._coder = constriction.symbol.QueueEncoder()
+        self._coder = _symbol().QueueEncoder()
 
     def symbols(self, probabilities: Floats, known: Sequence[int]) -> None:
-        tree = constriction.symbol.huffman.EncoderHuffmanTree(probabilities)
+        tree = _symbol().huffman.EncoderHuffmanTree(probabilities)
         for symbol in known:
             self._coder.encode_symbol(symbol, tree)
 
@@ -121,19 +120,37 @@ class HuffmanDecoder:
     def __init__(self, data: bytes) -> None:
         if len(data) % _WORD.itemsize:
             raise ValueError("a section that is not whole words")
-        self._coder = constriction.symbol.QueueDecoder(np.frombuffer(data, _WORD).astype(np.uint32))
+        self._coder = _symbol().QueueDecoder(np.frombuffer(data, _WORD).astype(np.uint32))
 
     def symbols(self, probabilities: Floats, size: int) -> NDArray[np.int64]:
-        tree = constriction.symbol.huffman.DecoderHuffmanTree(probabilities)
+        tree = _symbol().huffman.DecoderHuffmanTree(probabilities)
         try:
             return np.fromiter((self._coder.decode_symbol(tree) for _ in range(size)), np.int64, size)
         except ValueError:
             raise ValueError("a section that no encoder wrote") from None
 
 
+def _stream() -> Any:
+    """Imported here, and not above: pruning, and reports of runs without packed models, do without."""
+    import constriction
+
+    return constriction.stream
+
+
+def _symbol() -> Any:
+    import constriction
+
+    return constriction.symbol
+
+
+@cache
+def _bernoulli() -> Any:
+    return _stream().model.Bernoulli(perfect=False)
+
+
 def _flat(num_bits: int) -> NDArray[np.int64]:
     return np.ones(1 << min(num_bits, 8), np.int64)
 
 
-def _categorical(counts: NDArray[np.int64]) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(counts.astype(np.float64), perfect=False)
+def _categorical(counts: NDArray[np.int64]) -> Any:
+    return _stream().model.Categorical(counts.astype(np.float64), perfect=False)

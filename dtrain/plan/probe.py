@@ -155,5 +155,5 @@ def _probe_as_asked(arguments: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    with ending():
+    with ending("python -m dtrain.plan.probe"):
         sys.exit(main())

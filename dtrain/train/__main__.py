@@ -8,7 +8,7 @@ from dtrain.arguments import ending, say_doing
 
 def run() -> None:
     """Train as the command line and the environment say, and exit."""
-    with ending():
+    with ending("dtrain train"):
         from dtrain.train.parent import end_with_agent
 
         end_with_agent(os.environ)  # before torch is imported, which takes seconds

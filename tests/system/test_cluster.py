@@ -321,7 +321,7 @@ def test_without_root_or_its_privileges_it_says_so(tmp_path: Path) -> None:
 def test_without_pyroute2_it_names_the_extra(tmp_path: Path) -> None:
     program = "import sys; sys.modules['pyroute2'] = None; from dtrain.cli import main; sys.exit(main(sys.argv[1:]))"
     ended = run([sys.executable, "-c", program, "cluster", "run", "--", "true"], tmp_path)
-    assert the_line(ended) == "dtrain: error: a cluster needs pyroute2: pip install 'dtrain[cluster]'"
+    assert the_line(ended) == "dtrain: error: dtrain cluster needs pyroute2: pip install 'dtrain[cluster]'"
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from dtrain.arguments.extras import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[2] / "dtrain"
 TESTS = ROOT.parent / "tests"
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if "conf" not in path.relative_to(ROOT).parts)
@@ -218,11 +220,17 @@ def test_no_module_global_holds_a_rank() -> None:
                 assert not [n for n in names if n.strip("_") in ("rank", "local_rank", "world_size")], path
 
 
+def test_help_imports_no_torch_and_nothing_of_an_extra() -> None:
+    code = f"import sys, dtrain, dtrain.cli as c; c.command_line(); print({{*{[*EXTRAS, 'torch']}}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_importing_the_core_imports_no_backend_and_no_front_end() -> None:
     """What is heavy, or needs a build of torch with a backend, is imported where it is opened."""
-    heavy = ("hydra", "matplotlib", "jinja2", "PIL", "rich", "dtrain.comm.torch_dist", "mpi4py")
+    heavy = (*EXTRAS, "rich", "dtrain.comm.torch_dist", "mpi4py")
     code = (
-        "import sys, dtrain.exchange, dtrain.compressors, dtrain.comm, dtrain.sync.every_step, dtrain.meter.ledger;"
+        "import sys, dtrain.exchange, dtrain.compressors, dtrain.comm, dtrain.sync.every_step, dtrain.meter;"
         f"print([m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -34,13 +34,42 @@ def test_bash_completes_verbs_options_and_settings(
     assert subprocess.run(bash, capture_output=True, text=True, check=True).stdout.split() == offered
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_other_shells_can_read_theirs(capsys: pytest.CaptureFixture[str], shell: str) -> None:
-    text = script(capsys, shell)
-    assert "ship" in text
-    assert "batch_size=" in text
-    if shutil.which(shell) is not None:
-        subprocess.run([shell, "-n"], input=text, text=True, check=True)
+def test_bash_leaves_a_space_behind_all_but_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, offered in (("ship pub", "publish "), ("train batch", "batch_size=")):
+        line = f"COMP_WORDS=(dtrain {words}); COMP_CWORD=2; _dtrain; printf '%s|' \"${{COMPREPLY[@]}}\""
+        done = subprocess.run(["bash", "-c", script(capsys, "bash") + line], capture_output=True, text=True, check=True)
+        assert done.stdout == f"{offered}|"
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed: apt install zsh")
+def test_zsh_loads_its_own_and_finds_the_words_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    load = "autoload -U compinit && compinit -u -D\n" + script(capsys, "zsh")
+    as_bashcompinit = "emulate -R sh; setopt kshglob noshglob braceexpand nokshautoload\n"
+    ask = "COMP_WORDS=(dtrain {}); COMP_CWORD=2; _dtrain; printf '%s|' \"${{COMPREPLY[@]}}\"; echo\n"
+    program = load + as_bashcompinit + ask.format("ship pub") + ask.format("train batch")
+    done = subprocess.run(["zsh", "-f", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    ship, train = (line.split("|") for line in done.stdout.splitlines())
+    assert ship[:3] == ["keygen ", "publish ", "receive "]  # zsh itself keeps those that begin as the word does
+    assert "batch_size=" in train
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed: apt install fish")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("dtrain pla", ["plan"]),
+        ("dtrain ship ", ["keygen", "publish", "receive", "--help"]),  # and no files
+        ("dtrain ship publish --cert", ["--certificate"]),
+        ("dtrain train batch", ["batch_size="]),
+    ],
+)
+def test_fish_completes_verbs_options_and_settings(
+    capsys: pytest.CaptureFixture[str], line: str, offered: list[str]
+) -> None:
+    program = f"{script(capsys, 'fish')}complete -C'{line}'\n"
+    done = subprocess.run(["fish", "--no-config"], input=program, capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (offered, "")
 
 
 def test_alone_it_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
