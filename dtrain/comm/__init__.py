@@ -5,7 +5,15 @@ Backends are imported when opened, so that a missing one costs nothing until it 
 
 from __future__ import annotations
 
-from dtrain.comm.communicator import CollectiveError, Communicator, Handle, all_gather, broadcast, perform
+from dtrain.comm.communicator import (
+    CollectiveError,
+    Communicator,
+    Handle,
+    all_gather,
+    all_gather_bytes,
+    broadcast,
+    perform,
+)
 from dtrain.comm.failing import QUIET_SECONDS, fail_together
 from dtrain.comm.launcher import Launch, detect_launch, threads_per_rank, usable_cores
 from dtrain.comm.opening import BACKENDS, join_step, open_communicator
@@ -18,6 +26,7 @@ __all__ = [
     "Handle",
     "Launch",
     "all_gather",
+    "all_gather_bytes",
     "broadcast",
     "detect_launch",
     "fail_together",

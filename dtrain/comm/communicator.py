@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dtrain.exchange import Op, Request
+
+MAX_TEXT_BYTES = 1 << 20
+"""Of what a rank tells the others in words."""
 
 
 class CollectiveError(RuntimeError):
@@ -64,3 +68,16 @@ def broadcast(communicator: Communicator, tensor: Tensor) -> Tensor:
 def all_gather(communicator: Communicator, tensor: Tensor) -> Tensor:
     """Every rank's `tensor`, as (world_size, *tensor.shape)."""
     return perform(communicator, Request(Op.ALL_GATHER, tensor))
+
+
+def all_gather_bytes(communicator: Communicator, text: bytes, device: torch.device | None = None) -> list[bytes]:
+    """Every rank's `text`, of any length up to MAX_TEXT_BYTES and not empty, in two collectives of tensors on `device`.
+
+    Shorter ones than the longest come with spaces behind them, which JSON and names bear. Raises ValueError, on every
+    rank alike, for lengths that cannot be: what a rank told is damaged.
+    """
+    lengths = all_gather(communicator, torch.tensor([len(text)], device=device)).view(-1).tolist()
+    if not all(0 < length <= MAX_TEXT_BYTES for length in lengths):
+        raise ValueError(f"texts of {lengths} bytes: what ranks say to each other is damaged, or not ours")
+    padded = torch.frombuffer(bytearray(text.ljust(max(lengths))), dtype=torch.uint8)
+    return [bytes(row.tolist()) for row in all_gather(communicator, padded.to(device)).cpu()]

@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtrain.comm import Communicator, all_gather
+from dtrain.comm import Communicator, all_gather, all_gather_bytes
 from dtrain.files import parse_json
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.sync.parameters import DIGEST_BYTES, digest
 from dtrain.train.settings import Settings, difference_of, name_ranks
-
-_MAX_BYTES = 1 << 20
-"""Of a rank's settings; ours have some KB."""
 
 
 class DivergedError(RuntimeError):
@@ -34,11 +31,8 @@ def check_settings(settings: Settings, communicator: Communicator, ledger: Ledge
     with ledger.scope(purpose=Purpose.CONTROL):
         if len(all_gather(communicator, _bytes(own, device)).unique(dim=0)) == 1:
             return
-        lengths = all_gather(communicator, torch.tensor([len(text)], device=device)).view(-1).tolist()
-        if not all(0 < length <= _MAX_BYTES for length in lengths):
-            raise ValueError(f"settings of {lengths} bytes: what ranks say to each other is damaged, or not ours")
-        texts = all_gather(communicator, _bytes(text.ljust(max(lengths)), device)).cpu()
-    ranks = [_read(bytes(row.tolist()), rank) for rank, row in enumerate(texts)]
+        texts = all_gather_bytes(communicator, text, device)
+    ranks = [_read(text, rank) for rank, text in enumerate(texts)]
     raise ValueError(
         f"ranks were started with different settings: {difference_of(ranks)}: give every rank the same command"
     )
