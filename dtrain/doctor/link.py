@@ -76,7 +76,11 @@ def _read_told(text: bytes, rank: int) -> tuple[str, list[Check]]:
         host = short(told["host"])
         return host, [
             Check(
-                short(one["name"]), Severity(one["severity"]), *(short(one[k], 1000) for k in ("finding", "cure")), host
+                short(one["name"]),
+                Severity(one["severity"]),
+                short(one["finding"], 1000),
+                short(one["cure"], 1000),
+                host,
             )
             for one in told["objections"]
         ]
