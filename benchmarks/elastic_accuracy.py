@@ -95,6 +95,15 @@ def await_training(run: Path, workers: int, steps: int, alive: subprocess.Popen[
         time.sleep(0.05)
 
 
+def workers_of(pid: int) -> list[int]:
+    """Of `dtrain elastic`, which are forked by a process of its own."""
+    forking = subprocess.run(["pgrep", "-P", str(pid), "-f", "forkserver"], capture_output=True, text=True).stdout
+    return [
+        int(word)
+        for word in subprocess.run(["pgrep", "-P", forking.strip()], capture_output=True, text=True).stdout.split()
+    ]
+
+
 def undisturbed(folder: Path, settings: tuple[str, ...], steps: int) -> int:
     """Train in peace. Returns the exit code, as all of these."""
     with started(folder) as start:
@@ -106,8 +115,7 @@ def living_on(folder: Path, settings: tuple[str, ...], steps: int) -> int:
     with started(folder) as start:
         job = start("elastic", "-n", str(WORKERS), "--min", str(WORKERS - 1), *settings)
         await_training(folder / "run", WORKERS, steps // 3, job)
-        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-        os.kill(int(children[1]), signal.SIGKILL)
+        os.kill(workers_of(job.pid)[1], signal.SIGKILL)
         return job.wait()
 
 

@@ -127,7 +127,7 @@ def test_a_job_without_losses_ends_as_one_under_torchrun_does(tmp_path: Path) ->
 
 @pytest.mark.alone
 def test_a_host_joins_is_lost_when_it_is_silent_joins_again_and_says_when_the_first_is_lost(tmp_path: Path) -> None:
-    place = f"127.0.0.1:{free_port()}"
+    run_dir, place = tmp_path / RUN, f"127.0.0.1:{free_port()}"
     address, port = place.split(":")
     settings = ("num_epochs=40", "backend.timeout_seconds=3", *SETTINGS)
     hosts = ("--host", address, "--port", port, "--min", "1", "--max", "2")
@@ -135,22 +135,21 @@ def test_a_host_joins_is_lost_when_it_is_silent_joins_again_and_says_when_the_fi
     second = start(dtrain_command("elastic", "-n", "1", "--join", place, *settings), tmp_path)
     stopped: list[int] = []
     try:
-        wait_until(lambda: is_training(tmp_path / RUN, 1, 2), first, "the first group is of both hosts")
-        stopped += [second.pid, *children(second.pid)]
+        wait_until(partial(is_training, run_dir, 0, (2,)), first, "the first group is of both hosts")
+        stopped += [second.pid, *workers(second.pid)]
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: is_training(tmp_path / RUN, 2, 1), first, "one goes on", 30.0)
+        wait_until(partial(is_training, run_dir, 1, (1,)), first, "one goes on", 30.0)
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: is_training(tmp_path / RUN, 3, 2), first, "the other has joined again", 75.0)
+        wait_until(partial(is_training, run_dir, 2, (2,)), first, "the other has joined again", 75.0)
         first.kill()
         said = finish(first, 30.0).stderr
-        wait_until(lambda: not children(second.pid), second, "it ends its worker", 30.0)
+        wait_until(lambda: not workers(second.pid), second, "it ends its worker", 30.0)
     finally:
         for process in (first, second):
-            for pid in (*(children(process.pid) if process.poll() is None else ()), process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and the one that forks: its workers end with it
     assert re.search(r"^dtrain: host \S+ is silent: its workers count as lost$", said, re.MULTILINE)
     lost = (
         f"dtrain: nothing was heard of {place} for 3 s: ended the workers here, joining again. If that host is lost, "
