@@ -20,6 +20,7 @@ FAULTY = str(Path(__file__).parent / "programs" / "faulty.py")
 SETTINGS = ("data=digits", "model=squeezenet1_1", "compressor=int4", "num_steps=12", "save_every=3", "log_every=2")
 SETTINGS += ("batch_size=4", "eval_every_epochs=0", "run_dir=run", "resume=latest", "backend.timeout_seconds=8")
 SETTINGS += ("backend.start_timeout_seconds=20", "observe.progress=false")
+SETTINGS += ("threads=1",)  # the same arithmetic on one host and on a node for each rank
 
 
 class Fault(NamedTuple):
