@@ -95,10 +95,11 @@ def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
                 time.sleep(_POLL_SECONDS)
             if link.exit_code is not None:
                 _await_end(here)
+            is_ending = here.is_ending  # by itself, or since it was told to
             here.end_all()
         if link.exit_code is not None:
             return link.exit_code
-        if here.is_ending:
+        if is_ending:
             return here.exit_code if here.exit_code is not None else os.EX_TEMPFAIL
         _say(
             f"nothing was heard of {host}:{port} for {SILENT_SECONDS:g} s: ended the workers here, joining again. "
