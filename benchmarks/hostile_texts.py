@@ -66,6 +66,7 @@ def formats() -> dict[str, Format]:
         "run as it goes": _lines(_ledger(), _in_file(run / "ledger" / "rank0.jsonl", _watched)),
         "trace": _json(_trace().as_json(), _in_file(folder() / "run.json", _planned_for)),
         "dump of collectives": _json(_dump(), _in_file(folder() / "collectives-rank0.json", _explained)),
+        "torch's flight recorder": _json(_recorded(), _in_file(folder() / "torch_rank_0.json", _explained_of_torch)),
         "calibration": _json(_calibration(), _in_file(folder() / "calibration.json", _planned)),
         "link": _json({"link": vars(Link(1e9))}, _in_file(folder() / "link.json", _linked)),
         "manifest": _json(_manifest(), _in_file(folder() / MANIFEST, _resumed)),
@@ -151,7 +152,8 @@ def _summary() -> dict[str, Any]:
     whole = {"init_wire_bytes": 4000, "total_wire_bytes_all_ranks": 90_000, "packed_bytes": 7, "complete": True}
     phase = {"name": "prune", "steps": 3, "exchanged_values": 9, "accuracy": 0.5, **sent}
     tables = {"wire_bytes_by_phase_and_purpose": {"train/gradient": 9.0}, "versions": {"torch": "2"}, "phases": [phase]}
-    return {"schema": 1, **facts, **counts, **rest, **sent, **times, **results, **whole, **tables}
+    late = {"rank": 1, "host": "b", "share_of_wait": 0.9, "share_of_step": 0.1}
+    return {"schema": 1, **facts, **counts, **rest, **sent, **times, **results, **whole, **tables, "stragglers": [late]}
 
 
 def _metrics() -> list[dict[str, Any]]:
@@ -220,6 +222,32 @@ def _explained(path: Path) -> None:
     other = folder() / "collectives-rank1.json"
     if not other.exists():
         other.write_text(json.dumps(_dump() | {"rank": 1, "collectives": _dump()["collectives"][:1]}))
+    json.dumps(find_culprit(read_dumps([path, other])).as_json())
+
+
+def _recorded() -> dict[str, Any]:
+    one = {
+        "collective_seq_id": 1,
+        "input_dtypes": ["Float", "Half"],
+        "input_sizes": [[3, 4], []],
+        "is_p2p": False,
+        "process_group": ["1", "undefined"],
+        "profiling_name": "nccl:all_reduce",
+        "retired": False,
+        "state": "started",
+        "time_created_ns": 1_795_953_737_335_885_206,
+    }
+    return {
+        "entries": [{**one, "process_group": ["0", "default_pg"], "state": "completed"}, one],
+        "pg_config": {"0": {"ranks": "[0, 1]"}, "1": {"ranks": "[0, 1]"}},
+        "version": "2.10",
+    }
+
+
+def _explained_of_torch(path: Path) -> None:
+    other = folder() / "torch_rank_1.json"
+    if not other.exists():
+        other.write_text(json.dumps(_recorded() | {"entries": _recorded()["entries"][:1]}))
     json.dumps(find_culprit(read_dumps([path, other])).as_json())
 
 

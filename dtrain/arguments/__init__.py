@@ -4,7 +4,7 @@ Every message about a mistake says the nearest that exists, and is one line; thi
 """
 
 from dtrain.arguments.doing import say_doing
-from dtrain.arguments.ending import FAILED, INTERRUPTED, MISTAKE, ending, say_error
+from dtrain.arguments.ending import FAILED, INTERRUPTED, MISTAKE, ending, on_signals, say_error
 from dtrain.arguments.names import check_name, nearest, nearest_name
 from dtrain.arguments.options import check_options, converted
 from dtrain.arguments.parser import Parser
@@ -20,6 +20,7 @@ __all__ = [
     "ending",
     "nearest",
     "nearest_name",
+    "on_signals",
     "say_doing",
     "say_error",
 ]

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
@@ -60,6 +60,17 @@ def ending(command: str) -> Iterator[None]:
             say_error(error)
             sys.exit(FAILED)
         _leave_unread()
+
+
+@contextmanager
+def on_signals(handle: Callable[[signal.Signals], None], *numbers: signal.Signals) -> Iterator[None]:
+    """These signals call `handle` meanwhile, in the main thread, and do nothing else."""
+    before = {number: signal.signal(number, lambda n, _: handle(signal.Signals(n))) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_unread() -> bool:

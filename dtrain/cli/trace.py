@@ -12,7 +12,11 @@ def add_to(verbs: Verbs) -> None:
     """Add what this file has."""
     trace = verbs.add_parser("trace", help="name the rank that kept the others waiting when a collective failed")
     trace.add_argument(
-        "dumps", nargs="+", type=Path, metavar="DUMP", help="a run directory, or collectives-rank<N>.json"
+        "dumps",
+        nargs="+",
+        type=Path,
+        metavar="DUMP",
+        help="a run directory, collectives-rank<N>.json, or the JSON of torch's flight recorder in <name><N>.json",
     )
     json_option(trace)
     trace.set_defaults(run=_trace)

@@ -12,10 +12,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
+from dtrain.arguments import on_signals
 from dtrain.cluster.agent_log import AgentLog
 from dtrain.cluster.namespaces import INTERFACE, Node
 from dtrain.meter.nic import CLUSTER_INTERFACE
@@ -56,7 +57,8 @@ def run_on_all(nodes: Sequence[Node], command: Sequence[str], output: TextIO, ag
         raise ValueError(f"{command[0]} is not in PATH: give the program's full path")
     programs: list[_Program] = []
     whole_lines = threading.Lock()
-    with _signals() as received:
+    received: list[signal.Signals] = []
+    with on_signals(received.append, signal.SIGINT, signal.SIGTERM):
         try:
             for node in nodes:
                 programs.append(_Program(node, nodes, command, output, whole_lines, agent_log))
@@ -66,7 +68,7 @@ def run_on_all(nodes: Sequence[Node], command: Sequence[str], output: TextIO, ag
                 program.kill()
 
 
-def _watch(programs: Sequence[_Program], received: list[int], output: TextIO) -> int:
+def _watch(programs: Sequence[_Program], received: list[signal.Signals], output: TextIO) -> int:
     """Wait for all to succeed, for one to fail, or for a signal."""
     while not received:
         codes = [program.exit_code() for program in programs]
@@ -84,7 +86,7 @@ def _watch(programs: Sequence[_Program], received: list[int], output: TextIO) ->
     return INTERRUPTED
 
 
-def _end(programs: Sequence[_Program], number: int, received: list[int]) -> None:
+def _end(programs: Sequence[_Program], number: signal.Signals, received: list[signal.Signals]) -> None:
     """Ask for an end, and wait for it until patience runs out: the clock's or the user's."""
     already, deadline = len(received), time.monotonic() + _GRACE_SECONDS
     for program in programs:
@@ -93,19 +95,6 @@ def _end(programs: Sequence[_Program], number: int, received: list[int]) -> None
         if all(program.exit_code() is not None for program in programs):
             return
         time.sleep(_POLL_SECONDS)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The SIGINTs and SIGTERMs that arrive meanwhile; they do nothing else."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Program:

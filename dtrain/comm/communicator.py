@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dtrain.exchange import Op, Request
 
+MAX_TEXT_BYTES = 1 << 20
+"""Of what a rank tells the others in words."""
+
 
 class CollectiveError(RuntimeError):
     """A collective that did not come to its end: another rank is missing, or the network is."""
@@ -67,7 +70,9 @@ def all_gather(communicator: Communicator, tensor: Tensor) -> Tensor:
     return perform(communicator, Request(Op.ALL_GATHER, tensor))
 
 
-def all_gather_bytes(communicator: Communicator, data: bytes, device: torch.device, *, limit: int) -> list[bytes]:
+def all_gather_bytes(
+    communicator: Communicator, data: bytes, device: torch.device | None = None, *, limit: int = MAX_TEXT_BYTES
+) -> list[bytes]:
     """Every rank's `data`, by rank; they may be of different lengths.
 
     Raises ValueError, on every rank alike, for more than `limit` bytes of one, before there is memory for them.

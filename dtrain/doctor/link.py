@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import torch
 
-from dtrain.comm import Communicator, all_gather, perform
+from dtrain.comm import Communicator, all_gather, all_gather_bytes, perform
 from dtrain.doctor.check import Check, Severity
 from dtrain.exchange import Op, Request
+from dtrain.files import parse_json, short
 
 _SMALL_BYTES, _MIDDLE_BYTES, _LARGE_BYTES = 4, 10**6, 25 * 10**6
 _FAST_SECONDS = 0.1
@@ -61,13 +62,30 @@ def clock_skew(communicator: Communicator, repetitions: int = 20) -> Check:
     return Check("clock skew", Severity.OK, finding)
 
 
-def gather_json(communicator: Communicator, data: Any) -> list[Any]:
-    """Every rank's data, which must be JSON's."""
-    text = json.dumps(data).encode()
-    lengths = all_gather(communicator, torch.tensor([len(text)])).view(-1).tolist()
-    padded = torch.frombuffer(bytearray(text.ljust(max(lengths))), dtype=torch.uint8)
-    rows = all_gather(communicator, padded)
-    return [json.loads(bytes(row.tolist())) for row in rows]
+def gather_objections(communicator: Communicator, host: str, own: Sequence[Check]) -> list[tuple[str, list[Check]]]:
+    """Every rank's host, and what it found there. Raises ValueError that names the rank whose words came damaged."""
+    told = {"host": host, "objections": [asdict(check) for check in own]}
+    return [
+        _read_told(text, rank) for rank, text in enumerate(all_gather_bytes(communicator, json.dumps(told).encode()))
+    ]
+
+
+def _read_told(text: bytes, rank: int) -> tuple[str, list[Check]]:
+    try:
+        told = parse_json(text)
+        host = short(told["host"])
+        return host, [
+            Check(
+                short(one["name"]),
+                Severity(one["severity"]),
+                short(one["finding"], 1000),
+                short(one["cure"], 1000),
+                host,
+            )
+            for one in told["objections"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"what rank {rank} found on its host came damaged ({short(error)})") from None
 
 
 def hosts(names: list[str]) -> Check:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from dtrain.comm import Launch, detect_launch, open_communicator
@@ -58,9 +57,9 @@ def second_rank() -> None:
 def _measure(launch: Launch, own: Sequence[Check]) -> list[Check]:
     backend = "mpi" if launch.launcher == "mpirun" else "gloo"
     with open_communicator(backend, launch, None, timeout_seconds=_TIMEOUT_SECONDS) as communicator:
-        objections = [asdict(check) for check in own if check.severity in (Severity.WARNING, Severity.ERROR)]
-        everyone = link.gather_json(communicator, {"host": socket.gethostname(), "objections": objections})
-        names = [str(one["host"]) for one in everyone]
+        objections = [check for check in own if check.severity in (Severity.WARNING, Severity.ERROR)]
+        everyone = link.gather_objections(communicator, socket.gethostname(), objections)
+        names = [host for host, _ in everyone]
         checks = [
             link.hosts(names),
             link.latency(communicator),
@@ -69,10 +68,7 @@ def _measure(launch: Launch, own: Sequence[Check]) -> list[Check]:
         ]
     first_of_host = [rank for rank, name in enumerate(names) if name not in names[:rank]]
     for rank in first_of_host[1:]:
-        for said in everyone[rank]["objections"]:
-            checks.append(
-                Check(said["name"], Severity(said["severity"]), said["finding"], said["cure"], host=names[rank])
-            )
+        checks += everyone[rank][1]
     return checks
 
 

@@ -10,13 +10,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from dtrain.arguments import on_signals
 from dtrain.comm.membership import PREFIX, tell
 from dtrain.elastic.coordinator import OVER, Coordinator, beat
 from dtrain.elastic.supervisor import FAILED, Supervisor
@@ -95,12 +95,17 @@ def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
                 time.sleep(_POLL_SECONDS)
             if link.exit_code is not None:
                 _await_end(here)
+            is_ending = here.is_ending  # by itself, or since it was told to
             here.end_all()
         if link.exit_code is not None:
             return link.exit_code
-        if here.is_ending:
+        if is_ending:
             return here.exit_code if here.exit_code is not None else os.EX_TEMPFAIL
-        _say(f"nothing was heard of {host}:{port} for {SILENT_SECONDS:g} s: ended the workers here, joining again")
+        _say(
+            f"nothing was heard of {host}:{port} for {SILENT_SECONDS:g} s: ended the workers here, joining again. "
+            "If that host is lost, so is the job: start it there with resume=latest, and it goes on from its last "
+            "checkpoint"
+        )
         link = _Link(host, port)
         link.await_first()
 
@@ -184,16 +189,6 @@ def _say(line: str) -> None:
     print(f"dtrain: {line}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _forwarding(supervisor: Supervisor) -> Iterator[None]:
+def _forwarding(supervisor: Supervisor) -> AbstractContextManager[None]:
     """SIGTERM and Ctrl-C go to the workers, who save and end."""
-
-    def forward(number: int, frame: Any) -> None:
-        supervisor.send(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return on_signals(supervisor.send, signal.SIGINT, signal.SIGTERM)

@@ -37,5 +37,5 @@ def _host(rank: int) -> str:
 
 
 if __name__ == "__main__":
-    with ending():
+    with ending("dtrain launch"):
         sys.exit(main())

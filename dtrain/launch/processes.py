@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
+from dtrain.arguments import on_signals
 from dtrain.launch.command import Command
 from dtrain.launch.hosts import Host
 from dtrain.launch.remote import GRACE_SECONDS, KILL
@@ -31,7 +32,8 @@ def run_on_all(hosts: Sequence[Host], made: Sequence[Command]) -> int:
     """
     programs: list[_Program] = []
     whole_lines = threading.Lock()
-    with _signals() as received:
+    received: list[signal.Signals] = []
+    with on_signals(received.append, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         try:
             programs += [_Program(host, command, whole_lines) for host, command in zip(hosts, made, strict=True)]
             return _watch(programs, received)
@@ -66,19 +68,6 @@ def _end(programs: Sequence[_Program], number: signal.Signals, received: list[si
         if all(program.exit_code() is not None for program in programs):
             return
         time.sleep(_POLL_SECONDS)
-
-
-@contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """The SIGINTs, SIGTERMs and SIGHUPs that arrive meanwhile; they do nothing else."""
-    received: list[signal.Signals] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda n, _: received.append(signal.Signals(n))) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Program:

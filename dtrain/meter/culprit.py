@@ -1,4 +1,4 @@
-"""Which rank kept the others waiting, from what each wrote down of its last collectives (`recent.py`)."""
+"""Which rank kept the others waiting, from what each wrote down of its last collectives (`recent.py`, `flight.py`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from dtrain.exchange import Op
 from dtrain.files import parse_json, read_file, short
+from dtrain.meter import flight
 from dtrain.meter.recent import SCHEMA, name_collective
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -35,10 +36,13 @@ class Collective:
 
 @dataclass(frozen=True)
 class Dump:
-    """What one rank wrote. `error` is how a collective failed there, None where none did."""
+    """What one rank wrote. `error` is how a collective failed there, None where none did, or where that is not known.
+
+    `world_size` is None and `host` empty where the dump does not say.
+    """
 
     rank: int
-    world_size: int
+    world_size: int | None
     host: str
     error: str | None
     groups: Mapping[str, tuple[int, ...]]
@@ -83,24 +87,42 @@ def read_dumps(paths: Iterable[Path]) -> list[Dump]:
 
 def _read(path: Path) -> Dump:
     content = read_file(path, MAX_BYTES)
+    if content.startswith(b"\x80"):
+        raise ValueError(
+            f"{path} is a pickle, which dtrain does not open: have torch write JSON, in the program that ran "
+            "(torch._C._distributed_c10d._dump_fr_trace_json)"
+        )
     try:
         data = parse_json(content)
+        if flight.is_of_torch(data):
+            return _of_torch(data, flight.rank_by_name(path))
         if data["schema"] != SCHEMA:
             raise ValueError(f"its schema is {data['schema']!r:.40}")
-        collectives = [_collective(one) for one in data["collectives"]]
+        groups, collectives, of_torch = data["groups"], data["collectives"], data.get("flight_recorder")
         rank, world_size = _count(data["rank"]), _count(data["world_size"])
         if not rank < world_size <= _MOST_RANKS:
             raise ValueError(f"it is of rank {rank} of {world_size}")
-        return Dump(
-            rank,
-            world_size,
-            _text(data["host"]),
-            None if data["error"] is None else _text(data["error"]),
-            {_text(name): tuple(map(_count, ranks)) for name, ranks in data["groups"].items()},
-            {(one.group, one.number): one for one in collectives},
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        error = None if data["error"] is None else _text(data["error"])
+        if not collectives and of_torch is not None:
+            groups = flight.members(of_torch, rank)
+            collectives = flight.collectives(of_torch, has_failed=error is not None)
+        return Dump(rank, world_size, _text(data["host"]), error, _groups(groups), _numbered(collectives))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is no dump of a rank's last collectives ({short(error)})") from None
+
+
+def _of_torch(data: Mapping[str, Any], rank: int) -> Dump:
+    """A dump that torch's recorder wrote, which says neither host nor number of ranks."""
+    collectives = flight.collectives(data, has_failed=False)
+    return Dump(rank, None, "", None, _groups(flight.members(data, rank)), _numbered(collectives))
+
+
+def _groups(data: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {_text(name): tuple(map(_count, ranks)) for name, ranks in data.items()}
+
+
+def _numbered(collectives: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], Collective]:
+    return {(one.group, one.number): one for one in map(_collective, collectives)}
 
 
 def _collective(one: Mapping[str, Any]) -> Collective:
@@ -170,7 +192,8 @@ def _differing(group: str, dumps: Sequence[Dump]) -> Finding | None:
 
 
 def _last_resort(dumps: Sequence[Dump]) -> Finding:
-    silent = tuple(sorted(set(range(dumps[0].world_size)) - {dump.rank for dump in dumps}))
+    world_size = dumps[0].world_size or 1 + dumps[-1].rank
+    silent = tuple(sorted(set(range(world_size)) - {dump.rank for dump in dumps}))
     latest = max(
         (one for dump in dumps for one in dump.collectives.values()), key=lambda one: one.started, default=None
     )
@@ -209,7 +232,7 @@ def _say_finished(finished: Collective | None) -> str:
 
 def _name(dumps: Sequence[Dump]) -> str:
     if len(dumps) == 1:
-        return f"rank {dumps[0].rank} on host {dumps[0].host}"
+        return f"rank {dumps[0].rank}" + (f" on host {dumps[0].host}" if dumps[0].host else "")
     ranks = [str(dump.rank) for dump in dumps]
     listed = ", ".join(ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"ranks {listed}"

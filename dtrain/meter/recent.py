@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtrain.files import write_whole
+from dtrain.meter.flight import last_of_torch
 
 if TYPE_CHECKING:
     from dtrain.meter.ledger import Ledger, Pending
@@ -65,10 +66,14 @@ class Recent:
         return f"it started {what} {ago:.0f} s ago" + (", and finished it" if one["ended"] else "")
 
     def dump(self, ledger: Ledger, rank: int, world_size: int) -> Path | None:
-        """Write what is remembered to collectives-rank<N>.json in the folder; its path, None if it is not written."""
+        """Write what is remembered to collectives-rank<N>.json in the folder; its path, None if it is not written.
+
+        Where nothing was metered it is what torch remembers.
+        """
         if self.folder is None:
             return None
         path = self.folder / f"collectives-rank{rank}.json"
+        last = [_as_json(pending) for pending in self._last.copy()]
         content = {
             "schema": SCHEMA,
             "rank": rank,
@@ -77,7 +82,8 @@ class Recent:
             "time": time.time(),
             "error": self.error,
             "groups": {name: list(group.ranks) for name, group in ledger.groups.items()},
-            "collectives": [_as_json(pending) for pending in self._last.copy()],
+            "collectives": last,
+            "flight_recorder": None if last else last_of_torch(KEPT),
         }
         try:
             write_whole(path, json.dumps(content) + "\n")

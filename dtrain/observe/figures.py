@@ -14,6 +14,7 @@ class TrainFigures:
     alone. Times are means per step: `step_seconds`, `exposed_comm_seconds` and `codec_seconds` of rank 0;
     `transfer_seconds` is what the collectives took on the rank that waited least, and `straggler_wait_seconds` what
     ranks waited beyond that, on average; both None where the backend does not time collectives.
+    `wait_by_rank` says of each rank how much of that wait was for it, in seconds of the whole interval.
     """
 
     step: int
@@ -29,6 +30,7 @@ class TrainFigures:
     transfer_seconds: float | None
     straggler_wait_seconds: float | None
     total_wire_bytes_all_ranks: float
+    wait_by_rank: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,9 @@ class MetricsFile:
         """Nothing, likewise."""
 
     def on_train(self, figures: TrainFigures) -> None:
-        self._lines.write({"kind": "train", **asdict(figures)})
+        data = asdict(figures)
+        del data["wait_by_rank"]  # a line must not grow with the number of ranks; the summary names the worst
+        self._lines.write({"kind": "train", **data})
 
     def on_eval(self, figures: EvalFigures) -> None:
         self._lines.write({"kind": "eval", **asdict(figures)})

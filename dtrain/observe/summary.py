@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,11 @@ from dtrain.observe.sample import Sample
 
 SCHEMA = 1
 _SECONDS_BETWEEN_WRITES = 5.0
+
+STRAGGLER_SHARE = 0.05
+"""A rank for which the others waited, on average, longer than this part of the steps' time, is named a straggler."""
+MOST_STRAGGLERS = 8
+"""How many are named, the worst."""
 
 _OF_STEPS = {
     "step_seconds_median": "step",
@@ -61,10 +66,14 @@ class Summary:
         facts: what is known before the first step (run, model, world_size, backend, compressor, grad_bytes, ...).
         ledger: rank 0's.
         nic: where interface counters are to be read; None where no interface is isolated.
+        hosts: every rank's, by rank.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], ledger: Ledger, nic: NicWindow | None) -> None:
-        self._path, self._facts, self._ledger, self._nic = path, dict(facts), ledger, nic
+    def __init__(
+        self, path: Path, facts: Mapping[str, Any], ledger: Ledger, nic: NicWindow | None, hosts: Sequence[str]
+    ) -> None:
+        self._path, self._facts, self._ledger, self._nic, self._hosts = path, dict(facts), ledger, nic, hosts
+        self._step_seconds, self._wait_by_rank = 0.0, [0.0] * len(hosts)
         self._num_steps = 0
         self._samples = {name: Sample() for name in (*_OF_STEPS, *_OF_INTERVALS)}
         self._phases: list[_PhaseBegun] = []
@@ -110,6 +119,9 @@ class Summary:
         self._train = figures
         for name, field in _OF_INTERVALS.items():
             self._samples[name].add(getattr(figures, field))
+        if figures.wait_by_rank is not None:
+            for rank, seconds in enumerate(figures.wait_by_rank):
+                self._wait_by_rank[rank] += seconds
         self._nic_end = self._transmitted()
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
@@ -131,6 +143,7 @@ class Summary:
         if record.step is not None:
             self._num_steps += 1
         if record.step is not None and record.times is not None:
+            self._step_seconds += record.times.step
             for name, time_of in _OF_STEPS.items():
                 self._samples[name].add(getattr(record.times, time_of))
 
@@ -158,6 +171,7 @@ class Summary:
             "loss": self._eval.loss if self._eval else None,
             "seconds": time.monotonic() - self._started,
             **{name: sample.median() for name, sample in self._samples.items()},
+            "stragglers": self._stragglers(),
             "total_wire_bytes_all_ranks": _exact(total_wire) if metered else None,
             "wire_bytes_by_phase_and_purpose": {
                 f"{activity}/{purpose}": _exact(self._ledger.total(activity=activity, purpose=purpose).wire_bytes)
@@ -169,6 +183,20 @@ class Summary:
             "packed_bytes": self._packed_bytes,
             "complete": complete,
         }
+
+    def _stragglers(self) -> list[dict[str, Any]] | None:
+        """The ranks that the others waited for, worst first; None where that is not known."""
+        if self._train is None or self._train.wait_by_rank is None:
+            return None
+        waited, named = sum(self._wait_by_rank), []
+        for rank in sorted(range(len(self._hosts)), key=lambda rank: -self._wait_by_rank[rank])[:MOST_STRAGGLERS]:
+            seconds = self._wait_by_rank[rank]
+            if seconds > STRAGGLER_SHARE * self._step_seconds:
+                of_step, of_wait = seconds / self._step_seconds, seconds / waited
+                named.append(
+                    {"rank": rank, "host": self._hosts[rank], "share_of_wait": of_wait, "share_of_step": of_step}
+                )
+        return named
 
     def _gradients(self) -> tuple[int, float]:
         """Payload and wire bytes so far."""

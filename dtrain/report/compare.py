@@ -37,6 +37,15 @@ class Group:
     rows: tuple[Row, ...]
 
 
+def _straggler(run: Run) -> str:
+    """The rank that the others waited for most, where some rank was waited for noticeably."""
+    if run.stragglers is None:
+        return "-"
+    return (
+        f"rank {run.stragglers[0].rank}, {units.percent(run.stragglers[0].share_of_wait)}" if run.stragglers else "none"
+    )
+
+
 GROUPS: tuple[Group, ...] = (
     Group(
         "network",
@@ -80,6 +89,7 @@ GROUPS: tuple[Group, ...] = (
             Row("(codec)", lambda run: units.seconds(run.codec_seconds_median)),
             Row("(transfer)", lambda run: units.seconds(run.transfer_seconds_median)),
             Row("(straggler wait)", lambda run: units.seconds(run.straggler_wait_seconds_median)),
+            Row("(most of it for)", _straggler, is_number=False),
             Row("images/s", lambda run: units.plain(run.images_per_second, 1)),
         ),
     ),
@@ -128,6 +138,7 @@ def _data(run: Run) -> dict[str, object]:
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     del fields["training"], fields["evaluation"]
     fields["phases"] = [{key: _json_number(value) for key, value in asdict(phase).items()} for phase in run.phases]
+    fields["stragglers"] = None if run.stragglers is None else [asdict(one) for one in run.stragglers]
     fields["packed"] = [{"path": str(one.path), "num_bytes": one.num_bytes} for one in run.packed]
     fields["path"] = str(run.path)
     fields["wire_bytes_by_phase_and_purpose"] = dict(run.wire_bytes_by_phase_and_purpose)

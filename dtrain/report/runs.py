@@ -30,6 +30,16 @@ class TrainedPhase:
 
 
 @dataclass(frozen=True)
+class Straggler:
+    """A rank that the others waited for: its part of all that waiting, and what that is of the steps' time."""
+
+    rank: int
+    host: str
+    share_of_wait: float | None
+    share_of_step: float | None
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run. Field names are the keys of `summary.json`; bytes and seconds as there.
 
@@ -67,6 +77,7 @@ class Run:
     codec_seconds_median: float | None
     transfer_seconds_median: float | None
     straggler_wait_seconds_median: float | None
+    stragglers: tuple[Straggler, ...] | None
     total_wire_bytes_all_ranks: float | None
     wire_bytes_by_phase_and_purpose: Mapping[str, float]
     phases: tuple[TrainedPhase, ...]
@@ -164,6 +175,7 @@ def _read_run(directory: Path) -> Run:
         codec_seconds_median=summary.measured("codec_seconds_median"),
         transfer_seconds_median=summary.measured("transfer_seconds_median", required=False),
         straggler_wait_seconds_median=summary.measured("straggler_wait_seconds_median", required=False),
+        stragglers=_stragglers(summary),
         total_wire_bytes_all_ranks=summary.measured("total_wire_bytes_all_ranks"),
         wire_bytes_by_phase_and_purpose=summary.table_of_bytes("wire_bytes_by_phase_and_purpose"),
         phases=tuple(_phase(fields) for fields in summary.objects("phases")),
@@ -174,6 +186,20 @@ def _read_run(directory: Path) -> Run:
         training=training,
         evaluation=evaluation,
         packed=read_packed(directory),
+    )
+
+
+def _stragglers(summary: Fields) -> tuple[Straggler, ...] | None:
+    if summary.values.get("stragglers") is None:
+        return None
+    return tuple(
+        Straggler(
+            rank=fields.count("rank"),
+            host=fields.text("host"),
+            share_of_wait=fields.measured("share_of_wait"),
+            share_of_step=fields.measured("share_of_step"),
+        )
+        for fields in summary.objects("stragglers")
     )
 
 

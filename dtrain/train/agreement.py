@@ -16,9 +16,6 @@ from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.sync.parameters import DIGEST_BYTES, digest
 from dtrain.train.settings import Settings, difference_of, name_ranks
 
-_MAX_BYTES = 1 << 20
-"""Of a rank's settings; ours have some KB."""
-
 
 class DivergedError(RuntimeError):
     """Ranks that must have the same parameters do not."""
@@ -34,7 +31,7 @@ def check_settings(settings: Settings, communicator: Communicator, ledger: Ledge
     with ledger.scope(purpose=Purpose.CONTROL):
         if len(all_gather(communicator, _bytes(own, device)).unique(dim=0)) == 1:
             return
-        texts = all_gather_bytes(communicator, text, device, limit=_MAX_BYTES)
+        texts = all_gather_bytes(communicator, text, device)
     ranks = [_read(said, rank) for rank, said in enumerate(texts)]
     raise ValueError(
         f"ranks were started with different settings: {difference_of(ranks)}: give every rank the same command"

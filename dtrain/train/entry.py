@@ -9,11 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
 from omegaconf import DictConfig
 
-from dtrain.arguments import FAILED, INTERRUPTED, MISTAKE, say_error
+from dtrain.arguments import FAILED, INTERRUPTED, MISTAKE, on_signals, say_error
 from dtrain.comm import CollectiveError, Launch, detect_launch, fail_together, join_step
 from dtrain.comm.membership import MEMBER, NOTHING, Member
 from dtrain.meter.rendezvous import AddressError
@@ -147,7 +146,7 @@ def _stopping(stop: StopRequest, launch: Launch) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the run to stop; a second one ends the process at once."""
     asked = 0.0
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def ask(number: signal.Signals) -> None:
         nonlocal asked
         if not stop.signal:
             stop.signal, asked = number, time.monotonic()
@@ -156,16 +155,13 @@ def _stopping(stop: StopRequest, launch: Launch) -> Iterator[None]:
         elif launch.launcher != "torchrun" or time.monotonic() - asked > FORWARDED_SECONDS:
             _end_by_sigterm()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except CollectiveError:
-        if stop.signal == signal.SIGTERM:  # the launcher ends this rank since another has failed, and says so itself
-            _end_by_sigterm()
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with on_signals(ask, signal.SIGINT, signal.SIGTERM):
+        try:
+            yield
+        except CollectiveError:
+            if stop.signal == signal.SIGTERM:  # the launcher ends this rank since another has failed, and says it
+                _end_by_sigterm()
+            raise
 
 
 def _end_by_sigterm() -> None:

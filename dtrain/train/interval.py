@@ -74,4 +74,5 @@ class Interval:
             transfer_seconds=split.transfer / num_steps if split else None,
             straggler_wait_seconds=split.straggler_wait / num_steps if split else None,
             total_wire_bytes_all_ranks=total_sent,
+            wait_by_rank=split.wait_by_rank if split else None,
         )

@@ -28,7 +28,7 @@ from dtrain.train.checkpoint import Manifest, open_checkpoint
 from dtrain.train.config import TrainConfig
 from dtrain.train.constraints import Constraints
 from dtrain.train.loop import Batch, Learner, Loop, Observer, Plan, Skipped
-from dtrain.train.meeting import meet, share_path
+from dtrain.train.meeting import meet, share_hosts, share_path
 from dtrain.train.model_files import save_model
 from dtrain.train.observers import (
     addresses_of_ranks,
@@ -194,6 +194,7 @@ def open_job(
         ledger.recent.folder = run_dir
         model = prepared.model.to(device)
         share_parameters(model, communicator, ledger)
+        hosts = share_hosts(communicator, ledger, device)
         for_gradients = communicator.duplicate()
         stack.callback(for_gradients.close)
         addresses = addresses_of_ranks(endpoint, config.observe.prometheus, launch, communicator, ledger, device)
@@ -210,7 +211,7 @@ def open_job(
         progress = checkpoint.manifest.progress if checkpoint is not None else Progress()
         if launch.rank == 0:
             write_whole(run_dir / run_directory.CONFIG, OmegaConf.to_yaml(composed, resolve=True))
-            summary = Summary(run_dir / "summary.json", about, ledger, nic)
+            summary = Summary(run_dir / "summary.json", about, ledger, nic, hosts)
             observers = (*open_observers(config, prepared, progress, run_dir, summary, ledger, stack), collector)
         kept = kept_in_checkpoints(config, prepared.facts)
         saver = Saver(run_dir, communicator, ledger, device, kept, config.keep_checkpoints)

@@ -166,7 +166,7 @@ class Loop:
                     self.in_common = copy(progress)
                     raise RegroupError
                 if agreed.save or (plan.save_every and progress.step % plan.save_every == 0):
-                    self.save()
+                    self._save()
                     boundary.begin(progress.step)
                 if goes_on and self._evaluates():
                     self.declare()  # an evaluation may be long, and a run that is killed in it loses nothing
@@ -180,7 +180,7 @@ class Loop:
             if self.evaluate(last_epoch) is not None:
                 return True
         if self.boundary.stop.is_preemption:
-            self.save()
+            self._save()
         self._check_replicas()
         return False
 
@@ -196,6 +196,13 @@ class Loop:
     def _new_interval(self) -> Interval:
         return Interval(times_collectives=self.learner.synchronizer.ends_with_step)
 
+    def _save(self) -> None:
+        """Where replicas should be equal now, see that they are: what came altered must not be gone on from."""
+        synchronizer = self.learner.synchronizer
+        if synchronizer.ends_with_step and synchronizer.num_own_steps == 0:
+            self._compare_replicas()
+        self.save()
+
     def _check_replicas(self) -> None:
         try:
             self.learner.synchronizer.align()
@@ -203,6 +210,9 @@ class Loop:
             if self.plan.on_nonfinite == "raise":
                 raise
             self.skipped.add(error)
+        self._compare_replicas()
+
+    def _compare_replicas(self) -> None:
         with self.ledger.scope(activity=Activity.EVAL):
             check_replicas(self.learner.model, self.progress.step, self.communicator, self.ledger, self.device)
 

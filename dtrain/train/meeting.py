@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor
 
 from dtrain.arguments import say_doing
-from dtrain.comm import QUIET_SECONDS, CollectiveError, Communicator, Launch, broadcast, open_communicator
+from dtrain.comm import (
+    QUIET_SECONDS,
+    CollectiveError,
+    Communicator,
+    Launch,
+    all_gather_bytes,
+    broadcast,
+    open_communicator,
+)
+from dtrain.files import short
 from dtrain.meter import c10d
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.meter.rendezvous import RendezvousError, join_store
@@ -120,3 +130,10 @@ def share_path(path: Path, communicator: Communicator, ledger: Ledger, device: t
         if communicator.rank != 0:
             text = torch.empty(length, dtype=torch.uint8, device=device)
         return Path(os.fsdecode(bytes(broadcast(communicator, text).tolist())))
+
+
+def share_hosts(communicator: Communicator, ledger: Ledger, device: torch.device) -> list[str]:
+    """The name of every rank's host."""
+    with ledger.scope(purpose=Purpose.CONTROL):
+        names = all_gather_bytes(communicator, socket.gethostname().encode() or b"?", device)
+    return [short(name.decode(errors="replace").rstrip()) for name in names]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -12,6 +13,7 @@ from ranks import Here, on_ranks
 
 from dtrain.meter import c10d, roll_call
 from dtrain.meter.culprit import find_culprit, read_dumps
+from dtrain.meter.flight import last_of_torch
 from dtrain.meter.ledger import Ledger, Purpose
 from dtrain.meter.roll_call import RollCall
 
@@ -46,6 +48,7 @@ def test_the_rank_that_stopped_taking_part_is_named_from_the_dumps(here: Here) -
             said = calling.call()
             assert not said or "alive but in no collective (it started all_reduce 5 of 4,000 B (gradient) " in said
             ledger.recent.dump(ledger, here.rank, here.world_size)
+    (here.folder / f"trace_rank_{here.rank}.json").write_text(json.dumps(last_of_torch(100)))
     here.store.set(f"dumped {here.rank}", "")
     here.store.wait([f"dumped {rank}" for rank in range(3)])
     calling.leave()
@@ -55,3 +58,6 @@ def test_the_rank_that_stopped_taking_part_is_named_from_the_dumps(here: Here) -
     assert "never started all_reduce 6 of 4,000 B (gradient), in which ranks 0, 2 waited" in found.sentence
     assert found.last_finished is not None
     assert found.last_finished.number == 5
+    by_torch = find_culprit(read_dumps(here.folder / f"trace_rank_{rank}.json" for rank in range(3)))
+    assert by_torch.ranks == (1,)
+    assert "never started all_reduce 6 of 4,000 B (unknown), in which ranks 0, 2 waited" in by_torch.sentence

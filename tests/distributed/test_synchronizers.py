@@ -565,6 +565,8 @@ def test_waiting_for_a_slow_rank_is_told_apart_from_transfer(here: Here) -> None
     (metrics,) = reported
     assert metrics.straggler_wait_seconds > 0.1  # 0.3 s on one of two ranks
     assert metrics.transfer_seconds < metrics.straggler_wait_seconds
+    on_time, late = metrics.wait_by_rank
+    assert late > 0.9 * (on_time + late)
 
 
 def chain_for_digits() -> nn.Sequential:

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from subprocess import Popen
@@ -41,6 +43,13 @@ def wait_until(holds: Callable[[], bool], process: Popen[str], what: str, second
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def sittings(run_dir: Path) -> Iterator[Path]:
@@ -135,3 +144,37 @@ def test_a_job_without_losses_ends_as_one_under_torchrun_does(tmp_path: Path) ->
     assert summary["complete"]
     assert summary["num_steps"] == 6
     assert summary["world_size"] == 2
+
+
+@pytest.mark.alone
+def test_a_host_joins_is_lost_when_it_is_silent_joins_again_and_says_when_the_first_is_lost(tmp_path: Path) -> None:
+    run_dir, place = tmp_path / RUN, f"127.0.0.1:{free_port()}"
+    address, port = place.split(":")
+    settings = ("num_epochs=40", "backend.timeout_seconds=3", *SETTINGS)
+    hosts = ("--host", address, "--port", port, "--min", "1", "--max", "2")
+    first = start(dtrain_command("elastic", "-n", "1", *hosts, *settings), tmp_path)
+    second = start(dtrain_command("elastic", "-n", "1", "--join", place, *settings), tmp_path)
+    stopped: list[int] = []
+    try:
+        wait_until(partial(is_training, run_dir, 0, (2,)), first, "the first group is of both hosts")
+        stopped += [second.pid, *workers(second.pid)]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(partial(is_training, run_dir, 1, (1,)), first, "one goes on", 30.0)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(partial(is_training, run_dir, 2, (2,)), first, "the other has joined again", 75.0)
+        first.kill()
+        said = finish(first, 30.0).stderr
+        wait_until(lambda: not workers(second.pid), second, "it ends its worker", 30.0)
+        time.sleep(1.0)  # and says so
+    finally:
+        for process in (first, second):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and the one that forks: its workers end with it
+    assert re.search(r"^dtrain: host \S+ is silent: its workers count as lost$", said, re.MULTILINE)
+    lost = (
+        f"dtrain: nothing was heard of {place} for 3 s: ended the workers here, joining again. If that host is lost, "
+    )
+    lost += "so is the job: start it there with resume=latest, and it goes on from its last checkpoint\n"
+    assert lost in finish(second, 30.0).stderr

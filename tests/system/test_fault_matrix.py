@@ -7,18 +7,20 @@ DTRAIN_FULL=1 runs all of it, in about half an hour; else one cell: others are i
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from programs import environment, run, under_torchrun
+from programs import dtrain_command, environment, run, under_torchrun
 from test_interruption import processes_about
 
 FAULTY = str(Path(__file__).parent / "programs" / "faulty.py")
 SETTINGS = ("data=digits", "model=squeezenet1_1", "compressor=int4", "num_steps=12", "save_every=3", "log_every=2")
 SETTINGS += ("batch_size=4", "eval_every_epochs=0", "run_dir=run", "resume=latest", "backend.timeout_seconds=8")
 SETTINGS += ("backend.start_timeout_seconds=20", "observe.progress=false")
+SETTINGS += ("threads=1",)  # the same arithmetic on one host and on a node for each rank
 
 
 class Fault(NamedTuple):
@@ -40,7 +42,9 @@ PLACES = ("start", "forward", "collective", "checkpoint")
 KINDS = ("exception", "SIGKILL", "SIGTERM", "SIGSTOP", "agent")
 ALL = [Fault(place, kind, rank) for kind in KINDS for place in PLACES for rank in (0, 1)]
 ALL += [Fault("checkpoint", "disk_full", rank) for rank in (0, 1)]
-IN_CI = (Fault("checkpoint", "SIGKILL", 1),)
+ALL += [Fault(place, "link", rank) for place in PLACES for rank in (0, 1)]
+ALL += [Fault("collective", "payload", rank) for rank in (0, 1)]
+IN_CI = (Fault("checkpoint", "SIGKILL", 1), Fault("collective", "link", 1))
 
 
 def outcome(fault: Fault) -> Outcome:
@@ -58,7 +62,20 @@ def outcome(fault: Fault) -> Outcome:
             return Outcome(1, "stopped by SIGTERM after step")
         case "SIGSTOP":
             return Outcome(1, f"rank {fault.rank} ")
+        case "payload":  # of two that differ neither can know which is right
+            return Outcome(1, "replicas have diverged by step 9: rank 1 has parameters that rank 0 has not")
+        case "link":  # which end is cut off neither can know
+            return Outcome(1, "does not answer")
     return Outcome(-9, "")
+
+
+def command(fault: Fault) -> list[str]:
+    """The trainer with the fault, on two ranks; for one of a link on a node each."""
+    program = [FAULTY, fault.place, fault.kind, str(fault.rank), *SETTINGS]
+    if fault.kind != "link":
+        return under_torchrun(2, *program)
+    on_node = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", *program]
+    return dtrain_command("cluster", "run", "--nodes", "2", "--", *on_node)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +94,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 )
 def test_it_ends_in_time_says_who_and_goes_on(tmp_path: Path, fault: Fault, undisturbed: bytes) -> None:
     expected = outcome(fault)
-    program = [FAULTY, fault.place, fault.kind, str(fault.rank), *SETTINGS]
-    ended = run(under_torchrun(2, *program), tmp_path, timeout=100.0, env=environment()).expect(expected.code)
+    if fault.kind == "link" and os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    ended = run(command(fault), tmp_path, timeout=100.0, env=environment()).expect(expected.code)
     assert expected.said in ended.stdout + ended.stderr, f"{ended.stdout}\n{ended.stderr}"
     deadline = time.monotonic() + 30.0
     while (left := processes_about(tmp_path)) and time.monotonic() < deadline:

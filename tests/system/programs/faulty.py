@@ -3,10 +3,13 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.train import entry, job, loop, saving
@@ -16,6 +19,7 @@ place, fault, rank = sys.argv[1], sys.argv[2], sys.argv[3]
 mine = os.environ["RANK"] == rank
 in_step = threading.Event()  # from the beginning of that step on
 saved = []
+altered: list[bool] = []  # the next answer of a collective
 
 
 def happen() -> None:
@@ -23,6 +27,12 @@ def happen() -> None:
         return
     if fault == "exception":
         raise RuntimeError("a fault of this test")
+    if fault == "payload":
+        altered.append(True)
+        return
+    if fault == "link":  # of this rank's node; the namespace is its own
+        subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+        return
     if fault == "disk_full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the file of this test")
     pid = os.getppid() if fault == "agent" else os.getpid()
@@ -57,6 +67,29 @@ def train_step(self: Any, *arguments: Any) -> None:
 
 
 loop.Loop._train_step = train_step  # type: ignore[method-assign]
+original_start = TorchCommunicator.start
+
+
+class Altered:
+    """A collective whose answer arrives with one bit turned over, as no checksum of TCP's has seen."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def wait(self) -> Any:
+        answer = self._handle.wait()
+        if altered:
+            altered.pop()
+            answer.view(-1).view(torch.uint8)[answer.nbytes // 2] ^= 0x10
+        return answer
+
+
+def start(self: Any, request: Any) -> Any:
+    handle = original_start(self, request)
+    return Altered(handle) if altered else handle
+
+
+TorchCommunicator.start = start  # type: ignore[method-assign]
 match place:
     case "start":
         before(job, "share_parameters", lambda: True)

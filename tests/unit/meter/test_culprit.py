@@ -133,3 +133,96 @@ def test_a_folder_without_dumps_and_dumps_of_two_runs_are_mistakes(dump: Any, tm
 def test_a_dump_changes_no_terminal(dump: Any) -> None:
     (one,) = read_dumps([dump(0, host="node\x1b[31m0")])
     assert one.host == "node[31m0"
+
+
+def of_torch(number: int, *, retired: bool = True, group: tuple[str, str] = ("0", "default_pg"), **more: Any) -> Any:
+    """An entry of torch's flight recorder, as torch 2.13 writes it of gloo."""
+    return {
+        "collective_seq_id": number,
+        "input_dtypes": ["Float"],
+        "input_sizes": [[5, 5 * number]],
+        "is_p2p": False,
+        "process_group": list(group),
+        "profiling_name": "gloo:all_reduce",
+        "retired": retired,
+        "state": "scheduled",
+        "time_created_ns": 10**9 * number,
+        **more,
+    }
+
+
+def recorded(*entries: Any, ranks: str = "[]") -> dict[str, Any]:
+    return {"entries": list(entries), "pg_config": {"1": {"desc": "", "ranks": ranks}}, "version": "2.10"}
+
+
+def test_torch_s_flight_recorder_tells_who_is_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rank, last in enumerate((3, 2, 3)):
+        entries = [of_torch(n, retired=n < 3) for n in range(1, last + 1)]
+        (tmp_path / f"trace_rank_{rank}.json").write_text(json.dumps(recorded(*entries)))
+    assert main(["trace", *map(str, tmp_path.iterdir())]) == 0
+    assert capsys.readouterr().out == (
+        "rank 1 is behind: never started all_reduce 3 of 300 B (unknown), in which ranks 0, 2 waited; "
+        "the last that all had finished is all_reduce 2 of 200 B (unknown)\n"
+    )
+
+
+def test_it_does_where_nothing_was_metered_and_a_failure_is_no_end(dump: Any) -> None:
+    all_of_them = [of_torch(n) for n in range(1, 4)]  # gloo's say of one that failed that it is over
+    failed = recorded(*all_of_them)
+    paths = [dump(rank, flight_recorder=failed, error="it failed") for rank in range(3)]
+    found = find_culprit(read_dumps(paths))
+    assert found.sentence.startswith("no rank is behind: the last that others started is all_reduce 3")
+    assert found.last_finished is not None
+    assert found.last_finished.number == 2
+    dump(1, flight_recorder=recorded(*all_of_them[:2]))
+    behind = find_culprit(read_dumps(paths))
+    assert behind.sentence.startswith("rank 1 on host node1 is behind: never started all_reduce 3")
+    assert behind.last_finished is not None
+    assert behind.last_finished.number == 2
+
+
+@pytest.mark.parametrize("ranks", ["[0, 1]", "[]"])
+def test_who_is_not_of_a_group_of_torch_s_is_not_behind_in_it(dump: Any, ranks: str) -> None:
+    own = of_torch(1, group=("1", "undefined"))
+    paths = [dump(rank, flight_recorder=recorded(of_torch(1), own, ranks=ranks)) for rank in (0, 1)]
+    paths.append(dump(2, flight_recorder=recorded(of_torch(1), ranks=ranks)))
+    assert find_culprit(read_dumps(paths)).ranks == ()
+
+
+def test_sends_and_receives_are_left_out_since_they_are_numbered_by_pair(dump: Any) -> None:
+    paths = [dump(0, flight_recorder=recorded(of_torch(1), of_torch(7, is_p2p=True)))]
+    (one,) = read_dumps(paths)
+    assert one.last_of("0") == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"input_dtypes": ["Pickle"]},
+        {"input_sizes": [[2**62, 2**62]]},
+        {"input_sizes": [[-1]]},
+        {"input_sizes": []},
+        {"collective_seq_id": "1"},
+        {"process_group": []},
+        {"profiling_name": None},
+        {"time_created_ns": []},
+    ],
+)
+def test_what_torch_would_not_write_is_a_mistake(
+    tmp_path: Path, changed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace_rank_0.json"
+    path.write_text(json.dumps(recorded(of_torch(1, **changed))))
+    assert main(["trace", str(path)]) == 2
+    assert "is no dump of a rank's last collectives" in capsys.readouterr().err
+
+
+def test_a_pickle_is_not_opened_and_a_name_without_a_rank_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nccl_trace_rank_0").write_bytes(b"\x80\x02}q\x00.")
+    assert main(["trace", str(tmp_path / "nccl_trace_rank_0")]) == 2
+    assert "is a pickle, which dtrain does not open: have torch write JSON" in capsys.readouterr().err
+    (tmp_path / "trace.json").write_text(json.dumps(recorded(of_torch(1))))
+    assert main(["trace", str(tmp_path / "trace.json")]) == 2
+    assert "has to end with the rank" in capsys.readouterr().err

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from dtrain.exchange import Op
 from dtrain.meter import recent
 from dtrain.meter.ledger import Group, Ledger, Pending, Purpose
@@ -44,6 +46,20 @@ def test_one_that_failed_has_not_ended() -> None:
     pending.has_failed = True
     pending.complete()
     assert pending.end() == (False, None)
+
+
+def test_where_nothing_was_metered_the_dump_is_of_torch_s_recorder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "last_of_torch", lambda kept: {"kept": kept})
+    ledger = Ledger()
+    ledger.recent.folder = tmp_path
+    path = ledger.recent.dump(ledger, 0, 2)
+    assert path is not None
+    assert json.loads(path.read_text())["flight_recorder"] == {"kept": recent.KEPT}
+    record(ledger)
+    ledger.recent.dump(ledger, 0, 2)
+    assert json.loads(path.read_text())["flight_recorder"] is None
 
 
 def test_the_dump_holds_the_last_ones(tmp_path: Path) -> None:

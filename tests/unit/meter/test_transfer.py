@@ -8,6 +8,7 @@ def test_the_rank_that_came_last_shows_the_transfer_and_the_others_waited() -> N
     assert split is not None
     assert split.transfer == pytest.approx(2.0)
     assert split.straggler_wait == pytest.approx((4 + 0 + 2) / 3)
+    assert split.wait_by_rank == (0.0, pytest.approx(2.0), 0.0)
 
 
 def test_transfer_and_waiting_add_up_to_the_mean_over_ranks() -> None:
@@ -23,4 +24,4 @@ def test_nothing_timed_is_no_split_and_not_zero() -> None:
 
 
 def test_one_rank_waits_for_nobody() -> None:
-    assert split_transfer([[1.0, 2.0]]) == (3.0, 0.0)
+    assert split_transfer([[1.0, 2.0]]) == (3.0, 0.0, (0.0,))

@@ -50,7 +50,8 @@ class Run:
         self.path = folder / "summary.json"
         self.ledger = Ledger()
         self.facts = {**FACTS, **facts}
-        self.summary = Summary(self.path, self.facts, self.ledger, nic)
+        hosts = [f"node{rank}" for rank in range(self.facts["world_size"])]
+        self.summary = Summary(self.path, self.facts, self.ledger, nic, hosts)
 
     def record(self, payload: int, activity: Activity, purpose: Purpose) -> None:
         n = self.facts["world_size"]
@@ -173,6 +174,26 @@ def test_the_total_over_all_ranks_of_an_unfinished_run_is_the_last_one_known(tmp
     assert run.summary.write()["total_wire_bytes_all_ranks"] == DENSE_WIRE
     run.summary.on_train(train_metrics(3))
     assert run.summary.write()["total_wire_bytes_all_ranks"] == 21
+
+
+def test_ranks_that_others_waited_for_are_named_with_their_hosts_and_shares_worst_first(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.summary.write()["stragglers"] is None  # nothing is known yet
+    for step in range(10):
+        run.step(step)  # of a second each
+    run.summary.on_train(train_metrics(5, wait_by_rank=(0.1, 0.0, 0.5, 2.0)))
+    run.summary.on_train(train_metrics(10, wait_by_rank=(0.1, 0.0, 0.4, 0.9)))
+    assert run.summary.write()["stragglers"] == [
+        {"rank": 3, "host": "node3", "share_of_wait": pytest.approx(2.9 / 4.0), "share_of_step": pytest.approx(0.29)},
+        {"rank": 2, "host": "node2", "share_of_wait": pytest.approx(0.9 / 4.0), "share_of_step": pytest.approx(0.09)},
+    ]
+
+
+def test_where_collectives_have_no_times_it_is_not_known_who_was_late(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.step(0)
+    run.summary.on_train(train_metrics(1))
+    assert run.summary.write()["stragglers"] is None
 
 
 def test_the_interface_s_bytes_are_those_since_the_start_per_rank_and_step(

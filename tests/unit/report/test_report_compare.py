@@ -40,6 +40,7 @@ def test_the_demo_shows_parameters_all_four_bytes_savings_accuracy_and_time(tmp_
     assert row(text, "(codec)") == ["21.0", "ms", "400", "µs"]
     assert row(text, "exposed comm.") == ["610", "ms", "11.0", "ms"]
     assert row(text, "(straggler wait)") == ["90.0", "ms", "3.10", "ms"]
+    assert row(text, "(most of it for)") == ["rank", "1,", "93.0%", "none"]
     assert row(text, "complete") == ["yes", "yes"]
     assert "grouped" in text  # the layout of AlexNet is named
 

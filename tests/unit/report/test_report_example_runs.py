@@ -48,6 +48,7 @@ def summary_of(name: str, **changes: Any) -> dict[str, Any]:
         "codec_seconds_median": 0.0004,
         "transfer_seconds_median": 0.0 if alone else 0.018,
         "straggler_wait_seconds_median": 0.0 if alone else 0.0031,
+        "stragglers": [],
         "total_wire_bytes_all_ranks": wire * 180 * world_size + payload,
         "wire_bytes_by_phase_and_purpose": {
             "init/parameters": payload * (world_size - 1),
@@ -115,6 +116,7 @@ def write_demo(root: Path) -> list[Path]:
         codec_seconds_median=0.021,
         transfer_seconds_median=0.77,
         straggler_wait_seconds_median=0.09,
+        stragglers=[{"rank": 1, "host": "node1", "share_of_wait": 0.93, "share_of_step": 0.0495}],
     )
     return [alexnet, write_run(root / "squeezenet1_1")]
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from threads import ThreadCommunicator, run_ranks
 from torch import Tensor, nn
 
 from dtrain.comm import Communicator
@@ -19,6 +20,7 @@ from dtrain.sync.fragments import Fragments
 from dtrain.sync.local import Local, Method
 from dtrain.sync.rounds import Rounds
 from dtrain.sync.synchronizer import Synchronizer
+from dtrain.train.agreement import DivergedError
 from dtrain.train.boundary import Boundary, StopRequest
 from dtrain.train.loop import Learner, Loop, Plan
 from dtrain.train.progress import Course, Progress
@@ -87,6 +89,43 @@ def test_all_that_keeps_replicas_together_is_training_s_gradients_to_the_end(
     synchronizer.close()
     assert ledger.total(purpose=Purpose.GRADIENT).count == exchanges
     assert ledger.total(activity=Activity.TRAIN, purpose=Purpose.GRADIENT).count == exchanges
+
+
+@pytest.mark.parametrize(("make", "saved"), [(every_step, 0), (local(), 1), (local(2, 1), 1)])
+def test_a_checkpoint_is_not_made_of_replicas_that_differ_and_should_not(
+    make: Callable[..., Synchronizer], saved: int
+) -> None:
+    """After three steps; amidst a local round replicas may."""
+    steps: list[int] = []
+
+    def body(communicator: ThreadCommunicator) -> None:
+        ledger = Ledger()
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.1 * communicator.rank)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        synchronizer = make(model, optimizer, communicator, ledger)
+        course = Course(Loader.num_samples, 2)
+        loop = Loop(
+            learner=Learner(model, optimizer, synchronizer, lambda step: 0.1),
+            plan=Plan(log_every=100, eval_every_epochs=0, save_every=3),
+            course=course,
+            end=course.place(7),
+            communicator=communicator,
+            ledger=ledger,
+            loader=Loader(),
+            eval_batches=lambda: Loader().epoch(0),
+            save=lambda: steps.append(loop.progress.step),
+            declare=lambda: None,
+            observers=(),
+            device=torch.device("cpu"),
+        )
+        loop.run()
+
+    with pytest.raises(DivergedError, match="replicas have diverged by step"):
+        run_ranks(2, body)
+    assert steps[:2] == [3] * 2 * saved
 
 
 @pytest.mark.parametrize(
