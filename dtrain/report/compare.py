@@ -57,18 +57,14 @@ GROUPS: tuple[Group, ...] = (
         ),
     ),
     Group(
-        "saving, whole run",
+        "saving and result",
         (
             Row("against fp32", lambda run: units.ratio(run.saving_vs_fp32)),
             Row("against fp16", lambda run: units.ratio(run.saving_vs_fp16)),
-        ),
-    ),
-    Group(
-        "result on the test set",
-        (
-            Row("data", lambda run: run.data, is_number=False),
             Row("accuracy", lambda run: units.percent(run.accuracy)),
             Row("loss", lambda run: units.plain(run.loss, 4)),
+            Row("steps", lambda run: units.count(run.num_steps)),
+            Row("test set of", lambda run: run.data, is_number=False),
         ),
     ),
     Group(
@@ -90,7 +86,6 @@ GROUPS: tuple[Group, ...] = (
             Row("backend", lambda run: run.backend, is_number=False),
             Row("compressor", lambda run: run.compressor, is_number=False),
             Row("batch per rank", lambda run: units.count(run.batch_size_per_rank)),
-            Row("steps", lambda run: units.count(run.num_steps)),
             Row("rounds", lambda run: units.count(run.num_rounds)),
             Row("complete", lambda run: "yes" if run.complete else "NO", is_number=False),
         ),
