@@ -116,10 +116,11 @@ def compare_data(runs: Sequence[Run]) -> dict[str, object]:
 
     Each run has the keys of `summary.json`, its `label` and `path`, and `compute_and_other_seconds_median`.
     """
-    return {"schema": 1, "runs": [_data(run) for run in runs]}
+    return {"schema": 1, "runs": [run_data(run) for run in runs]}
 
 
-def _data(run: Run) -> dict[str, object]:
+def run_data(run: Run) -> dict[str, object]:
+    """One run, as plain data."""
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     del fields["training"], fields["evaluation"]
     fields["phases"] = [{key: _json_number(value) for key, value in asdict(phase).items()} for phase in run.phases]

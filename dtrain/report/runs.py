@@ -17,6 +17,9 @@ from dtrain.report.curves import Curve, read_curves
 from dtrain.report.fields import SCHEMA, Fields, printable, read_object
 from dtrain.report.packed import Packed, read_packed
 
+HOLDS_WITHIN = 0.01
+"""Of accuracy: a saving that costs more is no saving, and never goes before one that holds."""
+
 
 @dataclass(frozen=True)
 class TrainedPhase:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtrain.report import units
-from dtrain.report.runs import Run, result_of
+from dtrain.report.runs import HOLDS_WITHIN, Run, result_of
 from dtrain.report.squeezenet.pairs import Pair, dense, dense_pairs
 from dtrain.report.squeezenet.paper import PAPER_CLASSES
 
@@ -70,10 +70,6 @@ def _num_incomplete(pair: Pair) -> int:
     return sum(not run.complete for run in pair)
 
 
-HOLDS_WITHIN = 0.01
-"""Of accuracy: a saving that costs more is no saving, and never goes before one that holds."""
-
-
 def _saving(run: Run) -> float:
     return run.saving_vs_fp32 or 0.0
 
@@ -94,9 +90,7 @@ def _of_saving(run: Run, runs: Sequence[Run]) -> Headline:
     if _holds(run, runs):
         return Headline(f"{run.exchange} sends {fewer}, and ends at {ends}, fp32 at {dense_ends}", ratio, detail)
     cost = f"{100 * (fp32.accuracy - run.accuracy):.1f} points"
-    return Headline(
-        f"{run.exchange} cost {cost} of accuracy ({ends}, fp32 {dense_ends}), for {fewer}", cost, detail
-    )
+    return Headline(f"{run.exchange} cost {cost} of accuracy ({ends}, fp32 {dense_ends}), for {fewer}", cost, detail)
 
 
 def _against_fp16(run: Run) -> str:

@@ -34,7 +34,7 @@ def bytes_to_accuracy(runs: Sequence[Run]) -> Finding:
         untrained = dict.fromkeys(f"{a.label} {units.percent(_best(a))}, {a.num_steps:,} steps" for a, _ in pairs)
         return Finding(
             Verdict.NOT_MEASURED,
-            f"Missing: an AlexNet that has trained. Its accuracy did not rise from test to test ({'; '.join(untrained)}).",
+            f"Missing: an AlexNet that has trained. Its accuracy has not risen between tests ({'; '.join(untrained)}).",
             runs_of(pairs),
         )
     numbers, sentences = {}, []

@@ -80,8 +80,8 @@ def test_runs_of_different_length_have_their_steps_beside_every_accuracy(tmp_pat
         ({}, "<h1>squeezenet1_1 sends <strong>4.94 MB</strong> per step and rank</h1>"),
         (
             {"compressor": "top_k", "saving_vs_fp32": 520.0, "saving_vs_fp16": 260.0, "accuracy": 0.96},
-            "<h1>top_k sends <strong>520.0x</strong> fewer bytes than fp32 and 260.0x fewer than fp16, and ends at 96.0%; "
-            "fp32&#39;s accuracy is not here</h1>",
+            "<h1>top_k sends <strong>520.0x</strong> fewer bytes than fp32 and 260.0x fewer than fp16, and ends at "
+            "96.0%; fp32&#39;s accuracy is not here</h1>",
         ),
         (
             {"compressor": "top_k", "saving_vs_fp32": 520.0, "saving_vs_fp16": 260.0, "accuracy": None},
@@ -116,9 +116,7 @@ def test_no_saving_is_praised_that_costs_accuracy(tmp_path: Path, accuracies: tu
     runs = [
         write_run(tmp_path / "fp32", accuracy=0.97),
         write_run(tmp_path / "int4", compressor="int4", saving_vs_fp32=7.9, saving_vs_fp16=3.95, accuracy=int4),
-        write_run(
-            tmp_path / "top_k", compressor="top_k", saving_vs_fp32=1599.0, saving_vs_fp16=799.5, accuracy=top_k
-        ),
+        write_run(tmp_path / "top_k", compressor="top_k", saving_vs_fp32=1599.0, saving_vs_fp16=799.5, accuracy=top_k),
     ]
     assert title in html_of(tmp_path, *runs)
 
