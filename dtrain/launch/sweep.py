@@ -145,7 +145,7 @@ def _refuse_ours(settings: Sequence[str]) -> None:
     for setting in settings:
         if setting.startswith("-"):
             raise ValueError(f"{setting} stands behind a setting: put options before settings")
-        key = setting.partition("=")[0]
+        key = setting.partition("=")[0].lstrip("+~")
         if key in _OURS:
             raise ValueError(f"{key} is the sweep's own, one for each combination: leave it out ({_OURS[key]})")
 
@@ -161,10 +161,11 @@ def _names(listed: Sequence[Combination]) -> list[str]:
 
 def _named(varied: tuple[str, str]) -> str:
     key, value = varied
-    return value if key in _SAY_WHAT_THEY_ARE else f"{key.rpartition('.')[2]}_{value}"
+    return value if key in _GROUPS else f"{key.rpartition('.')[2]}_{value}"
 
 
-_SAY_WHAT_THEY_ARE = ("model", "compressor", "data", "optimizer", "sync", "backend", "experiment")
+_GROUPS = ("model", "compressor", "data", "optimizer", "sync", "backend", "experiment")
+"""Whose values say what they are of."""
 
 
 def _quoted(folder: Path) -> str:
