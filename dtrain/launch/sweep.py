@@ -90,7 +90,8 @@ def run(planned: Sequence[Planned], output: TextIO) -> Outcome:
     One that fails is named on standard error, and the next has its turn. SIGINT and SIGTERM have the one that runs
     saved, and end the sweep; a second signal ends its ranks at once.
     """
-    complete, failed = [], {}
+    complete: list[Planned] = []
+    failed: dict[str, int] = {}
     with _signals() as received:
         for number, one in enumerate(planned, start=1):
             what = "done already" if one.is_done else "goes on" if run_directory.holds_run(one.folder) else "begins"

@@ -61,7 +61,7 @@ class _TensorBoard:
     def __init__(self, run_dir: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(run_dir / FOLDER), flush_secs=_FLUSH_SECONDS)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(run_dir / FOLDER), flush_secs=_FLUSH_SECONDS)
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
