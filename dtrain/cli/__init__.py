@@ -25,6 +25,7 @@ from dtrain.cli import (
     plan,
     runs,
     ship,
+    sweep,
     top,
     trace,
 )
@@ -70,7 +71,22 @@ def command_line() -> Parser:
     verbs = add_verbs(parser)
     verbs.add_parser("train", help="train a model (settings as KEY=VALUE; see `dtrain train --help`)")
     verbs.add_parser("resume", help="go on with a run in its own directory (see `dtrain resume --help`)")
-    groups = (launch, runs, checkpoint, explain, plan, doctor, pack, ship, dashboard, top, trace, cluster, elastic)
+    groups = (
+        launch,
+        sweep,
+        runs,
+        checkpoint,
+        explain,
+        plan,
+        doctor,
+        pack,
+        ship,
+        dashboard,
+        top,
+        trace,
+        cluster,
+        elastic,
+    )
     for group in (*groups, completion):
         group.add_to(verbs)
     return parser

@@ -8,7 +8,7 @@ from itertools import chain
 
 from dtrain.cli.output import Verbs
 
-_SETTINGS = ("train", "resume", "plan", "simulate")
+_SETTINGS = ("train", "resume", "plan", "simulate", "sweep")
 """Verbs that take settings of a training."""
 _BASH = """\
 # dtrain completion bash: source <(dtrain completion bash)

@@ -28,7 +28,7 @@ Options come before settings."""
 _EPILOG = """\
 Exit code: of the rank that failed first (2 a mistake in the request, 75 saved for SIGTERM), 130 after Ctrl-C, 143 after
 SIGTERM. Each rank has its share of the cores as threads, unless OMP_NUM_THREADS is set."""
-_DEFAULT_RANKS = 2
+DEFAULT_RANKS = 2
 
 
 def add_to(verbs: Verbs) -> None:
@@ -42,7 +42,7 @@ def add_to(verbs: Verbs) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = launch.add_argument
-    add("-n", dest="ranks", type=_positive, metavar="RANKS", help=f"how many (default: {_DEFAULT_RANKS})")
+    add("-n", dest="ranks", type=positive, metavar="RANKS", help=f"how many (default: {DEFAULT_RANKS})")
     add("--id", metavar="ID", help="the job's name: a later start under it goes on with what this one leaves")
     add("--restarts", type=_count, metavar="K", help="start all ranks again so often, when one fails (default: 0)")
     add("--interface", metavar="NAME", help="the network interface that carries the exchange")
@@ -57,7 +57,7 @@ def add_to(verbs: Verbs) -> None:
     hosts("--ssh-options", type=shlex.split, default=[], metavar="OPTIONS", help="such as '-p 2222 -i key'")
 
     by_hand = launch.add_argument_group("several hosts, started on each by hand").add_argument
-    by_hand("--nodes", type=_positive, metavar="N", help="how many hosts, with -n ranks each")
+    by_hand("--nodes", type=positive, metavar="N", help="how many hosts, with -n ranks each")
     by_hand("--node-rank", type=_count, metavar="R", help="which of them this is, from 0")
     by_hand("--master", metavar="HOST[:PORT]", help="host 0 as the others reach it (default port: 29500)")
     by_hand("--elastic", type=_range, metavar="MIN:MAX", help="go on with so many hosts, which come and leave")
@@ -95,7 +95,7 @@ def _launch(parsed: argparse.Namespace) -> int:
         made = _in_step(parsed, program) if _is_task_of_slurm() else _here(parsed, program)
     else:
         hosts = _hosts(parsed, None) if has_hosts else ()
-        ranks = parsed.ranks or (sum(host.ranks for host in hosts) or _DEFAULT_RANKS)
+        ranks = parsed.ranks or (sum(host.ranks for host in hosts) or DEFAULT_RANKS)
         if launcher == "mpirun":
             made = mpi.mpirun(program, ranks, hosts, parsed.hostfile)
         else:
@@ -116,7 +116,7 @@ def _print_manifest(parsed: argparse.Namespace, program: Sequence[str], launcher
     if launcher != "torchrun":
         raise ValueError("Kubeflow's pods start torchrun, for ranks of gloo and NCCL: leave out backend=mpi, horovod")
     make = kubernetes.pytorchjob if parsed.pytorchjob else kubernetes.trainjob
-    ranks = parsed.ranks or _DEFAULT_RANKS
+    ranks = parsed.ranks or DEFAULT_RANKS
     name, image = parsed.id or kubernetes.DEFAULT_NAME, parsed.image or kubernetes.DEFAULT_IMAGE
     print(kubernetes.as_text(make(name, image, ranks, program), ranks), end="")
     return 0
@@ -182,7 +182,7 @@ def _here(parsed: argparse.Namespace, program: Sequence[str]) -> Command:
 
     num_hosts = os.environ.get("SLURM_JOB_NUM_NODES", "1")
     in_step = "SLURM_STEP_ID" in os.environ  # of one task
-    nodes, ranks = parsed.nodes or 1, parsed.ranks or (1 if in_step else _DEFAULT_RANKS)
+    nodes, ranks = parsed.nodes or 1, parsed.ranks or (1 if in_step else DEFAULT_RANKS)
     if num_hosts != "1" and not in_step and not (parsed.nodes or parsed.elastic):
         raise ValueError(f"this job of Slurm's has {num_hosts} hosts, and one would be used: srun dtrain launch ...")
     if parsed.elastic is not None:
@@ -256,7 +256,8 @@ def _hosts(parsed: argparse.Namespace, default_ranks: int | None) -> tuple[Host,
     return read_hostfile(parsed.hostfile, default_ranks)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """The type of an option that is a number of things."""
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
     return int(text)

@@ -23,7 +23,7 @@ def add_verbs(parser: argparse.ArgumentParser) -> Verbs:
     return parser.add_subparsers(metavar="VERB")
 
 
-def json_option(parser: argparse.ArgumentParser) -> None:
+def json_option(parser: argparse._ActionsContainer) -> None:
     """Add --json."""
     parser.add_argument("--json", action="store_true", help="print JSON")
 

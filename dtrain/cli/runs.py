@@ -20,18 +20,29 @@ def add_to(verbs: Verbs) -> None:
     json_option(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
-    for verb, summary, run in (
-        ("compare", "a table of runs: parameters, bytes per step, savings, accuracy, step time", _compare),
-        ("claims", "the SqueezeNet paper's claims that these runs bear on, measured", _claims),
-    ):
-        table = verbs.add_parser(verb, help=summary)
-        _runs_argument(table)
-        json_option(table)
-        table.set_defaults(run=run)
+    compare = verbs.add_parser(
+        "compare", help="runs, a row each: bytes, savings, accuracy, time; the fewest bytes that cost no accuracy first"
+    )
+    compare.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run directory, or what python -m dtrain.meter --json wrote"
+    )
+    form = compare.add_mutually_exclusive_group()
+    form.add_argument("--details", action="store_true", help="every figure of runs, which are then columns")
+    form.add_argument("--csv", action="store_true", help="print CSV, with exact figures")
+    form.add_argument("--markdown", action="store_true", help="print a table for GitHub")
+    form.add_argument("--latex", action="store_true", help="print a tabular, which needs the package booktabs")
+    json_option(form)
+    compare.set_defaults(run=_compare)
+
+    table = verbs.add_parser("claims", help="the SqueezeNet paper's claims that these runs bear on, measured")
+    _runs_argument(table)
+    json_option(table)
+    table.set_defaults(run=_claims)
 
     report = verbs.add_parser("report", help="one self-contained HTML page about runs")
     _runs_argument(report)
     report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the first run)")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="write the charts there too, as SVG and PNG")
     json_option(report)
     report.set_defaults(run=_report)
 
@@ -64,11 +75,20 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 def _compare(parsed: argparse.Namespace) -> int:
     from dtrain import report
 
-    runs = report.load_runs(parsed.runs)
+    if parsed.details:
+        console().print(report.compare_table(report.load_runs(parsed.runs)))
+        return 0
+    ranked = report.load_ranked(parsed.runs)
     if parsed.json:
-        print_json(report.compare_data(runs))
+        print_json(report.ranked_data(ranked))
+    elif parsed.csv:
+        print(report.as_csv(ranked), end="")
+    elif parsed.markdown:
+        print(report.as_markdown(ranked), end="")
+    elif parsed.latex:
+        print(report.as_latex(ranked), end="")
     else:
-        console().print(report.compare_table(runs))
+        console().print(report.ranked_table(ranked))
     return 0
 
 
@@ -87,9 +107,15 @@ def _report(parsed: argparse.Namespace) -> int:
     from dtrain import report
 
     output = parsed.output or parsed.runs[0] / "report.html"
-    report.write_report(report.load_runs(parsed.runs), output)
+    runs = report.load_runs(parsed.runs)
+    report.write_report(runs, output)
+    figures = [] if parsed.figures is None else report.write_figures(runs, parsed.figures)
     if parsed.json:
-        print_json({"report": str(output)})
+        told = {"report": str(output), "figures": [str(path) for path in figures], "verdict": report.verdict(runs)}
+        print_json(told)
     else:
         print(f"report in {output}")
+        if parsed.figures is not None:
+            print(f"{len(figures)} figures in {parsed.figures}")
+        print(report.verdict(runs))
     return 0

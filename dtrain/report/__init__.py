@@ -4,7 +4,8 @@ Three verbs of the command line are these functions, and nothing else of dtrain 
 directories (`summary.json`, `metrics.jsonl`) and print or write.
 
     runs = load_runs(["runs/demo/alexnet", "runs/demo/squeezenet1_1"])
-    console.print(compare_table(runs))            # dtrain compare; --json: compare_data(runs)
+    console.print(ranked_table(rank(runs)))       # dtrain compare; --json: ranked_data(rank(runs))
+    console.print(compare_table(runs))            # dtrain compare --details
     console.print(claims_table(claims(runs)))     # dtrain claims;  --json: claims_data(claims(runs))
     write_report(runs, "runs/demo/report.html")   # dtrain report
     write_plan(told, "plan.html")                 # dtrain plan --html, of plain data
@@ -19,7 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.report.compare import compare_data, compare_table
+from dtrain.report.ranking import (
+    Ranked,
+    as_csv,
+    as_latex,
+    as_markdown,
+    load_ranked,
+    rank,
+    ranked_data,
+    ranked_table,
+)
 from dtrain.report.runs import Run, load_runs
+from dtrain.report.squeezenet.headline import headline
 from dtrain.report.squeezenet.paper import claims
 from dtrain.report.squeezenet.verdicts import Claim, Finding, JudgedClaim, Verdict, claims_data, claims_table
 
@@ -27,14 +39,24 @@ __all__ = [
     "Claim",
     "Finding",
     "JudgedClaim",
+    "Ranked",
     "Run",
     "Verdict",
+    "as_csv",
+    "as_latex",
+    "as_markdown",
     "claims",
     "claims_data",
     "claims_table",
     "compare_data",
     "compare_table",
+    "load_ranked",
     "load_runs",
+    "rank",
+    "ranked_data",
+    "ranked_table",
+    "verdict",
+    "write_figures",
     "write_plan",
     "write_report",
 ]
@@ -48,6 +70,21 @@ def write_report(runs: Sequence[Run], path: str | Path) -> Path:
     from dtrain.report import page  # matplotlib takes a second to import, which the other verbs need not pay
 
     return page.write(runs, path)
+
+
+def write_figures(runs: Sequence[Run], folder: str | Path) -> tuple[Path, ...]:
+    """Writes each chart of the report that shows anything as SVG and as PNG, and returns their paths.
+
+    The same runs give the same bytes. Raises OSError where a file cannot be written.
+    """
+    from dtrain.report import figures, page
+
+    return figures.write((one.chart for one in page.described(runs)), runs, folder)
+
+
+def verdict(runs: Sequence[Run]) -> str:
+    """What these runs show, in the one sentence that the report opens with."""
+    return f"{headline(runs).title}."
 
 
 def write_plan(told: Mapping[str, Any], path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The charts of a report: pure functions from runs to SVG, with what the SVG cannot show said in words.
+"""The charts of a report: pure functions from runs to figures, with what a figure cannot show said in words.
 
 A chart that has nothing to show is None; a run that a chart cannot show (a world size of 1 sends nothing, and zero has
 no place on a logarithmic axis) is named in the chart's note instead of vanishing.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from dtrain.report import units
@@ -49,11 +50,20 @@ _WIDTH, _HEIGHT = 4.6, 3.1  # inches: half a desktop page, and a whole phone, at
 
 @dataclass(frozen=True)
 class Chart:
-    """An SVG element, the runs it shows, and a note on what it does not show (may be empty)."""
+    """A figure with a name and words for those who do not see it; the runs that it shows, and a note on what it does
+    not show (may be empty)."""
 
-    svg: str
+    name: str
+    figure: Figure
+    description: str
     shown: tuple[Run, ...]
     note: str = ""
+
+    @property
+    def svg(self) -> str:
+        """An element for a page, in the page's colours."""
+        with drawing(self.name):
+            return to_svg(self.figure, self.name, self.description)
 
 
 def colour_of(index: int) -> str:
@@ -90,8 +100,8 @@ def bytes_against_parameters(runs: Sequence[Run]) -> Chart | None:
         log_ticks(axes, "y", units.short_bytes)
         axes.set_xlabel("parameters", color=MUTED)
         axes.set_ylabel("wire bytes per step and rank", color=MUTED)
-        svg = to_svg(figure, "bytes", "Wire bytes per step and rank against parameters, both axes logarithmic.")
-    return Chart(svg, tuple(shown), _not_shown(runs, shown, "sent no gradient bytes"))
+    words = "Wire bytes per step and rank against parameters, both axes logarithmic."
+    return Chart("bytes", figure, words, tuple(shown), _not_shown(runs, shown, "sent no gradient bytes"))
 
 
 def step_time(runs: Sequence[Run]) -> Chart | None:
@@ -107,8 +117,8 @@ def step_time(runs: Sequence[Run]) -> Chart | None:
         axes.yaxis.set_major_locator(NullLocator())
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel("share of the median step", color=MUTED)
-        svg = to_svg(figure, "time", "Where the time of a step goes: a bar per run, divided into shares.")
-    return Chart(svg, tuple(shown), _not_shown(runs, shown, "no step times"))
+    words = "Where the time of a step goes: a bar per run, divided into shares."
+    return Chart("time", figure, words, tuple(shown), _not_shown(runs, shown, "no step times"))
 
 
 def curve(runs: Sequence[Run], quantity: str, against: str) -> Chart | None:
@@ -126,10 +136,10 @@ def curve(runs: Sequence[Run], quantity: str, against: str) -> Chart | None:
             if run in shown:
                 _curves_of(axes, index, run, quantity, against)
         _curve_axes(axes, quantity, against)
-        words = "wire bytes sent by rank 0" if against == "wire_bytes" else "steps"
-        svg = to_svg(figure, name, f"{quantity.capitalize()} against {words}, training and test set.")
+    what = "wire bytes sent by rank 0" if against == "wire_bytes" else "steps"
+    words = f"{quantity.capitalize()} against {what}, training and test set."
     missing = "no gradient bytes to draw against" if against == "wire_bytes" else "nothing logged"
-    return Chart(svg, tuple(shown), _not_shown(runs, shown, missing))
+    return Chart(name, figure, words, tuple(shown), _not_shown(runs, shown, missing))
 
 
 def _proportional_lines(axes: Axes, left: float, right: float, world_sizes: Sequence[int]) -> None:

@@ -66,18 +66,14 @@ GROUPS: tuple[Group, ...] = (
         ),
     ),
     Group(
-        "saving, whole run",
+        "saving and result",
         (
             Row("against fp32", lambda run: units.ratio(run.saving_vs_fp32)),
             Row("against fp16", lambda run: units.ratio(run.saving_vs_fp16)),
-        ),
-    ),
-    Group(
-        "result on the test set",
-        (
-            Row("data", lambda run: run.data, is_number=False),
             Row("accuracy", lambda run: units.percent(run.accuracy)),
             Row("loss", lambda run: units.plain(run.loss, 4)),
+            Row("steps", lambda run: units.count(run.num_steps)),
+            Row("test set of", lambda run: run.data, is_number=False),
         ),
     ),
     Group(
@@ -100,7 +96,6 @@ GROUPS: tuple[Group, ...] = (
             Row("backend", lambda run: run.backend, is_number=False),
             Row("compressor", lambda run: run.compressor, is_number=False),
             Row("batch per rank", lambda run: units.count(run.batch_size_per_rank)),
-            Row("steps", lambda run: units.count(run.num_steps)),
             Row("rounds", lambda run: units.count(run.num_rounds)),
             Row("complete", lambda run: "yes" if run.complete else "NO", is_number=False),
         ),
@@ -131,10 +126,11 @@ def compare_data(runs: Sequence[Run]) -> dict[str, object]:
 
     Each run has the keys of `summary.json`, its `label` and `path`, and `compute_and_other_seconds_median`.
     """
-    return {"schema": 1, "runs": [_data(run) for run in runs]}
+    return {"schema": 1, "runs": [run_data(run) for run in runs]}
 
 
-def _data(run: Run) -> dict[str, object]:
+def run_data(run: Run) -> dict[str, object]:
+    """One run, as plain data."""
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     del fields["training"], fields["evaluation"]
     fields["phases"] = [{key: _json_number(value) for key, value in asdict(phase).items()} for phase in run.phases]

@@ -9,7 +9,7 @@ from pathlib import Path
 from dtrain.report import charts, units
 from dtrain.report.charts import Chart
 from dtrain.report.compare import GROUPS
-from dtrain.report.runs import Run
+from dtrain.report.runs import Run, differ_in_length, result_of
 from dtrain.report.squeezenet.headline import headline
 from dtrain.report.squeezenet.paper import claims
 from dtrain.report.squeezenet.verdicts import Verdict
@@ -26,8 +26,8 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A chart with its heading and the sentence that says how to read it."""
+class Described:
+    """A chart with its heading and the sentence that says how to read it. `legend`: of what, runs or time."""
 
     title: str
     caption: str
@@ -39,6 +39,7 @@ def render(runs: Sequence[Run]) -> str:
     """The page as HTML. The same runs give the same bytes: nothing in it depends on when or where it was made."""
     judged = claims(runs)
     most = max((run.wire_bytes_per_step or 0 for run in runs), default=0)
+    first, *others = described(runs)
     return fill(
         "report.html",
         headline=headline(runs),
@@ -48,7 +49,10 @@ def render(runs: Sequence[Run]) -> str:
         incomplete=[run for run in runs if not run.complete],
         claims=judged,
         tally={one.value: sum(claim.finding.verdict is one for claim in judged) for one in Verdict},
-        figures=_figures(runs),
+        first=first,
+        figures=others,
+        results={run.label: result_of(run, runs) for run in runs},
+        lengths_differ=differ_in_length(runs),
         groups=GROUPS,
         settings=[(run, _settings(run)) for run in runs],
     )
@@ -70,27 +74,33 @@ def _series(runs: Sequence[Run]) -> dict[str, Series]:
     }
 
 
-def _figures(runs: Sequence[Run]) -> tuple[Figure, ...]:
+def described(runs: Sequence[Run]) -> tuple[Described, ...]:
+    """All charts; first the one that shows most of what the verdict says, of those that there is something to draw for.
+
+    A chart without anything to draw stays, so that a reader sees what is missing.
+    """
     thin = "Thin: training set, as logged. Thick with markers: test set."
-    return (
-        Figure(
+    charts_in_order = (
+        Described("Accuracy against bytes exchanged", thin, charts.curve(runs, "accuracy", "wire_bytes")),
+        Described("Loss against bytes exchanged", thin, charts.curve(runs, "loss", "wire_bytes")),
+        Described(
             "Bytes per step against parameters",
             "Both axes are logarithmic. The dashed line is exact proportion: a dense fp32 ring all_reduce among n "
             "ranks sends 4 B x parameters x 2(n-1)/n. Points below it compress.",
             charts.bytes_against_parameters(runs),
         ),
-        Figure(
+        Described(
             "Where the time of a step goes",
             "Medians over steps. Exposed communication is what the step waited for its exchange after backward, codec "
             "included. The thin bar is all the work of the codec: backward hides some of it, so it is not added.",
             charts.step_time(runs),
             legend="time",
         ),
-        Figure("Loss against steps", thin, charts.curve(runs, "loss", "step")),
-        Figure("Loss against bytes exchanged", thin, charts.curve(runs, "loss", "wire_bytes")),
-        Figure("Accuracy against steps", thin, charts.curve(runs, "accuracy", "step")),
-        Figure("Accuracy against bytes exchanged", thin, charts.curve(runs, "accuracy", "wire_bytes")),
+        Described("Accuracy against steps", thin, charts.curve(runs, "accuracy", "step")),
+        Described("Loss against steps", thin, charts.curve(runs, "loss", "step")),
     )
+    first = next((one for one in charts_in_order if one.chart is not None), charts_in_order[0])
+    return (first, *(one for one in charts_in_order if one is not first))
 
 
 def _settings(run: Run) -> Mapping[str, str]:

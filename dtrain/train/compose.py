@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -89,6 +90,41 @@ def read_request(arguments: Sequence[str]) -> Request:
     if parsed.cfg is not None:
         return Request(None, OmegaConf.to_yaml(composed, resolve=parsed.resolve))
     return Request(composed)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Settings of one run of a sweep; `varied` are those that others have with another value."""
+
+    settings: tuple[str, ...]
+    varied: tuple[tuple[str, str], ...]
+
+
+def combinations(settings: Sequence[str]) -> tuple[Combination, ...]:
+    """Every combination of the values that settings name, in Hydra's grammar: model=a,b seed=range(0,3) data=glob(*).
+
+    The last setting varies fastest. Raises ValueError, naming the cure, for what is no setting or no list of values.
+    """
+    each: list[list[tuple[str, tuple[tuple[str, str], ...]]]] = []
+    with _hydra():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        for setting in settings:
+            override = _parsed(parser, setting)
+            if not override.is_sweep_override():
+                each.append([(setting, ())])
+                continue
+            if not override.is_discrete_sweep():
+                raise ValueError(f"{setting} is no list of values: write them out, as KEY=VALUE,VALUE")
+            key, values = override.get_key_element(), list(override.sweep_string_iterator())
+            if not values:
+                raise ValueError(f"{setting} names nothing that there is: correct it")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{setting} names a value more than once: name each once")
+            each.append([(f"{key}={value}", ((key.lstrip("+"), value),)) for value in values])
+    return tuple(
+        Combination(tuple(text for text, _ in chosen), tuple(chain.from_iterable(varied for _, varied in chosen)))
+        for chosen in product(*each)
+    )
 
 
 def setting_names() -> list[str]:
@@ -195,12 +231,19 @@ def _compose(name: str, settings: Sequence[str], groups: _Groups) -> DictConfig:
 
 
 def _parse(setting: str) -> Override:
+    override = _parsed(OverridesParser.create(), setting)
+    if override.is_sweep_override():
+        raise ValueError(
+            f"{setting} names several values: `dtrain sweep` trains with each, or put quotes around a text"
+        )
+    return override
+
+
+def _parsed(parser: OverridesParser, setting: str) -> Override:
     try:
-        (override,) = OverridesParser.create().parse_overrides([setting])
+        (override,) = parser.parse_overrides([setting])
     except OverrideParseException:
         raise ValueError(f"{setting!r} is not of the form KEY=VALUE, or its value needs quotes") from None
-    if override.is_sweep_override():
-        raise ValueError(f"{setting} names several values: start a run for each, or put quotes around a text")
     return override
 
 

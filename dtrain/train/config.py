@@ -15,6 +15,7 @@ from typing import Any, Literal
 from dtrain.arguments import check_name
 from dtrain.comm import BACKENDS
 from dtrain.compressors.trials import Guard
+from dtrain.observe.trackers import TRACKERS, require_package
 from dtrain.train.optimizers import OPTIMIZERS, Optimizer
 from dtrain.train.plain_data import Named, build, require
 from dtrain.train.synchronizers import AUTO, SYNCS, EveryStepSync, Sync
@@ -73,7 +74,19 @@ class Observe:
     nic_interface: str | None = None
     profile: bool = False
     meter: bool = True
+    tensorboard: bool = False
+    trackio: bool = False
+    wandb: bool = False
     prometheus: Prometheus = field(default_factory=Prometheus)
+
+    def __post_init__(self) -> None:
+        for name in self.trackers:
+            require_package(name)
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Those that are asked for."""
+        return tuple(name for name in TRACKERS if getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def open_job(
         if launch.rank == 0:
             write_whole(run_dir / run_directory.CONFIG, OmegaConf.to_yaml(composed, resolve=True))
             summary = Summary(run_dir / "summary.json", about, ledger, nic, hosts)
-            observers = (*open_observers(config, prepared, progress, run_dir, summary, ledger, stack), collector)
+            observers = (*open_observers(config, prepared, progress, run_dir, about, summary, ledger, stack), collector)
         kept = kept_in_checkpoints(config, prepared.facts)
         saver = Saver(run_dir, communicator, ledger, device, kept, config.keep_checkpoints)
         stack.callback(saver.close)

@@ -20,6 +20,7 @@ from dtrain.observe.jsonl import MetricsFile
 from dtrain.observe.progress import ShowProgress
 from dtrain.observe.prometheus import Changes, RunCollector, RunFacts
 from dtrain.observe.summary import NicWindow, Summary
+from dtrain.observe.trackers import open_tracker
 from dtrain.sync.buckets import trainable
 from dtrain.train.between import Between
 from dtrain.train.config import Prometheus, TrainConfig
@@ -126,6 +127,7 @@ def open_observers(
     prepared: Prepared,
     progress: Progress,
     run_dir: Path,
+    about: dict[str, Any],
     summary: Summary,
     ledger: Ledger,
     stack: ExitStack,
@@ -135,6 +137,10 @@ def open_observers(
     metrics_file = MetricsFile(run_dir / "metrics.jsonl")
     stack.callback(metrics_file.close)
     observers: list[Observer] = [metrics_file, summary]
+    for name in config.observe.trackers:
+        tracker = open_tracker(name, run_dir, about)
+        stack.callback(tracker.close)
+        observers.append(tracker)
     if config.observe.progress:
         left = prepared.course.steps_left(progress, prepared.end, prepared.loader.global_batch_size)
         shown = ShowProgress(progress.step + left)

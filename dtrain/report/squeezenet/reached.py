@@ -11,6 +11,9 @@ from dtrain.report.squeezenet.verdicts import Finding, Verdict
 
 TIMES_FEWER = 10_000
 
+RISEN = 0.05
+"""Of accuracy, from AlexNet's first test to its best: below that it has not trained, and is no target."""
+
 
 def bytes_to_accuracy(runs: Sequence[Run]) -> Finding:
     """Of every pair that trained on the same images: the best accuracy of AlexNet, and what both had sent by then."""
@@ -26,31 +29,41 @@ def bytes_to_accuracy(runs: Sequence[Run]) -> Finding:
                 "on 2 ranks or more, tested as it trains: AlexNet in fp32, SqueezeNet compressed",
             ),
         )
+    trained = [pair for pair in pairs if _best(pair[0]) >= (pair[0].evaluation[0].accuracy or 0.0) + RISEN]
+    if not trained:
+        untrained = dict.fromkeys(f"{a.label} {units.percent(_best(a))}, {a.num_steps:,} steps" for a, _ in pairs)
+        return Finding(
+            Verdict.NOT_MEASURED,
+            f"Missing: an AlexNet that has trained. Its accuracy has not risen between tests ({'; '.join(untrained)}).",
+            runs_of(pairs),
+        )
     numbers, sentences = {}, []
-    for pair in pairs:
+    for pair in trained:
         ratio, sentence = _compare(pair)
         sentences.append(sentence)
         if ratio is not None:
             numbers[f"{pair[0].label} / {pair[1].label}"] = ratio
     holds = any(ratio >= TIMES_FEWER for ratio in numbers.values())
-    return Finding(Verdict.HOLDS if holds else Verdict.DOES_NOT_HOLD, " ".join(sentences), runs_of(pairs), numbers)
+    return Finding(Verdict.HOLDS if holds else Verdict.DOES_NOT_HOLD, " ".join(sentences), runs_of(trained), numbers)
 
 
 def _compare(pair: Pair) -> tuple[float | None, str]:
     """How many times fewer bytes, None where the accuracy is not reached; and both in words."""
     alexnet, squeezenet = pair
-    target = max(point.accuracy or 0.0 for point in alexnet.evaluation)
+    target = _best(alexnet)
     dense_bytes, own = _bytes_to(alexnet, target), _bytes_to(squeezenet, target)
     what = f"{squeezenet.label} ({squeezenet.exchange})"
     if dense_bytes is None or own is None:
-        best = max(point.accuracy or 0.0 for point in squeezenet.evaluation)
-        return None, (
-            f"{what} does not reach the {units.percent(target)} of {alexnet.label}: its best is {units.percent(best)}."
-        )
+        best = units.percent(_best(squeezenet))
+        return None, f"{what} does not reach the {units.percent(target)} of {alexnet.label}: its best is {best}."
     return dense_bytes / own, (
         f"{what} reaches the {units.percent(target)} of {alexnet.label} after {units.short_bytes(own)}, which takes "
         f"{units.short_bytes(dense_bytes)}: {units.ratio(dense_bytes / own)} fewer."
     )
+
+
+def _best(run: Run) -> float:
+    return max(point.accuracy or 0.0 for point in run.evaluation)
 
 
 def _bytes_to(run: Run, target: float) -> float | None:

@@ -47,8 +47,31 @@ def html_of(tmp_path: Path, *directories: Path) -> str:
 
 def test_the_headline_comes_first_with_its_number(tmp_path: Path) -> None:
     html = html_of(tmp_path, *write_demo(tmp_path))
-    assert "<h1>SqueezeNet exchanges <strong>49.3x</strong> fewer bytes per step than AlexNet</h1>" in html
+    verdict = "<strong>49.3x</strong> fewer bytes per step than AlexNet, and ends at 98.3%, AlexNet at 96.9%</h1>"
+    assert f"<h1>SqueezeNet exchanges {verdict}" in html
+    assert "fp16 would halve both" in html
     assert html.index("<h1>") < html.index("<h2")
+
+
+def test_a_chart_of_accuracy_against_bytes_stands_between_the_verdict_and_the_claims(tmp_path: Path) -> None:
+    html = html_of(tmp_path, *write_demo(tmp_path))
+    assert html.index("<h1>") < html.index('id="accuracy-wire-bytes-figure') < html.index('<h2 id="claims">')
+    assert Page(html).charts()[0] == "Accuracy against wire bytes sent by rank 0, training and test set."
+
+
+def test_runs_of_different_length_have_their_steps_beside_every_accuracy(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "alexnet", **ALEXNET, num_steps=45, accuracy=0.1),
+        write_run(tmp_path / "fp32"),
+        write_run(tmp_path / "int4", compressor="int4", saving_vs_fp32=7.9, saving_vs_fp16=3.95, num_steps=90),
+    ]
+    html = html_of(tmp_path, *runs)
+    assert "and ends at 98.3% after 90 steps, fp32 at 98.3% after 180 steps</h1>" in html
+    assert "AlexNet, and ends at 98.3% after 180 steps, AlexNet at 10.0% after 45 steps." in html
+    for result in ("10.0% after 45 steps", "98.3% after 180 steps", "98.3% after 90 steps"):
+        assert f'<span class="result">{result}</span>' in html
+    assert "runs of different length" in html
+    assert "runs of different length" not in html_of(tmp_path / "alike", *write_demo(tmp_path / "alike"))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +79,13 @@ def test_the_headline_comes_first_with_its_number(tmp_path: Path) -> None:
     [
         ({}, "<h1>squeezenet1_1 sends <strong>4.94 MB</strong> per step and rank</h1>"),
         (
-            {"compressor": "top_k", "saving_vs_fp32": 520.0, "accuracy": 0.96},
-            "<h1>top_k ends at 96.0% with <strong>520.0x</strong> fewer bytes than dense fp32, whose accuracy",
+            {"compressor": "top_k", "saving_vs_fp32": 520.0, "saving_vs_fp16": 260.0, "accuracy": 0.96},
+            "<h1>top_k sends <strong>520.0x</strong> fewer bytes than fp32 and 260.0x fewer than fp16, and ends at "
+            "96.0%; fp32&#39;s accuracy is not here</h1>",
         ),
         (
-            {"compressor": "top_k", "saving_vs_fp32": 520.0, "accuracy": None},
-            "<h1>top_k sent 520.0x fewer bytes than dense fp32, at an accuracy not measured</h1>",
+            {"compressor": "top_k", "saving_vs_fp32": 520.0, "saving_vs_fp16": 260.0, "accuracy": None},
+            "<h1>top_k sent 520.0x fewer bytes than fp32 and 260.0x fewer than fp16, at an accuracy not measured</h1>",
         ),
         ({"world_size": 1}, "<h1>A single worker exchanges <strong>nothing</strong></h1>"),
         ({"wire_bytes_per_step": None, "num_steps": 0}, "<h1>No step was finished</h1>"),
@@ -76,11 +100,13 @@ def test_the_headline_claims_no_more_than_the_runs_show(tmp_path: Path, changes:
     [
         (
             (0.965, 0.449),
-            "<h1>int4 ends at 96.5% with <strong>7.90x</strong> fewer bytes than dense fp32, which ends at",
+            "<h1>int4 sends <strong>7.90x</strong> fewer bytes than fp32 and 3.95x fewer than fp16, and ends at 96.5%, "
+            "fp32 at 97.0%</h1>",
         ),
         (
             (0.90, 0.449),
-            "<h1>top_k cost <strong>52.1 points</strong> of accuracy, for 1,599x fewer bytes than dense fp32",
+            "<h1>top_k cost <strong>52.1 points</strong> of accuracy (44.9%, fp32 97.0%), for 1,599x fewer bytes than "
+            "fp32 and 799.5x fewer than fp16</h1>",
         ),
     ],
     ids=["one holds", "none does"],
@@ -89,10 +115,25 @@ def test_no_saving_is_praised_that_costs_accuracy(tmp_path: Path, accuracies: tu
     int4, top_k = accuracies
     runs = [
         write_run(tmp_path / "fp32", accuracy=0.97),
-        write_run(tmp_path / "int4", compressor="int4", saving_vs_fp32=7.9, accuracy=int4),
-        write_run(tmp_path / "top_k", compressor="top_k", saving_vs_fp32=1599.0, accuracy=top_k),
+        write_run(tmp_path / "int4", compressor="int4", saving_vs_fp32=7.9, saving_vs_fp16=3.95, accuracy=int4),
+        write_run(tmp_path / "top_k", compressor="top_k", saving_vs_fp32=1599.0, saving_vs_fp16=799.5, accuracy=top_k),
     ]
     assert title in html_of(tmp_path, *runs)
+
+
+@pytest.mark.parametrize(
+    ("saving", "says"), [(1.0, "and as many as fp16"), (0.8, "and more than fp16 (0.80x its saving)")]
+)
+def test_what_fp16_would_save_stands_beside_every_saving(tmp_path: Path, saving: float, says: str) -> None:
+    run = write_run(tmp_path / "a", compressor="bf16", saving_vs_fp32=2.0 * saving, saving_vs_fp16=saving)
+    assert f"fewer bytes than fp32 {says}" in html_of(tmp_path, run)
+
+
+def test_a_saving_that_holds_goes_before_the_two_networks_which_are_told_below(tmp_path: Path) -> None:
+    saving = {"compressor": "int4", "saving_vs_fp32": 7.9, "saving_vs_fp16": 3.95}
+    html = html_of(tmp_path, *write_demo(tmp_path), write_run(tmp_path / "int4", **saving))
+    assert "<h1>int4 sends" in html
+    assert "SqueezeNet exchanges 49.3x fewer bytes per step than AlexNet, and ends at 98.3%, AlexNet at 96.9%." in html
 
 
 def test_a_complete_pair_makes_the_headline_rather_than_an_incomplete_one(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def refused(*arguments: str) -> str:
         (["--cfg", "hydra"], "--cfg hydra does not exist: choose one of job"),
         (["-m", "seed=1"], "-m"),
         (["experiment=cifar10", "optimizer=adamw"], "not tried with optimizer=adamw, so it has no learning rate"),
-        (["seed=1,2"], "seed=1,2 names several values: start a run for each"),
+        (["seed=1,2"], "seed=1,2 names several values: `dtrain sweep` trains with each"),
         (["model=alexnet,squeezenet1_1"], "names several values"),
         (["--config-dir", "/nowhere"], "--config-dir /nowhere is no folder"),
         (["+model._target_=os.system"], "_target_ is refused"),

@@ -1,0 +1,113 @@
+"""What training reports, for the programs that people watch runs with: TensorBoard, trackio, Weights & Biases.
+
+Names are those of metrics.jsonl behind the kind of the line, as `train/loss` and `eval/accuracy`; steps are its steps.
+None of these packages is needed: which are asked for is checked before a run begins (`require_package`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from dtrain.observe.figures import EvalFigures, TrainFigures
+
+PROJECT = "dtrain"
+"""Of trackio and wandb, where runs are listed."""
+FOLDER = "tensorboard"
+"""In the run directory."""
+_FLUSH_SECONDS = 10
+
+
+class Log(Protocol):
+    """Where figures go."""
+
+    def write(self, values: Mapping[str, float], step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Tracker:
+    """An observer of the trainer that hands figures to a `Log`."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def on_phase(self, name: str, num_values: int) -> None:
+        """Nothing: figures go by step."""
+
+    def on_packed(self, num_bytes: int) -> None:
+        """Nothing, likewise."""
+
+    def on_train(self, figures: TrainFigures) -> None:
+        self._write("train", figures)
+
+    def on_eval(self, figures: EvalFigures) -> None:
+        self._write("eval", figures)
+
+    def close(self) -> None:
+        """Hand over what is still waiting."""
+        self._log.close()
+
+    def _write(self, kind: str, figures: TrainFigures | EvalFigures) -> None:
+        values = {name: value for name, value in asdict(figures).items() if name != "step" and value is not None}
+        self._log.write({f"{kind}/{name}": value for name, value in values.items()}, figures.step)
+
+
+class _TensorBoard:
+    def __init__(self, run_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run_dir / FOLDER), flush_secs=_FLUSH_SECONDS)
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """wandb, and trackio, which has its interface. Where they send figures is in their own environment variables."""
+
+    def __init__(self, package: str, name: str, facts: Mapping[str, Any], **options: Any) -> None:
+        self._package: Any = importlib.import_module(package)
+        try:
+            self._package.init(name=name, config=dict(facts), **options)
+        except Exception as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"observe.{package}=true: {package} does not begin a run ({why}): see its own help"
+            ) from None
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        self._package.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._package.finish()
+
+
+_OPEN: Mapping[str, Callable[[Path, Mapping[str, Any]], Log]] = {
+    "tensorboard": lambda run_dir, facts: _TensorBoard(run_dir),
+    "trackio": lambda run_dir, facts: _Wandb("trackio", run_dir.name, facts, project=PROJECT),
+    "wandb": lambda run_dir, facts: _Wandb(
+        "wandb", run_dir.name, facts, project=os.environ.get("WANDB_PROJECT", PROJECT), dir=str(run_dir)
+    ),
+}
+TRACKERS = tuple(_OPEN)
+"""Their names, which are those of the packages and of the settings in `observe`."""
+
+
+def require_package(name: str) -> None:
+    """Raises ValueError, with the cure, where the package of a tracker is not installed."""
+    if find_spec(name) is None:
+        raise ValueError(f"observe.{name}=true needs the package {name}: pip install {name}, or leave it out")
+
+
+def open_tracker(name: str, run_dir: Path, facts: Mapping[str, Any]) -> Tracker:
+    """Begin to track a run. Raises ValueError where the tracker does not."""
+    return Tracker(_OPEN[name](run_dir, facts))
