@@ -6,7 +6,6 @@ None of these packages is needed: which are asked for is checked before a run be
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from dtrain.observe.figures import EvalFigures, TrainFigures
+from dtrain.observe.figures import EvalFigures, PlanFigures, TrainFigures
 
 PROJECT = "dtrain"
 """Of trackio and wandb, where runs are listed."""
@@ -38,6 +37,9 @@ class Tracker:
 
     def on_phase(self, name: str, num_values: int) -> None:
         """Nothing: figures go by step."""
+
+    def on_plan(self, figures: PlanFigures) -> None:
+        """Nothing, likewise."""
 
     def on_packed(self, num_bytes: int) -> None:
         """Nothing, likewise."""
@@ -74,14 +76,14 @@ class _TensorBoard:
 class _Wandb:
     """wandb, and trackio, which has its interface. Where they send figures is in their own environment variables."""
 
-    def __init__(self, package: str, name: str, facts: Mapping[str, Any], **options: Any) -> None:
-        self._package: Any = importlib.import_module(package)
+    def __init__(self, package: Any, name: str, facts: Mapping[str, Any], **options: Any) -> None:
+        self._package = package
         try:
-            self._package.init(name=name, config=dict(facts), **options)
+            package.init(name=name, config=dict(facts), **options)
         except Exception as error:
-            why = " ".join(str(error).split()) or type(error).__name__
+            why, called = " ".join(str(error).split()) or type(error).__name__, package.__name__
             raise ValueError(
-                f"observe.{package}=true: {package} does not begin a run ({why}): see its own help"
+                f"observe.{called}=true: {called} does not begin a run ({why}): see its own help"
             ) from None
 
     def write(self, values: Mapping[str, float], step: int) -> None:
@@ -91,12 +93,27 @@ class _Wandb:
         self._package.finish()
 
 
+def _open_tensorboard(run_dir: Path, facts: Mapping[str, Any]) -> Log:
+    return _TensorBoard(run_dir)
+
+
+def _open_trackio(run_dir: Path, facts: Mapping[str, Any]) -> Log:
+    import trackio
+
+    return _Wandb(trackio, run_dir.name, facts, project=PROJECT)
+
+
+def _open_wandb(run_dir: Path, facts: Mapping[str, Any]) -> Log:
+    import wandb
+
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    return _Wandb(wandb, run_dir.name, facts, project=project, dir=str(run_dir))
+
+
 _OPEN: Mapping[str, Callable[[Path, Mapping[str, Any]], Log]] = {
-    "tensorboard": lambda run_dir, facts: _TensorBoard(run_dir),
-    "trackio": lambda run_dir, facts: _Wandb("trackio", run_dir.name, facts, project=PROJECT),
-    "wandb": lambda run_dir, facts: _Wandb(
-        "wandb", run_dir.name, facts, project=os.environ.get("WANDB_PROJECT", PROJECT), dir=str(run_dir)
-    ),
+    "tensorboard": _open_tensorboard,
+    "trackio": _open_trackio,
+    "wandb": _open_wandb,
 }
 TRACKERS = tuple(_OPEN)
 """Their names, which are those of the packages and of the settings in `observe`."""

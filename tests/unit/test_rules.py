@@ -117,7 +117,7 @@ def test_no_code_from_data() -> None:
     # what the user asks it to run; Slurm asked for a host's address; launchers asked for their version, and a second
     # rank of its own; workers; ssh to the hosts that the user names; pretended ranks
     allowed = ("cluster/processes.py", "comm/slurm.py", "doctor/backends.py", "doctor/run.py")
-    allowed += ("elastic/supervisor.py", "launch/mpi.py", "launch/processes.py", "launch/ssh.py", "plan/neighbours.py")
+    allowed += ("launch/mpi.py", "launch/processes.py", "launch/ssh.py", "launch/sweep.py", "plan/neighbours.py")
     assert not found("subprocess", allowed_in=allowed)
 
 

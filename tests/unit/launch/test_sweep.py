@@ -2,11 +2,14 @@
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from stand_in import stand_in
 
 from dtrain.cli import main
 from dtrain.launch import sweep
@@ -125,10 +128,11 @@ def planned_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *codes: st
         "what == '0' and (folder / 'summary.json').write_text(json.dumps({'complete': True}))\n"
         "exec(what) if not what.isdigit() else sys.exit(int(what))\n"
     )
-    real = sweep.subprocess.Popen
-    monkeypatch.setattr(
-        sweep.subprocess, "Popen", lambda command, **options: real([sys.executable, script, *command[3:]], **options)
-    )
+
+    def opened(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, script, *command[3:]], **options)
+
+    monkeypatch.setattr(sweep, "subprocess", stand_in(subprocess, Popen=opened))
     return [
         sweep.Planned(f"run{index}", tmp_path / f"run{index}", (code, str(tmp_path / f"run{index}")), False)
         for index, code in enumerate(codes)
