@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dtrain.comm.torch_dist import TorchCommunicator
+from dtrain.exchange import Op
 from dtrain.train import entry, job, loop, saving
 
 STEP = 7
@@ -86,7 +87,8 @@ class Altered:
 
 def start(self: Any, request: Any) -> Any:
     handle = original_start(self, request)
-    return Altered(handle) if altered else handle
+    is_mean = request.op is Op.ALL_GATHER and request.payload.nbytes > 1000  # what comes before, all ranks get alike
+    return Altered(handle) if altered and is_mean else handle
 
 
 TorchCommunicator.start = start  # type: ignore[method-assign]
