@@ -1,6 +1,7 @@
 """What compressing costs beside copying: every compressor on a 25 MB bucket, one thread, as a ratio to `out.copy_(x)`.
 
 OMP_NUM_THREADS=1 python benchmarks/codec_throughput.py                     # about 2 minutes
+OMP_NUM_THREADS=1 python benchmarks/codec_throughput.py --codec numba --only int8 "top_k 0.001"
 OMP_NUM_THREADS=1 python benchmarks/codec_throughput.py --device cuda --hardware h200
 """
 
@@ -16,6 +17,7 @@ from harness import Paired, paired, quartiles, write_result
 from torch import Tensor
 
 from dtrain.compressors import COMPRESSORS, ErrorFeedback, build
+from dtrain.compressors.codecs import compiled
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.two_phase import TwoPhase
 from dtrain.exchange import Bucket, Compressor, Context, Exchange, Layout, Op, Request, Scratch, State, take_apart
@@ -23,7 +25,27 @@ from dtrain.sync.buckets import layout_of, trainable
 from dtrain.vision import models
 
 COPIES_OF_THE_MODEL = 5
-TARGETS = {"fp16": 0.5, "int8": 0.3, "int4": 0.2, "one_bit": 0.25, "ternary": 0.17, "top_k": 0.25, "power_sgd": 0.25}
+TARGETS = {
+    "torch": {
+        "fp16": 0.5,
+        "int8": 0.3,
+        "int4": 0.2,
+        "one_bit": 0.25,
+        "ternary": 0.17,
+        "top_k": 0.25,
+        "power_sgd": 0.25,
+    },
+    "numba": dict.fromkeys(("int8", "int4", "one_bit", "ternary"), 0.6)
+    | dict.fromkeys(("int8 stochastic", "int4 stochastic", "ternary stochastic"), 0.4)
+    | {"top_k 0.001": 0.45, "top_k 0.01": 0.3, "power_sgd r=1": 0.3},
+}
+"""Of encode + decode, by codec and by the case or its compressor."""
+STEP_TARGETS = {
+    "torch": {},
+    "numba": dict.fromkeys(("int8", "int4", "one_bit", "ternary"), 0.25) | {"top_k 0.001": 0.4},
+}
+Key = tuple[str, str]
+"""A case, and which codec does it: torch or numba."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fp16": ("fp16", {}),
     "bf16": ("bf16", {}),
@@ -46,12 +68,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 assert {name for name, _ in CASES.values()} | {"none"} == COMPRESSORS.keys()
 
 
-def layout() -> Layout:
-    """The parameters of squeezenet1_0, five times over: 6.2 million, 25.0 MB."""
+def layout(copies: int = COPIES_OF_THE_MODEL) -> Layout:
+    """The parameters of squeezenet1_0, several times over: five are 6.2 million, 25.0 MB."""
     with torch.device("meta"):
         one = layout_of(trainable(models.build("squeezenet1_0", num_classes=1000)))
-    names = tuple(f"{copy}.{name}" for copy in range(COPIES_OF_THE_MODEL) for name in one.names)
-    return Layout(names, one.shapes * COPIES_OF_THE_MODEL)
+    names = tuple(f"{copy}.{name}" for copy in range(copies) for name in one.names)
+    return Layout(names, one.shapes * copies)
 
 
 def loop_back(exchange: Exchange, world_size: int) -> State:
@@ -120,6 +142,16 @@ def codec_of(compressor: Compressor, bucket: Bucket) -> Callable[[], None]:
     return run
 
 
+def by(codec: str, function: Callable[[], None]) -> Callable[[], None]:
+    """The same, done by that codec."""
+
+    def run() -> None:
+        compiled.choose(codec)
+        function()
+
+    return run
+
+
 def repeat(function: Callable[[], object]) -> Callable[[int], None]:
     def run(steps: int) -> None:
         for _ in range(steps):
@@ -149,14 +181,17 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rows(bucket: Bucket, cases: dict[str, tuple[str, dict[str, Any]]], repetitions: int, steps: int) -> Iterator[str]:
+def rows(
+    bucket: Bucket, cases: dict[str, tuple[str, dict[str, Any]]], by_codecs: list[str], repetitions: int, steps: int
+) -> Iterator[str]:
     device, out = bucket.value.device, torch.empty_like(bucket.value)
     compressors = {label: build(name, **options) for label, (name, options) in cases.items()}
-    codecs = {label: codec_of(compressor, bucket) for label, compressor in compressors.items()}
-    whole = {label: Step(compressor, bucket, 2) for label, compressor in compressors.items()}
+    keys = [(label, codec) for label in cases for codec in by_codecs]
+    codecs = {key: codec_of(compressors[key[0]], bucket) for key in keys}
+    whole = {key: Step(compressors[key[0]], bucket, 2) for key in keys}
     variants = {"copy": repeat(lambda: out.copy_(bucket.value))}
-    variants |= {f"codec {label}": repeat(codec) for label, codec in codecs.items()}
-    variants |= {f"step {label}": repeat(step) for label, step in whole.items()}
+    variants |= {f"codec {key}": repeat(by(key[1], codec)) for key, codec in codecs.items()}
+    variants |= {f"step {key}": repeat(by(key[1], step)) for key, step in whole.items()}
 
     def run_and_finish(run: Callable[[int], None]) -> Callable[[int], None]:
         def both(count: int) -> None:
@@ -176,53 +211,63 @@ def rows(bucket: Bucket, cases: dict[str, tuple[str, dict[str, Any]]], repetitio
     yield f"`out.copy_(x)`: {1e3 * copy:.2f} ms, {bucket.value.nbytes / copy / 1e9:.1f} GB/s."
     yield ""
     yield (
-        "| compressor | encode + decode, ms | copy / it | quartiles | target | a step at 2 ranks, ms | copy / it "
-        "| state, buckets | buffers, buckets | most of the time of encode + decode |"
+        "| compressor | by | encode + decode, ms | copy / it | quartiles | target | a step at 2 ranks, ms | copy / it "
+        "| quartiles | target | state, buckets | buffers, buckets | most of what torch does in encode + decode |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for label, step in whole.items():
-        yield _row(label, step, codecs.get(label), timed, device)
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    for key, step in whole.items():
+        yield _row(key, step, codecs[key], timed, device)
 
 
-def _row(label: str, step: Step, codec: Callable[[], None] | None, timed: Paired, device: torch.device) -> str:
-    codec_part = "| | | "
-    if codec is not None:
-        low, ratio, high = quartiles([1 / r for r in timed.ratios(f"codec {label}")])
-        target = TARGETS.get(label.split()[0])
-        milliseconds = 1e3 * quartiles(timed.seconds[f"codec {label}"])[1]
-        codec_part = f"{milliseconds:.1f} | {ratio:.3f} | {low:.3f} to {high:.3f} | {target or ''}"
-    whole = 1e3 * quartiles(timed.seconds[f"step {label}"])[1]
-    whole_ratio = quartiles([1 / r for r in timed.ratios(f"step {label}")])[1]
+def _row(key: Key, step: Step, codec: Callable[[], None], timed: Paired, device: torch.device) -> str:
+    label, codec_name = key
+    parts = []
+    for what, targets in (("codec", TARGETS[codec_name]), ("step", STEP_TARGETS[codec_name])):
+        low, ratio, high = quartiles([1 / r for r in timed.ratios(f"{what} {key}")])
+        milliseconds = 1e3 * quartiles(timed.seconds[f"{what} {key}"])[1]
+        target = targets.get(label, targets.get(label.split()[0] if codec_name == "torch" else label, ""))
+        parts.append(f"{milliseconds:.1f} | {ratio:.3f} | {low:.3f} to {high:.3f} | {target}")
     state, buffers = step.extra_memory()
-    doing = where_time_goes(codec or step, device)
-    return f"| {label} | {codec_part} | {whole:.1f} | {whole_ratio:.3f} | {state:.2f} | {buffers:.2f} | {doing} |"
+    doing = where_time_goes(by(codec_name, codec), device)
+    return f"| {label} | {codec_name} | {' | '.join(parts)} | {state:.2f} | {buffers:.2f} | {doing} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    known = ["torch"] if compiled.why_not_numba() else ["torch", "numba"]
+    parser.add_argument("--codec", nargs="+", choices=("torch", "numba"), default=known, help="which to measure")
+    parser.add_argument("--only", nargs="+", choices=tuple(CASES), default=list(CASES), help="cases; writes no file")
+    parser.add_argument("--copies", type=int, default=COPIES_OF_THE_MODEL, help="of the model in the bucket")
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--steps", type=int, default=3, help="per block")
     parser.add_argument("--hardware", default="cpu2", help="the machine's name in the result file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    shape = layout()
+    shape = layout(arguments.copies)
     value = torch.randn(shape.numel, device=arguments.device)
-    table = "\n".join(rows(Bucket(value, shape), CASES, arguments.repetitions, arguments.steps))
-    square = Bucket(value[: 2498 * 2498], Layout(("weight",), ((2498, 2498),)))
+    cases = {label: CASES[label] for label in arguments.only}
+    how = (arguments.codec, arguments.repetitions, arguments.steps)
+    table = "\n".join(rows(Bucket(value, shape), cases, *how))
+    if len(cases) < len(CASES):
+        print(table)
+        return
+    side = int(value.numel() ** 0.5)
+    square = Bucket(value[: side * side], Layout(("weight",), ((side, side),)))
     low_rank = {label: case for label, case in CASES.items() if case[0] == "power_sgd"}
-    one_matrix = "\n".join(rows(square, low_rank, arguments.repetitions, arguments.steps))
+    one_matrix = "\n".join(rows(square, low_rank, *how))
     body = (
         f"A bucket of {value.numel():,} float32 ({value.nbytes / 1e6:.1f} MB): squeezenet1_0's parameters, "
-        f"{COPIES_OF_THE_MODEL} times, with normal values (seed 0). Blocks of {arguments.steps} runs in turn and in "
+        f"{arguments.copies} times, with normal values (seed 0). Blocks of {arguments.steps} runs in turn and in "
         f"alternating order, {arguments.repetitions} times; medians, ratios by pairs. A ratio of 0.25 means: as long "
         "as four copies into memory that is there already.\n\n"
         "Encode + decode: the bare method, once over the bucket. A step: all that the registered compressor does for "
         "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
         "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
         "where a method is not sparse.\n\n"
-        f"{table}\n\n## One matrix of 2498 x 2498\n\n"
+        "By torch: its operations. By numba: compiled kernels, with the same messages; what has none goes by torch.\n\n"
+        f"{table}\n\n## One matrix of {side} x {side}\n\n"
         "What PowerSGD costs depends on how many matrices there are: above 130 of them, most small, for which calling "
         f"the operations takes longer than they do.\n\n{one_matrix}"
     )

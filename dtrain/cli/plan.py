@@ -179,7 +179,9 @@ def _calibration(
 
     _set_threads(parsed)
     if parsed.calibration is not None and parsed.calibration.exists():
-        return load(parsed.calibration, subject.name, [one.label for one in chosen])
+        kept = load(parsed.calibration, subject.name, [one.label for one in chosen])
+        if kept is not None:
+            return kept
     crowded = job.host.ranks > 1 or job.host.cores < 1
     with console().status("measuring") if not parsed.json else nullcontext() as status:
 

@@ -114,11 +114,19 @@ def encoded_all_gather(
     parts = shards(numel, context.world_size)
     message = context.scratch.empty("message", shard.new_empty(codec.num_bytes(parts[0].stop), dtype=torch.uint8))
     _encode(codec, shard, message, workspace)
-    gathered = yield Request(Op.ALL_GATHER, message)
-    value = context.scratch.empty("mean", shard.new_empty(()).expand(numel))
-    for part, received in zip(parts, gathered, strict=True):
-        codec.decode(received[: codec.num_bytes(value[part].numel())], value[part], workspace)
+    value = yield from bring_together(codec, message, numel, context, workspace)
     return Gathered(value, Dense(value[parts[context.rank]]))
+
+
+def bring_together(
+    codec: Codec, message: Tensor, numel: int, context: Context, workspace: Workspace
+) -> Generator[Request, Tensor, Tensor]:
+    """All-gather the messages that shards were encoded to, and decode them as the vector of `numel` elements."""
+    gathered = yield Request(Op.ALL_GATHER, message)
+    value = context.scratch.empty("mean", message.new_empty((), dtype=torch.float32).expand(numel))
+    for part, received in zip(shards(numel, context.world_size), gathered, strict=True):
+        codec.decode(received[: codec.num_bytes(value[part].numel())], value[part], workspace)
+    return value
 
 
 @dataclass(frozen=True)

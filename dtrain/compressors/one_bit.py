@@ -7,11 +7,15 @@ one leaves the smallest error.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs.blocks import Blocks, Float8Scales, mean_magnitudes
+from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.packing import Signs
+from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.scales import Float8Scales, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.two_phase import TwoPhase
@@ -25,6 +29,13 @@ class SignScaled:
         """scale = ||v||_1 / d; a code has the bits of -1 for what is negative, else of 0, as an int32."""
         mean_magnitudes(blocks, out=scales, spare=codes)
         torch.bitwise_right_shift(blocks.view(torch.int32), 31, out=codes.view(torch.int32))
+
+    def quantise_compiled(
+        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+    ) -> bool:
+        """See `Quantiser`. The packing reads the signs off the values."""
+        compiled_means(kernels, chunk, scales, workspace)
+        return True
 
 
 def one_bit() -> Compressor:

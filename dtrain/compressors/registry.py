@@ -11,6 +11,7 @@ import torch
 
 from dtrain.arguments import check_name, check_options, converted
 from dtrain.compressors.chunked_top_k import chunked_top_k
+from dtrain.compressors.codecs import compiled
 from dtrain.compressors.dgc import dgc
 from dtrain.compressors.integers import int4, int8
 from dtrain.compressors.none import NoCompression
@@ -79,8 +80,9 @@ def build(name: str, *, start_after: int = 0, exempt_below: int = 0, **options: 
         options: the compressor's own.
 
     Raises:
-        ValueError: the name or an option does not exist, or a value is out of range.
+        ValueError: the name or an option does not exist, or a value is out of range; or DTRAIN_CODEC is not to be had.
     """
+    compiled.in_use()
     check_name("compressor ", name, COMPRESSORS)
     shared = {"start_after": start_after, "exempt_below": exempt_below}
     for option, value in shared.items():

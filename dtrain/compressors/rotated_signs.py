@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs.blocks import SMALLEST_SCALE, Float32Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.packing import Signs
 from dtrain.compressors.codecs.rotation import BLOCK, GAIN, Rotation
+from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float32Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.two_phase import TwoPhase
 from dtrain.exchange import Compressor

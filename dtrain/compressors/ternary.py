@@ -8,12 +8,15 @@ s * sign(v) * b, where s = max|v| after clipping at 2.5 standard deviations and 
 from __future__ import annotations
 
 from math import sqrt
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs.blocks import SMALLEST_SCALE, Blocks, Float8Scales, largest_magnitudes, mean_magnitudes
+from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.packing import ROUND, Digits
+from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float8Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
 from dtrain.compressors.two_phase import TwoPhase
@@ -39,6 +42,19 @@ class NearestTernary:
         torch.addcmul(codes.new_full((width,), ROUND), codes, energy.reciprocal_().unsqueeze(1), out=codes)
         codes.clamp_(ROUND - 1, ROUND + 1)
 
+    def quantise_compiled(
+        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+    ) -> bool:
+        """See `Quantiser`."""
+        spare, block = compiled_means(kernels, chunk, scales, workspace), chunk.block
+        scales.clamp_min_(SMALLEST_SCALE)
+        kernels.multiply_blocks(chunk.left.numpy(), scales.reciprocal().numpy(), block, spare.numpy())
+        rows = spare.view(len(scales), -1)
+        energy = torch.linalg.vector_norm(rows, dim=1).square_().mul_(1.0 / rows.shape[1]).clamp_min_(1.0)
+        scales.mul_(energy)
+        kernels.round_to_ternary(spare.numpy(), energy.reciprocal_().numpy(), block, codes.numpy())
+        return True
+
 
 class TernGrad:
     """The paper's: unbiased but for the clipping. A block's mean is taken for zero in its standard deviation."""
@@ -51,6 +67,12 @@ class TernGrad:
         scales.mul_(clip)
         codes.mul_(clip.reciprocal_().unsqueeze(1)).clamp_(-1, 1)
         workspace.dither_(codes).add_(ROUND)
+
+    def quantise_compiled(
+        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+    ) -> bool:
+        """See `Quantiser`. Its random numbers are torch's."""
+        return False
 
 
 def ternary(rounding: Rounding = "stochastic") -> Compressor:

@@ -12,9 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs import compiled
+from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.workspace import Workspace
-from dtrain.compressors.halves import Codec, ShardMessages, encoded_all_gather, encoded_reduce_scatter, shards
-from dtrain.exchange import NOT_KEPT, Bucket, Context, Exchange, Exchanged, State
+from dtrain.compressors.halves import (
+    Codec,
+    ShardMessages,
+    bring_together,
+    encoded_all_gather,
+    encoded_reduce_scatter,
+    shards,
+)
+from dtrain.exchange import NOT_KEPT, Bucket, Context, Exchange, Exchanged, Op, Request, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +73,35 @@ class TwoPhase:
         if context.wants_contribution:
             contribution = ByShard(sent, context.rank, torch.sub(owned.value, others, out=others))
         return Exchanged(mean.to(bucket.value.dtype), contribution, state)
+
+    def corrects(self, bucket: Bucket) -> bool:
+        """See `Corrects`: where kernels do it in fewer passes than error feedback and codec apart."""
+        return isinstance(self.codec, Blocks) and compiled.kernels_for(bucket.value) is not None
+
+    def exchange_corrected(
+        self, bucket: Bucket, residual: Tensor, left: Tensor, state: State, context: Context
+    ) -> Exchange[State]:
+        """See `Corrects`. Two rounds, with the messages and the mean of `exchange`."""
+        codec, value, scratch = self.codec, bucket.value, context.scratch
+        assert isinstance(codec, Blocks)
+        parts = shards(value.numel(), context.world_size)
+        own, size = parts[context.rank], codec.num_bytes(parts[0].stop)
+        workspace = Workspace(context, bucket, parts[0].stop)
+        outgoing = scratch.empty("outgoing", value.new_empty((context.world_size, size), dtype=torch.uint8))
+        for rank, (part, message) in enumerate(zip(parts, outgoing, strict=True)):
+            used = message[: codec.num_bytes(value[part].numel())]
+            mine = rank == context.rank  # of which what others make of it is known only when it is summed
+            codec.encode_corrected(value[part], residual[part], left[part], used, workspace, subtract=not mine)
+            message[len(used) :].zero_()
+        incoming = yield Request(Op.ALL_TO_ALL, outgoing)
+
+        others = scratch.empty("others", left[own])
+        used_bytes = codec.num_bytes(others.numel())
+        message = scratch.empty("message", outgoing[0])
+        received = [one[:used_bytes] for one in incoming]
+        mine_received = received.pop(context.rank)
+        codec.encode_sum(received, mine_received, others, message[:used_bytes], workspace)
+        message[used_bytes:].zero_()
+        mean = yield from bring_together(codec, message, value.numel(), context, workspace)
+        left[own].sub_(torch.sub(mean[own], others, out=others))
+        return Exchanged(mean, NOT_KEPT, state)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from dtrain.compressors.codecs import compiled
 from dtrain.doctor.check import Check, Severity
 
 _PACKAGES = ("dtrain", "torch", "numpy", "hydra-core", "safetensors")
@@ -23,6 +24,20 @@ def versions() -> Check:
     """Python and the packages that results depend on."""
     found = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
     return Check("versions", Severity.OK, ", ".join(found))
+
+
+def codec() -> Check:
+    """What compressors encode with on a CPU: kernels that numba compiles, or torch."""
+    try:
+        chosen = compiled.choose("auto")
+    except ValueError as error:
+        return Check("codec", Severity.ERROR, str(error), f"correct or unset {compiled.VARIABLE}")
+    if chosen == "numba":
+        return Check("codec", Severity.OK, f"numba {version('numba')}")
+    if compiled.VARIABLE in os.environ:
+        return Check("codec", Severity.OK, f"torch, as {compiled.VARIABLE} says")
+    obstacle, _, cure = (compiled.why_not_numba() or "").partition(": ")
+    return Check("codec", Severity.NOTE, f"torch, since {obstacle}", cure)
 
 
 def threads(environ: Mapping[str, str], local_world_size: int) -> Check:

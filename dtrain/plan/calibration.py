@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dtrain import compressors
+from dtrain.compressors.codecs import compiled
 from dtrain.compressors.registry import sends_few
 from dtrain.files import parse_json, read_file, short, write_whole
 from dtrain.plan.candidates import Candidate
@@ -131,6 +132,7 @@ def this_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "codec": compiled.in_use(),
     }
 
 
@@ -156,8 +158,11 @@ def save(calibration: Calibration, path: Path) -> None:
     write_whole(path, json.dumps(told))
 
 
-def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration:
-    """Read what `save` wrote of this job. Raises ValueError for anything else, or where another machine measured it."""
+def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration | None:
+    """Read what `save` wrote of this job; None where it was measured with another codec, or none was named yet.
+
+    Raises ValueError for anything else, or where another machine measured it.
+    """
     cure = "delete it, and it is measured anew"
     content = read_file(path, _MAX_BYTES)
     try:
@@ -174,8 +179,11 @@ def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration:
         }
         calibration = Calibration(str(told["subject"]), machine, tuple(map(from_json, told["step"])), recordings)
         _check(calibration)
+        machine = dict(machine)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no calibration ({short(error)}): {cure}") from error
+    if machine != this_machine() and {**machine, "codec": compiled.in_use()} == this_machine():
+        return None
     if version != VERSION or machine != this_machine():
         raise ValueError(f"{path} is of another machine, torch or dtrain: {cure}")
     if calibration.subject != subject:

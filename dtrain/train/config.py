@@ -172,6 +172,7 @@ class TrainConfig:
     overlap: bool = True
     bucket_bytes: int = 25 * 1024 * 1024
     first_bucket_bytes: int = 1024 * 1024
+    codec: Literal["auto", "torch", "numba"] = "auto"
     threads: int | None = None
     init_weights: str | None = None
     resume: str | None = None

@@ -12,6 +12,7 @@ import torch
 
 from dtrain.arguments import check_name
 from dtrain.comm import Communicator, Launch, all_gather_bytes
+from dtrain.compressors.codecs import compiled
 from dtrain.meter.ledger import Ledger, Purpose, StepRecord
 from dtrain.meter.nic import is_loopback, isolated_interface, read_counters
 from dtrain.observe import run_directory
@@ -94,6 +95,7 @@ def facts_of(config: TrainConfig, launch: Launch, prepared: Prepared, run_dir: P
         "world_size": launch.world_size,
         "backend": config.backend.name,
         "compressor": config.compressor.name,
+        "codec": compiled.in_use(),
         "batch_size_per_rank": config.batch_size,
         "grad_bytes": 4 * num_parameters,
         "seed": config.seed,

@@ -15,6 +15,7 @@ from dtrain import __version__, compressors
 from dtrain.arguments import converted, say_doing
 from dtrain.comm import Launch, threads_per_rank
 from dtrain.comm.polled import check_summed
+from dtrain.compressors.codecs import compiled
 from dtrain.compressors.none import NoCompression
 from dtrain.compressors.trials import IMAGES, check
 from dtrain.exchange import Compressor
@@ -57,6 +58,7 @@ class Prepared:
 def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or threads_per_rank(launch, os.environ))
+    compiled.choose(config.codec)
     say_doing(f"reading {config.data.name}, building {config.model.name}")
     checkpoint = open_checkpoint(Path(config.resume)) if config.resume not in (None, LATEST) else None
     options = dict(config.data.options)

@@ -17,6 +17,7 @@ _OF_A_HOST = (
     "run_dir",
     "overwrite",
     "threads",
+    "codec",  # messages are the same
     "init_weights",  # rank 0's weights go to everybody
     "resume",  # of this and the next what they hold is compared, not where it is
     "teacher",

@@ -25,6 +25,7 @@ SUMMARY_KEYS = {
     "world_size",
     "backend",
     "compressor",
+    "codec",
     "num_steps",
     "batch_size_per_rank",
     "grad_bytes",

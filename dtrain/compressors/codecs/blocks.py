@@ -1,121 +1,31 @@
 """Codecs that give each block of values a scale of its own and each value a small integer.
 
 What the scale is and how values are rounded is a `Quantiser`; how integers lie in bytes is a `Packing`. Work goes chunk
-by chunk, so that the passes over a chunk stay in the cache.
+by chunk, so that the passes over a chunk stay in the cache; by kernels, where they are in use, or by torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs import compiled
+from dtrain.compressors.codecs.quantiser import Chunk, Packing, Quantiser
+from dtrain.compressors.codecs.scales import ScaleFormat
 from dtrain.compressors.codecs.workspace import Workspace
 
-SMALLEST_SCALE = 1e-30
-"""Below it scales stop: 1 / scale must be finite. What is so small is sent as zeros, and error feedback keeps it."""
 
+class Span(NamedTuple):
+    """Where a chunk lies: in the values, in the scales, and in the packed codes."""
 
-class Quantiser(Protocol):
-    """From values to a scale for each block and a small integer for each value."""
-
-    def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
-        """Write `scales`, of shape (num_blocks,), and `codes`, so that codes * scales is about `blocks`.
-
-        `blocks` and `codes` are contiguous float32 of shape (num_blocks, block); codes have integral values, or what
-        the packing makes of them. No scale may overflow for finite blocks; a block with NaN or Inf gets a scale that
-        is not finite.
-        """
-        ...
-
-
-class Packing(Protocol):
-    """Small integers in bytes. `codes` is contiguous float32 of shape (per_byte, len(packed)), `packed` is uint8."""
-
-    @property
-    def per_byte(self) -> int:
-        """Codes in a byte."""
-        ...
-
-    def pack(self, codes: Tensor, packed: Tensor) -> None:
-        """Write column i of `codes` to byte i. `codes` may be overwritten."""
-        ...
-
-    def unpack(self, packed: Tensor, codes: Tensor) -> None:
-        """The reverse."""
-        ...
-
-
-def largest_magnitudes(blocks: Tensor, *, out: Tensor) -> Tensor:
-    """max|v| of each row, or SMALLEST_SCALE; NaN where a row has one. |v| itself would be one more chunk to write."""
-    return torch.maximum(blocks.amax(1), blocks.amin(1).neg_(), out=out).clamp_min_(SMALLEST_SCALE)
-
-
-def mean_magnitudes(blocks: Tensor, *, out: Tensor, spare: Tensor) -> Tensor:
-    """||v||_1 / d of each row, of d values; NaN where a row has one. `spare`, of the shape of `blocks`, is overwritten.
-
-    As a product with a vector of 1/d, it cannot overflow as a sum would, and spares a division of all values.
-    """
-    width = blocks.shape[1]
-    return torch.mv(torch.abs(blocks, out=spare), spare.new_full((width,), 1.0 / width), out=out)
-
-
-class ScaleFormat(Protocol):
-    """How the scales of a message, one or more, become bytes."""
-
-    def num_bytes(self, num_blocks: int) -> int:
-        """Their size."""
-        ...
-
-    def pack(self, scales: Tensor, packed: Tensor) -> None:
-        """Write float32 `scales` to `packed`: uint8, of shape (num_bytes(len(scales)),), not aligned."""
-        ...
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """The scales, as new float32."""
-        ...
-
-
-class Float32Scales:
-    """As they are."""
-
-    def num_bytes(self, num_blocks: int) -> int:
-        """4 for each."""
-        return 4 * num_blocks
-
-    def pack(self, scales: Tensor, packed: Tensor) -> None:
-        """See `ScaleFormat`."""
-        packed.copy_(scales.view(torch.uint8))
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """See `ScaleFormat`."""
-        return packed.clone().view(torch.float32)
-
-
-class Float8Scales:
-    """The largest as float32, and each one's share of it as a float8 of 5 bits of exponent (e5m2), off by up to 1/8.
-
-    For codes that need no exact scale. Four times as many blocks for the same bytes leave less of a gradient behind
-    than the rounding does: of SqueezeNet's, signs with a scale for 2048 values leave 0.68 to 0.84 of the energy, with
-    one for 256 values 0.56 to 0.73. Scales under 1/130,000 of the largest become zero.
-    """
-
-    def num_bytes(self, num_blocks: int) -> int:
-        """1 for each, and 4."""
-        return 4 + num_blocks
-
-    def pack(self, scales: Tensor, packed: Tensor) -> None:
-        """See `ScaleFormat`. A scale that is not finite stays so, and spoils no other."""
-        largest = scales.nan_to_num(0.0, 0.0, 0.0).amax(0, keepdim=True).clamp_min_(SMALLEST_SCALE)
-        packed[:4].copy_(largest.view(torch.uint8))
-        packed[4:].copy_((scales / largest).to(torch.float8_e5m2).view(torch.uint8))
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """See `ScaleFormat`."""
-        return packed[4:].view(torch.float8_e5m2).to(torch.float32).mul_(packed[:4].clone().view(torch.float32))
+    values: slice
+    rows: slice
+    packed: slice
 
 
 @dataclass(frozen=True)
@@ -140,11 +50,16 @@ class Blocks:
 
     def encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
         """See `Codec`."""
+        kernels = compiled.kernels_for(values)
+        if kernels is not None and self._encode_compiled(kernels, values, message, workspace):
+            return
         cut = self._cut(values.numel())
         scales = values.new_empty(self._num_blocks(values.numel()))
-        for blocks, scale, packed in self._chunks(values, scales, message[cut:], workspace):
-            codes, rows = self._codes(blocks, packed, workspace)
-            self.quantiser.quantise(blocks, scale, rows, workspace)
+        for span in self._spans(values.numel(), workspace):
+            scale, packed = scales[span.rows], message[cut:][span.packed]
+            blocks = values[span.values].view(len(scale), -1)
+            codes, by_block = self._codes(blocks, packed, workspace)
+            self.quantiser.quantise(blocks, scale, by_block, workspace)
             self.packing.pack(codes, packed)
         if cut:
             self.scales.pack(scales, message[:cut])
@@ -155,13 +70,138 @@ class Blocks:
         if not cut:
             return
         scales = self.scales.unpack(message[:cut]).mul_(1.0 if add is None else add)
-        for blocks, scale, packed in self._chunks(values, scales.unsqueeze(1), message[cut:], workspace):
-            codes, rows = self._codes(blocks, packed, workspace)
+        kernels = compiled.kernels_for(values)
+        if kernels is not None and _are_finite(scales):
+            for span in self._spans(values.numel(), workspace):
+                part = values[span.values]
+                self._unpack(kernels, message[cut:], scales, span, part, workspace, add=add is not None)
+            return
+        for span in self._spans(values.numel(), workspace):
+            scale, packed = scales[span.rows].unsqueeze(1), message[cut:][span.packed]
+            blocks = values[span.values].view(len(scale), -1)
+            codes, by_block = self._codes(blocks, packed, workspace)
             self.packing.unpack(packed, codes)
             if add is not None:
-                blocks.addcmul_(rows, scale)
+                blocks.addcmul_(by_block, scale)
             else:
-                torch.mul(rows, scale, out=blocks)
+                torch.mul(by_block, scale, out=blocks)
+
+    def encode_corrected(
+        self, values: Tensor, residual: Tensor, left: Tensor, message: Tensor, workspace: Workspace, *, subtract: bool
+    ) -> None:
+        """Write values + residual, of shape (numel,), to `left`, encode it and `subtract` what the message holds."""
+        kernels = compiled.kernels_for(values, residual, left)
+        if kernels is not None and self._encode_compiled(
+            kernels, values, message, workspace, residual, left, subtract=subtract
+        ):
+            return
+        self.encode(torch.add(values, residual, out=left), message, workspace)
+        if subtract:
+            self.decode(message, left, workspace, add=-1.0)
+
+    def encode_sum(
+        self, others: Sequence[Tensor], own: Tensor, sum_of_others: Tensor, message: Tensor, workspace: Workspace
+    ) -> None:
+        """Encode the sum of what messages hold, those of `others` and then `own`; write that of `others`.
+
+        By kernels chunk by chunk: the whole sum is never in memory. `sum_of_others` has shape (numel,).
+        """
+        kernels = compiled.kernels_for(sum_of_others)
+        if kernels is None or not self._encode_sum(kernels, others, own, sum_of_others, message, workspace):
+            sum_of_others.zero_()
+            for other in others:
+                self.decode(other, sum_of_others, workspace, add=1.0)
+            total = sum_of_others.clone()
+            self.decode(own, total, workspace, add=1.0)
+            self.encode(total, message, workspace)
+
+    def _encode_sum(
+        self,
+        kernels: ModuleType,
+        others: Sequence[Tensor],
+        own: Tensor,
+        sum_of_others: Tensor,
+        message: Tensor,
+        workspace: Workspace,
+    ) -> bool:
+        """False, with all undefined, where torch must do it."""
+        cut, scales = self._cut(sum_of_others.numel()), sum_of_others.new_empty(self._num_blocks(sum_of_others.numel()))
+        if not cut:
+            return True
+        received = [(one[cut:], self.scales.unpack(one[:cut])) for one in (*others, own)]
+        if not all(_are_finite(theirs) for _, theirs in received):
+            return False
+        for span in self._spans(sum_of_others.numel(), workspace):
+            before = sum_of_others[span.values].zero_()
+            total = workspace.buffer("total", before.numel())
+            for packed, theirs in received[:-1]:
+                self._unpack(kernels, packed, theirs, span, before, workspace, add=True)
+            self._unpack(kernels, *received[-1], span, total.copy_(before), workspace, add=True)
+            chunk = Chunk(total, None, total, self.block, False)
+            if not self._pack(kernels, chunk, scales[span.rows], message[cut:][span.packed], workspace):
+                return False
+        return self._pack_scales(scales, message[:cut])
+
+    def _encode_compiled(
+        self,
+        kernels: ModuleType,
+        values: Tensor,
+        message: Tensor,
+        workspace: Workspace,
+        residual: Tensor | None = None,
+        left: Tensor | None = None,
+        *,
+        subtract: bool = False,
+    ) -> bool:
+        """Encode by kernels; False, with the message and `left` undefined, where torch must do it."""
+        cut, left = self._cut(values.numel()), values if left is None else left
+        scales = values.new_empty(self._num_blocks(values.numel()))
+        soon = subtract and self.scales.exact  # while a chunk is in the cache
+        for span in self._spans(values.numel(), workspace):
+            before = None if residual is None else residual[span.values]
+            at_once = soon and self.packing.per_byte == 1
+            chunk = Chunk(values[span.values], before, left[span.values], self.block, at_once)
+            if not self._pack(kernels, chunk, scales[span.rows], message[cut:][span.packed], workspace):
+                return False
+            if soon and not chunk.subtract:
+                self._unpack(kernels, message[cut:], scales.neg(), span, chunk.left, workspace, add=True)
+        if not self._pack_scales(scales, message[:cut]):
+            return False
+        if subtract and not soon:
+            self.decode(message, left, workspace, add=-1.0)
+        return True
+
+    def _pack(self, kernels: ModuleType, chunk: Chunk, scales: Tensor, packed: Tensor, workspace: Workspace) -> bool:
+        """Quantise and pack a chunk; False where torch must do it."""
+        codes = packed.view(torch.int8)
+        if self.packing.per_byte > 1:
+            codes = workspace.buffer("integers", chunk.values.numel(), torch.int8)
+        if not self.quantiser.quantise_compiled(kernels, chunk, scales, codes, workspace):
+            return False
+        self.packing.pack_compiled(kernels, codes, chunk.left, packed)
+        return True
+
+    def _pack_scales(self, scales: Tensor, packed: Tensor) -> bool:
+        """False where torch must do it, payloads of NaN and all."""
+        if len(packed) and _are_finite(scales):
+            self.scales.pack(scales, packed)
+            return True
+        return not len(packed)
+
+    def _unpack(
+        self,
+        kernels: ModuleType,
+        packed: Tensor,
+        scales: Tensor,
+        span: Span,
+        values: Tensor,
+        workspace: Workspace,
+        *,
+        add: bool,
+    ) -> None:
+        """Of whole messages, what belongs to `span`."""
+        packed, scales = packed[span.packed], scales[span.rows]
+        self.packing.unpack_compiled(kernels, packed, scales, self.block, values, workspace, add=add)
 
     def _num_blocks(self, numel: int) -> int:
         return -(-numel // self.block)
@@ -170,22 +210,17 @@ class Blocks:
         """Where codes begin."""
         return self.scales.num_bytes(self._num_blocks(numel)) if numel else 0
 
-    def _chunks(
-        self, values: Tensor, scales: Tensor, packed: Tensor, workspace: Workspace
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Views of whole blocks, as many at a time as fit in a chunk; then of a last block that is shorter."""
-        whole = values.numel() // self.block
-        cut, packed_cut = whole * self.block, whole * self.block // self.packing.per_byte
+    def _spans(self, numel: int, workspace: Workspace) -> Iterator[Span]:
+        """Whole blocks, as many at a time as fit in a chunk; then a last block that is shorter."""
+        whole, per_byte = numel // self.block, self.packing.per_byte
         step = max(1, workspace.chunk // self.block)
-        if whole > 0:
-            yield from zip(
-                values[:cut].view(whole, self.block).split(step),
-                scales[:whole].split(step),
-                packed[:packed_cut].split(step * self.block // self.packing.per_byte),
-                strict=True,
-            )
-        if cut < values.numel():
-            yield values[cut:].unsqueeze(0), scales[whole:], packed[packed_cut:]
+        for first in range(0, whole, step):
+            rows = slice(first, min(first + step, whole))
+            start, stop = rows.start * self.block, rows.stop * self.block
+            yield Span(slice(start, stop), rows, slice(start // per_byte, stop // per_byte))
+        if whole * self.block < numel:
+            start = whole * self.block
+            yield Span(slice(start, numel), slice(whole, whole + 1), slice(start // per_byte, -(-numel // per_byte)))
 
     def _codes(self, blocks: Tensor, packed: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         """A buffer for codes, as the packing sees it and in the shape of `blocks`; what fills the last byte is zero."""
@@ -193,3 +228,8 @@ class Blocks:
         if codes.numel() > blocks.numel():
             codes[blocks.numel() :].zero_()
         return codes.view(self.packing.per_byte, -1), codes[: blocks.numel()].view_as(blocks)
+
+
+def _are_finite(scales: Tensor) -> bool:
+    """Whether no block is spoilt: kernels take no NaN and no infinity."""
+    return bool(torch.isfinite(scales).all())

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs import compiled
+
 
 def num_bytes(k: int, numel: int) -> int:
     """ceil((k l + k + ((numel - 1) >> l)) / 8) with l = floor(log2(numel / k))."""
@@ -21,6 +23,11 @@ def encode(indices: Tensor, numel: int) -> Tensor:
     """Ascending, distinct int64 indices below `numel`, of shape (k,) -> uint8 of shape (num_bytes(k, numel),)."""
     k = indices.numel()
     low = _low_bits(k, numel)
+    kernels = compiled.kernels_for(indices, dtype=torch.int64)
+    if kernels is not None:
+        data = torch.empty(num_bytes(k, numel), dtype=torch.uint8)
+        kernels.encode_elias_fano(indices.numpy(), low, data.numpy())
+        return data
     bits = indices.new_zeros(8 * num_bytes(k, numel), dtype=torch.uint8)
     bits[: k * low] = ((indices[:, None] >> _range(low, indices)) & 1).view(-1)
     bits[(indices >> low) + torch.arange(k * low, k * low + k, device=indices.device)] = 1
@@ -33,6 +40,12 @@ def decode(data: Tensor, k: int, numel: int) -> Tensor:
     Raises ValueError where a row is not the encoding of `k` ascending indices below `numel`.
     """
     low = _low_bits(k, numel)
+    kernels = compiled.kernels_for(data[0], dtype=torch.uint8)
+    if kernels is not None:
+        indices = torch.empty(len(data), k, dtype=torch.int64)
+        rows = zip(data, indices, strict=True)
+        if all(kernels.decode_elias_fano(a.numpy(), low, _high_bits(k, numel), numel, b.numpy()) for a, b in rows):
+            return indices  # else torch says what is wrong
     bits = ((data[..., None] >> _range(8, data)) & 1).flatten(1)
     row, one = bits[:, k * low : k * low + _high_bits(k, numel)].nonzero().unbind(1)
     if not torch.equal(row, torch.arange(len(data), device=row.device).repeat_interleave(k)):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from dtrain.compressors.codecs.workspace import Workspace
 
 ROUND = 1.5 * 2.0**23
 """Added to a float32 of magnitude under 2^22 it leaves no place for a fraction: the sum is rounded to the nearest
@@ -36,6 +39,35 @@ class Digits:
             torch.mul(codes[k], 1.0 / self.base, out=codes[k + 1]).round_()
             codes[k].sub_(codes[k + 1], alpha=self.base)
 
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+        """See `Packing`. One to a byte, the codes are the bytes already."""
+        if self.per_byte > 1:
+            kernels.pack_digits(codes.numpy(), self.base, packed.view(torch.int8).numpy())
+
+    def unpack_compiled(
+        self,
+        kernels: ModuleType,
+        packed: Tensor,
+        scales: Tensor,
+        block: int,
+        values: Tensor,
+        workspace: Workspace,
+        *,
+        add: bool,
+    ) -> None:
+        """See `Packing`."""
+        rest = workspace.buffer("rest", len(packed) if self.per_byte > 1 else 0)
+        kernels.unpack_digits(
+            packed.view(torch.int8).numpy(),
+            self.base,
+            self.per_byte,
+            rest.numpy(),
+            scales.numpy(),
+            block,
+            values.numpy(),
+            add,
+        )
+
 
 class Signs:
     """Eight signs in a byte, 1 for negative; unpacked they are 1.0 and -1.0."""
@@ -51,6 +83,24 @@ class Signs:
         """Times 2^(7 - k), bit k becomes the sign of an int8, to which a 1 is added so that none is 0."""
         bits = packed.view(torch.int8) * (1 << 7 - _bit_numbers(packed))
         codes.copy_(bits.bitwise_or_(1).sign_())
+
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+        """See `Packing`."""
+        kernels.pack_signs(values.numpy(), packed.numpy())
+
+    def unpack_compiled(
+        self,
+        kernels: ModuleType,
+        packed: Tensor,
+        scales: Tensor,
+        block: int,
+        values: Tensor,
+        workspace: Workspace,
+        *,
+        add: bool,
+    ) -> None:
+        """See `Packing`."""
+        kernels.unpack_signs(packed.numpy(), scales.numpy(), block, values.numpy(), add)
 
 
 def _bit_numbers(packed: Tensor) -> Tensor:

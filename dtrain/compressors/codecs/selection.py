@@ -8,8 +8,13 @@ is made among those. Where the density is too large for blocks to help, sampled 
 
 from __future__ import annotations
 
+from math import isqrt
+from types import ModuleType
+
 import torch
 from torch import Tensor
+
+from dtrain.compressors.codecs import compiled
 
 MIN_SHIFT, MAX_SHIFT = 5, 6
 """A block has 2^shift elements: fewer are slow to reduce, more leave many to choose among."""
@@ -23,6 +28,8 @@ NAN = 0x7F800001
 """Above infinity."""
 SAMPLE_STRIDE = 61
 """One in so many elements is looked at for bounds; a prime, since filters repeat with small periods."""
+COMPILED_STRIDE = 191
+"""The same for the compiled path, whose one bound may be rougher."""
 SAMPLED_FROM = 64 * 1024
 """Elements from which on sampling is cheaper than a selection among all."""
 
@@ -39,6 +46,11 @@ def largest(value: Tensor, k: int) -> Tensor:
     """
     numel = value.numel()
     assert 0 < k <= numel, f"{k} of {numel}"
+    kernels = compiled.kernels_for(value)
+    if kernels is not None and numel >= SAMPLED_FROM:
+        found_by_kernel = _largest_compiled(kernels, value, k)
+        if found_by_kernel is not None:
+            return found_by_kernel
     shift = min(MAX_SHIFT, (numel // (BLOCKS_PER_KEPT * k)).bit_length() - 1)
     if shift < MIN_SHIFT:
         return _top(_magnitude(value), k)
@@ -52,6 +64,23 @@ def largest(value: Tensor, k: int) -> Tensor:
     row = found >> shift
     candidates = torch.cat((((hot[row] - row) << shift) + found, torch.arange(end, numel, device=value.device)))
     return candidates[_top(_magnitude(value[candidates]), k)]
+
+
+def _largest_compiled(kernels: ModuleType, value: Tensor, k: int) -> Tensor | None:
+    """The same in one pass: what is above a bound from a sample, and the choice among that. None where it is too low.
+
+    The bound is four standard deviations below what a random sample would have at the k-th largest.
+    """
+    sample = _magnitude(value[::COMPILED_STRIDE].contiguous())
+    position = k * sample.numel() // value.numel()
+    rank = position + 4 * isqrt(position) + 4
+    if rank > sample.numel():
+        return None
+    least = sample.kthvalue(sample.numel() - rank + 1).values
+    room = 2 * k + value.numel() // 32
+    indices, magnitudes = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
+    count = kernels.collect_large(value.numpy(), int(least), indices.numpy(), magnitudes.numpy())
+    return indices[_top(magnitudes[:count], k)] if count >= k else None
 
 
 def _magnitude(value: Tensor) -> Tensor:

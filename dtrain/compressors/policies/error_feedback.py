@@ -6,7 +6,7 @@ Seide et al., 1-bit SGD (Interspeech 2014); Karimireddy et al., Error Feedback F
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,21 @@ class Residual(State, Generic[StateT]):
 
     residual: Bucket
     inner: StateT
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """A method that adds a residual and takes off what it sends while it encodes: fewer passes, and the same bits."""
+
+    def corrects(self, bucket: Bucket) -> bool:
+        """Whether it does so for this bucket, where it is now."""
+        ...
+
+    def exchange_corrected(
+        self, bucket: Bucket, residual: Tensor, left: Tensor, state: Any, context: Context
+    ) -> Exchange[Any]:
+        """Exchange value + residual, and write to `left` that less what was contributed."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,15 @@ class ErrorFeedback(Generic[StateT]):
         """The rounds of `inner`."""
         before = state.residual.value
         corrected = context.scratch.alternate("corrected", before)
+        if (
+            isinstance(self.inner, Corrects)
+            and self.decay == 1
+            and not context.wants_contribution
+            and self.inner.corrects(bucket)
+        ):
+            apart = replace(context, scratch=context.scratch.inner("inner"))
+            out = yield from self.inner.exchange_corrected(bucket, before, corrected, state.inner, apart)
+            return out._replace(state=Residual(Bucket(corrected, bucket.layout), out.state))
         torch.add(bucket.value, before, alpha=self.decay, out=corrected)
         asking = replace(context, wants_contribution=True, scratch=context.scratch.inner("inner"))
         out = yield from self.inner.exchange(Bucket(corrected, bucket.layout), state.inner, asking)

@@ -13,8 +13,9 @@ from workers import contributions
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import ErrorFeedback, build
-from dtrain.compressors.codecs.blocks import Blocks, Float8Scales
+from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.packing import ROUND
+from dtrain.compressors.codecs.scales import Float8Scales
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.ternary import NearestTernary
 from dtrain.compressors.two_phase import TwoPhase

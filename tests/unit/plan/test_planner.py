@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dtrain.compressors.codecs.compiled import in_use
 from dtrain.exchange import Op
 from dtrain.plan.calibration import Calibration, Recording, calibrate, load, save, this_machine
 from dtrain.plan.candidates import NONE, Candidate, candidates, parse, parse_all
@@ -149,7 +150,7 @@ def test_rates_times_and_counts_are_numbers_with_units() -> None:
         parse_count("many")
 
 
-def test_a_calibration_is_kept_and_refused_where_it_does_not_fit(tmp_path: Path) -> None:
+def test_a_calibration_is_kept_refused_where_it_does_not_fit_and_made_anew_for_another_codec(tmp_path: Path) -> None:
     subject = of_size(3_000_000, 0.01, "sgd")
     torch.manual_seed(0)
     calibration = calibrate(subject, CHOSEN, world_sizes=[2])
@@ -161,7 +162,10 @@ def test_a_calibration_is_kept_and_refused_where_it_does_not_fit(tmp_path: Path)
         load(path, "another", labels)
     with pytest.raises(ValueError, match="has no int8"):
         load(path, subject.name, ["int8"])
-    path.write_text(path.read_text().replace('"cores": ', '"cores": 1'))
+    measured = path.read_text()
+    path.write_text(measured.replace(f'"codec": "{in_use()}"', '"codec": "another"'))
+    assert load(path, subject.name, labels) is None
+    path.write_text(measured.replace('"cores": ', '"cores": 1'))
     with pytest.raises(ValueError, match="of another machine"):
         load(path, subject.name, labels)
     path.write_text("{")

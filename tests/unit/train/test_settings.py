@@ -49,7 +49,14 @@ def test_a_compressor_s_options_are_compared_by_name() -> None:
 
 
 def test_what_a_host_may_have_for_itself_is_not_compared() -> None:
-    own = ("run_dir=/a", "threads=3", "observe.progress=false", "observe.prometheus.port=9500", "data.num_workers=2")
+    own = (
+        "run_dir=/a",
+        "threads=3",
+        "codec=torch",
+        "observe.progress=false",
+        "observe.prometheus.port=9500",
+        "data.num_workers=2",
+    )
     one, two = (shared_by_ranks(configured(*given), FACTS) for given in ((), own))
     assert difference_of([one, two]) is None
 

@@ -2,7 +2,7 @@ from math import ceil, floor, log2
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtrain.compressors.codecs import elias_fano
@@ -17,6 +17,7 @@ def index_sets(draw: st.DrawFn) -> tuple[list[int], int]:
     return sorted(indices), numel
 
 
+@settings(deadline=None)
 @given(index_sets())
 def test_what_is_decoded_is_what_was_encoded(case: tuple[list[int], int]) -> None:
     indices, numel = torch.tensor(case[0]), case[1]
@@ -26,6 +27,7 @@ def test_what_is_decoded_is_what_was_encoded(case: tuple[list[int], int]) -> Non
     assert torch.equal(decode(data[None], len(indices), numel), indices[None])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6), st.data())
 def test_the_size_is_the_formula_s(numel: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, numel))
