@@ -1,10 +1,10 @@
 """Whether a training that loses a worker and gets it back is as accurate: 4, then 3, then 4 workers.
 
-    python benchmarks/elastic_accuracy.py [--seeds 3] [--epochs 8]     # some 10 minutes a seed on two cores
+    python benchmarks/elastic_accuracy.py [--seeds 3] [--epochs 16]     # some 10 minutes a seed on two cores
 
-SqueezeNet 1.1 on digits with int4, three times with each seed: undisturbed (`dtrain launch`); with a worker killed by
-SIGKILL after a third, while the others live on (`dtrain elastic`, which starts it again); and with one of four agents
-of torchrun's killed after a third, and started again after two thirds, so that all ranks start again each time
+SqueezeNet 1.1 on digits with int4, three times with each seed: undisturbed (`dtrain launch`); with a host of one worker
+killed by SIGKILL after a third, and started again after two thirds, while the others live on (`dtrain elastic`); and
+with one of four agents of torchrun's killed and started again likewise, so that all ranks start again each time
 (`dtrain launch --elastic`). Each run must have been of 4, 3 and 4 workers, or it does not count.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -95,13 +94,11 @@ def await_training(run: Path, workers: int, steps: int, alive: subprocess.Popen[
         time.sleep(0.05)
 
 
-def workers_of(pid: int) -> list[int]:
-    """Of `dtrain elastic`, which are forked by a process of its own."""
-    forking = subprocess.run(["pgrep", "-P", str(pid), "-f", "forkserver"], capture_output=True, text=True).stdout
-    return [
-        int(word)
-        for word in subprocess.run(["pgrep", "-P", forking.strip()], capture_output=True, text=True).stdout.split()
-    ]
+def free_port() -> int:
+    """One that nobody has at present."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def undisturbed(folder: Path, settings: tuple[str, ...], steps: int) -> int:
@@ -111,19 +108,22 @@ def undisturbed(folder: Path, settings: tuple[str, ...], steps: int) -> int:
 
 
 def living_on(folder: Path, settings: tuple[str, ...], steps: int) -> int:
-    """Kill one of the workers of `dtrain elastic`, which starts it again by itself."""
+    """Kill a host of one worker that has joined the others' (`dtrain elastic --join`), and start it again later."""
+    port = free_port()
+    first = ("-n", str(WORKERS - 1), "--min", str(WORKERS - 1), "--max", str(WORKERS), "--host", "127.0.0.1")
     with started(folder) as start:
-        job = start("elastic", "-n", str(WORKERS), "--min", str(WORKERS - 1), *settings)
+        job = start("elastic", *first, "--port", str(port), *settings)
+        joined = start("elastic", "-n", "1", "--join", f"127.0.0.1:{port}", *settings)
         await_training(folder / "run", WORKERS, steps // 3, job)
-        os.kill(workers_of(job.pid)[1], signal.SIGKILL)
-        return job.wait()
+        joined.kill()
+        await_training(folder / "run", WORKERS - 1, 2 * steps // 3, job)
+        joined = start("elastic", "-n", "1", "--join", f"127.0.0.1:{port}", *settings)
+        return max(job.wait(), joined.wait())
 
 
 def starting_again(folder: Path, settings: tuple[str, ...], steps: int) -> int:
     """Kill one of four agents, and start it again later."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     place = ("--elastic", f"{WORKERS - 1}:{WORKERS}", "--id", "digits", "--master", f"127.0.0.1:{port}", "-n", "1")
     command = ("launch", *place, "--restarts", "5", *settings)
     with started(folder) as start:
@@ -157,11 +157,12 @@ def main() -> None:
     """Train what is not measured yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--hardware", default="cpu2")
-    parser.add_argument("--cells", type=Path, default=Path("elastic_accuracy.jsonl"), help="what is measured is kept")
+    parser.add_argument("--cells", type=Path, default=Path("runs/elastic_accuracy.jsonl"), help="what is measured is kept")
     parsed = parser.parse_args()
     cells = [Cell(way, seed, parsed.epochs) for seed in range(parsed.seeds) for way in WAYS]
+    parsed.cells.parent.mkdir(exist_ok=True)
     found = read_cells(parsed.cells, Cell)
     for cell in cells:
         if cell not in found:
