@@ -159,7 +159,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--hardware", default="cpu2")
-    parser.add_argument("--cells", type=Path, default=Path("runs/elastic_accuracy.jsonl"), help="what is measured is kept")
+    parser.add_argument(
+        "--cells", type=Path, default=Path("runs/elastic_accuracy.jsonl"), help="what is measured is kept"
+    )
     parsed = parser.parse_args()
     cells = [Cell(way, seed, parsed.epochs) for seed in range(parsed.seeds) for way in WAYS]
     parsed.cells.parent.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ Whatever needs a package of an extra imports it as any other; that it is missing
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
 
 EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -23,6 +24,12 @@ EXTRAS: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 """Module -> the package that has it, and the extra of dtrain that requires it."""
+
+
+def require(module: str) -> None:
+    """Fail now where a package will be needed later. Raises ModuleNotFoundError, as its import would."""
+    if find_spec(module) is None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def missing_extra(command: str, error: ModuleNotFoundError) -> str | None:

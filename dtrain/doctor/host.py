@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dtrain.compressors.codecs import compiled
@@ -22,7 +23,10 @@ _CLOCK_UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 
 def versions() -> Check:
     """Python and the packages that results depend on."""
-    found = [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in _PACKAGES)]
+    found = [f"python {platform.python_version()}"]
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # of an extra
+            found.append(f"{name} {version(name)}")
     return Check("versions", Severity.OK, ", ".join(found))
 
 

@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -48,7 +48,7 @@ def serve(settings: Sequence[str], *, count: int, minimum: int, maximum: int, po
     )
     if host:
         _say(f"other hosts join with --join {host}:{master.port}")
-    with _forwarding(here):
+    with _attended(here):
         here.start()
         ending_since: float | None = None
         while True:
@@ -64,7 +64,6 @@ def serve(settings: Sequence[str], *, count: int, minimum: int, maximum: int, po
                 if here.num_running == 0 or time.monotonic() - ending_since > ENDING_SECONDS:
                     break
             time.sleep(_POLL_SECONDS)
-        here.end_all()
     coordinator.look()
     code = 0 if coordinator.is_complete else here.exit_code if here.exit_code is not None else FAILED
     store.set(OVER, str(code))
@@ -83,7 +82,7 @@ def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
     while True:
         here = Supervisor(settings, count, (host, port), link.tell, _say, link.job)
         link.begin(here.name)
-        with _forwarding(here):
+        with _attended(here):
             here.start()
             while link.exit_code is None and not link.is_silent:
                 here.look()
@@ -96,7 +95,6 @@ def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
             if link.exit_code is not None:
                 _await_end(here)
             is_ending = here.is_ending  # by itself, or since it was told to
-            here.end_all()
         if link.exit_code is not None:
             return link.exit_code
         if is_ending:
@@ -189,6 +187,11 @@ def _say(line: str) -> None:
     print(f"dtrain: {line}", file=sys.stderr, flush=True)
 
 
-def _forwarding(supervisor: Supervisor) -> AbstractContextManager[None]:
-    """SIGTERM and Ctrl-C go to the workers, who save and end."""
-    return on_signals(supervisor.send, signal.SIGINT, signal.SIGTERM)
+@contextmanager
+def _attended(supervisor: Supervisor) -> Iterator[None]:
+    """SIGTERM and Ctrl-C go to the workers, who save and end; however this ends, none of them is left."""
+    with on_signals(supervisor.send, signal.SIGINT, signal.SIGTERM):
+        try:
+            yield
+        finally:
+            supervisor.end_all()

@@ -15,11 +15,13 @@ import secrets
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from dtrain.comm.membership import MEMBER
@@ -32,6 +34,7 @@ MISTAKE, FAILED, STOPPED = 2, 1, (os.EX_TEMPFAIL, 130)
 
 _PRELOADED = ("dtrain.train.entry", "hydra", "torch._dynamo", "torch.distributed.nn.functional")
 """What a training needs, some of which torch imports at its first step only. None of it starts a thread."""
+_BLOCKED = (signal.SIGINT, signal.SIGTERM)
 
 Tell = Callable[[str, str], None]
 
@@ -69,10 +72,13 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._workers = [_Worker(number) for number in range(self.count)]
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.count)))
-        self._forking = _forking()
+        self._forking = multiprocessing.get_context("forkserver")
+        self._forking.set_forkserver_preload(list(_PRELOADED))
+        self._to_send: list[signal.Signals] = []
 
     def start(self) -> None:
         """Start all workers."""
+        _begin_forking()
         for worker in self._workers:
             self._start(worker)
 
@@ -82,7 +88,9 @@ class Supervisor:
         return sum(worker.process is not None for worker in self._workers)
 
     def look(self) -> None:
-        """Take in what happened to workers, and start those again that were lost."""
+        """Take in what happened to workers, start those again that were lost, and send what is to be sent."""
+        while self._to_send:
+            self._signal(self._to_send.pop(0))
         for worker in self._workers:
             if worker.process is None:
                 continue
@@ -94,20 +102,24 @@ class Supervisor:
                 self._end_if_stopped(worker, worker.process)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to all workers; none is started again."""
+        """Send a signal to all workers, at the next look; none is started again. A handler of signals may call it."""
         self.is_ending = True
-        for worker in self._workers:
-            if worker.process is not None and worker.process.pid is not None and worker.process.exitcode is None:
-                with suppress(ProcessLookupError):
-                    os.kill(worker.process.pid, number)
+        self._to_send.append(number)
 
     def end_all(self) -> None:
         """End all workers now."""
-        self.send(signal.SIGKILL)
+        self.is_ending = True
+        self._signal(signal.SIGKILL)
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.join()
                 worker.process = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        for worker in self._workers:
+            if worker.process is not None and worker.process.pid is not None and worker.process.exitcode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker.process.pid, number)
 
     def _start(self, worker: _Worker) -> None:
         worker.starts += 1
@@ -157,20 +169,34 @@ class Supervisor:
             process.kill()
 
 
-def _forking() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
-    return context
+def _begin_forking() -> None:
+    """Start the process that forks, which no signal to this one's group is to end: its workers would be unknown."""
+    resource_tracker.ensure_running()  # which would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _train(environ: Mapping[str, str], settings: Sequence[str]) -> None:
     """In the forked process: be `python -m dtrain.train`, in a process group of its own, out of Ctrl-C's reach."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
     os.setpgid(0, 0)
+    threading.Thread(target=_end_with_supervisor, name="dtrain-supervisor", daemon=True).start()
     os.environ.update(environ)
     sys.argv[1:] = settings
     from dtrain.train.__main__ import run
 
     run()
+
+
+def _end_with_supervisor() -> None:
+    """The process that forked this one lives as long as this one does: it tells nobody that the supervisor is gone."""
+    supervisor = multiprocessing.parent_process()
+    assert supervisor is not None
+    supervisor.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _state(pid: int | None) -> str:

@@ -31,7 +31,7 @@ _CURES = {
     "Could not resolve hostname": "correct the name, or add it to DNS, /etc/hosts or ~/.ssh/config",
     "Permission denied": "ssh has to get there without a password: ssh-copy-id {host}",
     "Host key verification failed": "see that it is the host you mean, then accept its key once: ssh {host} true",
-    "No module named dtrain": "install dtrain there (pip install 'dtrain[all]=={version}'), "
+    "No module named dtrain": "install dtrain {version} there, from its clone or its wheel, "
     "or name its Python: --python PATH",
     "No such file": "name a Python that all hosts have: --python PATH",
     "not found": "name a Python that all hosts have: --python PATH",

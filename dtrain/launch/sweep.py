@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,10 +21,12 @@ from typing import Any, TextIO
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from dtrain.arguments import on_signals
 from dtrain.files import read_json
 from dtrain.observe import run_directory
 from dtrain.train.compose import Combination, combinations, plain, read_request
 from dtrain.train.config import from_data
+from dtrain.train.parent import end_with_parent
 
 PREEMPTED = 75
 """How a run ends that somebody else told to save and end."""
@@ -87,17 +89,18 @@ def plan(settings: Sequence[str], ranks: int, output: Path) -> tuple[Planned, ..
 def run(planned: Sequence[Planned], output: TextIO) -> Outcome:
     """Train each that is not done, to its end; what they print goes to `output`.
 
-    One that fails is named on standard error, and the next has its turn. SIGINT and SIGTERM have the one that runs
-    saved, and end the sweep; a second signal ends its ranks at once.
+    One that fails is named on standard error, and the next has its turn. SIGINT, SIGTERM and SIGHUP have the one
+    that runs saved, and end the sweep; a second signal ends its ranks at once.
     """
     complete: list[Planned] = []
     failed: dict[str, int] = {}
-    with _signals() as received:
+    received: list[signal.Signals] = []
+    with on_signals(received.append, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         for number, one in enumerate(planned, start=1):
             what = "done already" if one.is_done else "goes on" if run_directory.holds_run(one.folder) else "begins"
             print(f"{one.name}: {what} ({number} of {len(planned)})", file=output, flush=True)
             code = 0 if one.is_done else _train(one, output, received)
-            if received or code == PREEMPTED:
+            if received or code in (PREEMPTED, 128 + signal.SIGTERM):  # its own, or of the agent of its ranks
                 return Outcome(tuple(complete), failed, 128 + received[0] if received else PREEMPTED)
             if code == 0 and run_directory.is_complete(one.folder):
                 complete.append(one)
@@ -109,7 +112,9 @@ def run(planned: Sequence[Planned], output: TextIO) -> Outcome:
 
 def _train(one: Planned, output: TextIO, received: list[signal.Signals]) -> int:
     command = [sys.executable, "-m", "dtrain.cli", *one.arguments]
-    process = subprocess.Popen(command, stdout=output, start_new_session=True)  # Ctrl-C reaches it through us alone
+    process = subprocess.Popen(  # in a session of its own, so that Ctrl-C reaches it through us alone
+        command, stdout=output, start_new_session=True, preexec_fn=end_with_parent
+    )
     told = 0
     while process.poll() is None:
         if len(received) > told:
@@ -118,19 +123,6 @@ def _train(one: Planned, output: TextIO, received: list[signal.Signals]) -> int:
                 process.send_signal(signal.SIGTERM if told == 1 else signal.SIGKILL)  # ranks end with their agent
         time.sleep(_POLL_SECONDS)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-@contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """The SIGINTs and SIGTERMs that arrive meanwhile; they do nothing else."""
-    received: list[signal.Signals] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda n, _: received.append(signal.Signals(n))) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _configuration(settings: Sequence[str]) -> dict[str, Any]:

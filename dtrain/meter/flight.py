@@ -65,12 +65,16 @@ def members(data: Mapping[str, Any], rank: int) -> dict[str, list[int]]:
 def collectives(data: Mapping[str, Any], *, has_failed: bool) -> list[dict[str, Any]]:
     """As dumps of ours have them. `has_failed`: the last one did, which gloo's recorder does not tell from success.
 
-    Sends and receives are left out: they have numbers by pair. Raises ValueError, KeyError or TypeError likewise.
+    Sends and receives are left out: they have numbers by pair; and what groups of the same name did before they were
+    made anew, whose numbers began at 1 too. Raises ValueError, KeyError or TypeError likewise.
     """
     entries: Sequence[Mapping[str, Any]] = data["entries"]
+    newest: dict[str, int] = {}
+    for one in entries:
+        newest[_group(one)] = max(newest.get(_group(one), 0), one.get("pg_id", 0))
     found = []
     for place, one in enumerate(entries, start=1):
-        if one["is_p2p"]:
+        if one["is_p2p"] or one.get("pg_id", 0) < newest[_group(one)]:
             continue
         ended = one["state"] == "completed" or bool(one["retired"])
         found.append(

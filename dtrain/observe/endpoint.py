@@ -105,8 +105,8 @@ def _joined(host: str, port: int) -> str:
 class Endpoint:
     """The metrics of one rank. From its beginning it listens; once `show` was called it has something to say.
 
-    A context manager: its end writes the last figures and stops listening. Where all went well, Prometheus, if it asked
-    this rank where all ranks are, first hears that there is none any more.
+    A context manager: its end writes the last figures and stops listening. Where the run was made
+    `is_complete`, Prometheus, if it asked this rank where all ranks are, first hears that there is none any more.
 
     Args:
         listen: host and port to listen on, or None.
@@ -130,6 +130,7 @@ class Endpoint:
         self._registry = CollectorRegistry(auto_describe=False)
         self._ranks = discovery.Targets()
         self._stack = ExitStack()
+        self.is_complete = False
         self.address: str | None = None
         self._named = ""  # in the folder, as on hosts that share one names are known
         for folder in (targets, textfile):
@@ -139,7 +140,7 @@ class Endpoint:
             host, port = listen
             self.address, self._named = (_joined(reached_at(host, towards), port) for towards in (master, None))
             self._stack.enter_context(serving(*listen, self._registry, self._ranks))
-            self._stack.push(self._say_that_none_is_left)
+            self._stack.callback(self._say_that_none_is_left)
 
     def show(self, metrics: RunCollector, addresses: Sequence[str] = ()) -> None:
         """From now on these metrics are what Prometheus sees; `addresses`, by rank, are where all ranks are."""
@@ -160,10 +161,8 @@ class Endpoint:
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
 
-    def _say_that_none_is_left(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
+    def _say_that_none_is_left(self) -> None:
+        if self.is_complete:
             time.sleep(self._ranks.withdraw())
 
     def _announce(self, folder: Path, address: str, metrics: RunCollector) -> None:

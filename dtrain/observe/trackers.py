@@ -20,13 +20,15 @@ PROJECT = "dtrain"
 FOLDER = "tensorboard"
 """In the run directory."""
 _FLUSH_SECONDS = 10
+_APART = ("step", "wait_by_rank")
+"""What is no figure of its own; the second would grow with the number of ranks, and the summary names the worst."""
 
 
 class Log(Protocol):
     """Where figures go."""
 
     def write(self, values: Mapping[str, float], step: int) -> None: ...
-    def close(self) -> None: ...
+    def close(self, *, failed: bool) -> None: ...
 
 
 class Tracker:
@@ -50,12 +52,15 @@ class Tracker:
     def on_eval(self, figures: EvalFigures) -> None:
         self._write("eval", figures)
 
-    def close(self) -> None:
-        """Hand over what is still waiting."""
-        self._log.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Hand over what is still waiting, and say whether the run failed."""
+        self._log.close(failed=failed)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
     def _write(self, kind: str, figures: TrainFigures | EvalFigures) -> None:
-        values = {name: value for name, value in asdict(figures).items() if name != "step" and value is not None}
+        values = {name: value for name, value in asdict(figures).items() if name not in _APART and value is not None}
         self._log.write({f"{kind}/{name}": value for name, value in values.items()}, figures.step)
 
 
@@ -69,15 +74,17 @@ class _TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._writer.close()
 
 
 class _Wandb:
     """wandb, and trackio, which has its interface. Where they send figures is in their own environment variables."""
 
-    def __init__(self, package: Any, name: str, facts: Mapping[str, Any], **options: Any) -> None:
-        self._package = package
+    def __init__(
+        self, package: Any, finish: Callable[[bool], object], name: str, facts: Mapping[str, Any], **options: Any
+    ) -> None:
+        self._package, self._finish = package, finish
         try:
             package.init(name=name, config=dict(facts), **options)
         except Exception as error:
@@ -89,8 +96,8 @@ class _Wandb:
     def write(self, values: Mapping[str, float], step: int) -> None:
         self._package.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._package.finish()
+    def close(self, *, failed: bool) -> None:
+        self._finish(failed)
 
 
 def _open_tensorboard(run_dir: Path, facts: Mapping[str, Any]) -> Log:
@@ -100,14 +107,18 @@ def _open_tensorboard(run_dir: Path, facts: Mapping[str, Any]) -> Log:
 def _open_trackio(run_dir: Path, facts: Mapping[str, Any]) -> Log:
     import trackio
 
-    return _Wandb(trackio, run_dir.name, facts, project=PROJECT)
+    return _Wandb(trackio, lambda failed: trackio.finish(), run_dir.name, facts, project=PROJECT)
 
 
 def _open_wandb(run_dir: Path, facts: Mapping[str, Any]) -> Log:
     import wandb
 
     project = os.environ.get("WANDB_PROJECT", PROJECT)
-    return _Wandb(wandb, run_dir.name, facts, project=project, dir=str(run_dir))
+
+    def finish(failed: bool) -> None:
+        wandb.finish(exit_code=int(failed))
+
+    return _Wandb(wandb, finish, run_dir.name, facts, project=project, dir=str(run_dir))
 
 
 _OPEN: Mapping[str, Callable[[Path, Mapping[str, Any]], Log]] = {

@@ -16,6 +16,7 @@ from dtrain.comm import Communicator, Launch, all_gather
 from dtrain.files import write_whole
 from dtrain.meter.ledger import Activity, Ledger, Purpose
 from dtrain.observe import run_directory
+from dtrain.observe.endpoint import Endpoint
 from dtrain.observe.jsonl import LedgerFile
 from dtrain.observe.summary import Summary
 from dtrain.pack import pack, read_safetensors, to_bytes
@@ -72,6 +73,7 @@ class Job:
     saver: Saver
     boundary: Boundary
     between: Between | None
+    endpoint: Endpoint
     skipped: Skipped = field(default_factory=Skipped)
 
     def loop(self, learner: Learner, end: Place, constraints: Constraints, teacher: nn.Module | None) -> Loop:
@@ -138,6 +140,7 @@ class Job:
     def finish(self, *, complete: bool) -> None:
         """Write what the run came to: its last checkpoint, the model, packed too after phases, and the summary."""
         self.saver.finish()
+        self.endpoint.is_complete = complete
         total = _total_wire_bytes(self.communicator, self.ledger, self.device)
         if self.summary is None:
             return
@@ -232,6 +235,7 @@ def open_job(
             saver,
             Boundary(config.save_seconds, saver.is_written, stop, between.is_waited_for if between else _never),
             between,
+            endpoint,
         )
 
 

@@ -141,7 +141,7 @@ def open_observers(
     observers: list[Observer] = [metrics_file, summary]
     for name in config.observe.trackers:
         tracker = open_tracker(name, run_dir, about)
-        stack.callback(tracker.close)
+        stack.push(tracker.__exit__)
         observers.append(tracker)
     if config.observe.progress:
         left = prepared.course.steps_left(progress, prepared.end, prepared.loader.global_batch_size)

@@ -24,9 +24,14 @@ def end_with_agent(environ: Mapping[str, str]) -> None:
     """From now on SIGTERM comes when the parent ends; where it has already, the process ends now."""
     if "TORCHELASTIC_RUN_ID" not in environ or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    end_with_parent()
     if os.getppid() == 1 and not _is_agent(Path("/proc/1/cmdline")):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """From now on SIGTERM comes when the parent ends, across an exec too. Linux only."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def _is_agent(command: Path) -> bool:

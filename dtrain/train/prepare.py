@@ -13,6 +13,7 @@ from torch import nn
 
 from dtrain import __version__, compressors
 from dtrain.arguments import converted, say_doing
+from dtrain.arguments.extras import require
 from dtrain.comm import Launch, threads_per_rank
 from dtrain.comm.polled import check_summed
 from dtrain.compressors.codecs import compiled
@@ -59,6 +60,8 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or threads_per_rank(launch, os.environ))
     compiled.choose(config.codec)
+    if config.phases:
+        require("constriction")  # to pack the model, at the end
     say_doing(f"reading {config.data.name}, building {config.model.name}")
     checkpoint = open_checkpoint(Path(config.resume)) if config.resume not in (None, LATEST) else None
     options = dict(config.data.options)

@@ -131,6 +131,28 @@ def test_others_go_on_without_a_worker_that_is_lost_and_take_it_in_again(tmp_pat
     assert [found["step"] for found in saved] == [len(made)]
 
 
+@pytest.mark.parametrize("how", ["its supervisor is killed", "SIGTERM to all of its group"])
+def test_no_worker_outlives_its_supervisor(tmp_path: Path, how: str) -> None:
+    process = start(dtrain_command("elastic", "-n", "2", "num_epochs=400", *SETTINGS), tmp_path)
+    try:
+        wait_until(partial(is_training, tmp_path / RUN, 0, (2,)), process, "the first group")
+        left = workers(process.pid)
+        if how.startswith("SIGTERM"):
+            os.killpg(process.pid, signal.SIGTERM)
+            finish(process, 60.0).expect(os.EX_TEMPFAIL)
+            assert run(dtrain_command("checkpoint", "list", "run", "--json"), tmp_path).expect().json
+        else:
+            process.kill()
+        deadline = time.monotonic() + 60.0
+        while any(Path(f"/proc/{worker}").exists() for worker in left):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 def test_a_mistake_ends_the_job_at_once_in_one_line(tmp_path: Path) -> None:
     ended = run(dtrain_command("elastic", "-n", "2", "compressor=int4", "sync=streaming"), tmp_path).expect(2)
     assert ended.stderr == "dtrain: error: sync=streaming cannot go on without a worker that is lost: use sync=local\n"

@@ -44,6 +44,7 @@ def test_doctor_says_what_keeps_numba_away() -> None:
 
 def test_auto_is_what_the_environment_says_and_a_setting_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "why_not_numba", lambda: None)
+    monkeypatch.setattr(compiled, "_kernels", lambda: compiled)
     assert compiled.choose("auto") == "numba"
     monkeypatch.setenv(compiled.VARIABLE, "torch")
     assert compiled.choose("auto") == "torch"
@@ -69,6 +70,22 @@ def test_kernels_take_contiguous_float32_on_a_cpu_alone(why: torch.Tensor, monke
     compiled.choose("numba")
     assert compiled.kernels_for(torch.zeros(4)) is compiled
     assert compiled.kernels_for(torch.zeros(4), why) is None
+
+
+def test_numba_that_is_broken_is_an_error_where_it_was_asked_for_and_else_torch_encodes_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ValueError("numba is installed but does not work (Numba needs NumPy 1.26 or less): repair it")
+
+    monkeypatch.setattr(compiled, "why_not_numba", lambda: None)
+    monkeypatch.setattr(compiled, "_kernels", broken)
+    with pytest.raises(ValueError, match="does not work"):
+        compiled.choose("numba")
+    assert compiled.choose("auto") == "numba"
+    assert compiled.kernels_for(torch.zeros(4)) is None
+    assert capsys.readouterr().err.count("Numba needs NumPy 1.26 or less): repair it; torch encodes\n") == 1
+    assert compiled.in_use() == "torch"
 
 
 def test_numba_needs_a_folder_for_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:

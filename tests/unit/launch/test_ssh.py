@@ -91,7 +91,7 @@ PROBED = """echo '{"dtrain": "0.1.0", "torch": "'$torch'", "python": "3.11.1", "
         ),
         ("echo Host key verification failed. >&2; exit 255", r"accept its key once: ssh node0 true"),
         ('echo "ssh: connect to host $host port 22: Connection refused" >&2; exit 255', "that `ssh node0 true` works"),
-        ("echo No module named dtrain >&2; exit 1", r"node0: No module named dtrain: install dtrain there"),
+        ("echo No module named dtrain >&2; exit 1", r"node0: No module named dtrain: install dtrain \S+ there"),
         ("echo env: /x/python: No such file or directory >&2; exit 127", r"--python PATH"),
         ("exit 1", r"node0: nothing \(exit code 1\)"),
         (

@@ -189,6 +189,12 @@ def test_who_is_not_of_a_group_of_torch_s_is_not_behind_in_it(dump: Any, ranks: 
     assert find_culprit(read_dumps(paths)).ranks == ()
 
 
+def test_a_group_that_was_made_anew_by_its_old_name_counts_from_1_again(dump: Any) -> None:
+    before = [of_torch(n, pg_id=11) for n in (1, 2, 3)]
+    (one,) = read_dumps([dump(0, flight_recorder=recorded(*before, of_torch(1, pg_id=13)))])
+    assert one.last_of("0") == 1
+
+
 def test_sends_and_receives_are_left_out_since_they_are_numbered_by_pair(dump: Any) -> None:
     paths = [dump(0, flight_recorder=recorded(of_torch(1), of_torch(7, is_p2p=True)))]
     (one,) = read_dumps(paths)

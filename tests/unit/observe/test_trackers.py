@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from dtrain.observe.jsonl import MetricsFile
 from dtrain.observe.trackers import TRACKERS, open_tracker
 from dtrain.train.config import Observe
 
-TRAIN = TrainFigures(5, 0, 2.25, 0.5, 0.125, 300.0, 4096.0, 0.25, 0.125, 0.0, None, None, 8192.0)
+TRAIN = TrainFigures(5, 0, 2.25, 0.5, 0.125, 300.0, 4096.0, 0.25, 0.125, 0.0, None, None, 8192.0, (0.5, 0.25))
 EVAL = EvalFigures(6, 0, 2.0, 0.75, 359, 4096.0)
 STAND_IN = """
 said = []
@@ -21,8 +22,8 @@ def init(**options):
     said.append(("init", options))
 def log(values, step):
     said.append((step, values))
-def finish():
-    said.append("finished")
+def finish(exit_code=0):
+    said.append(f"finished {exit_code}")
 """
 
 
@@ -52,7 +53,15 @@ def test_figures_have_the_names_and_steps_of_metrics_jsonl(
         assert step == line["step"]
         kind, _ = line.pop("kind"), line.pop("step")
         assert values == {f"{kind}/{key}": value for key, value in line.items() if value is not None}
-    assert last == "finished"
+    assert last == "finished 0"
+
+
+def test_wandb_hears_of_a_run_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in("wandb", tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError), ExitStack() as stack:
+        stack.push(open_tracker("wandb", tmp_path / "mine", {}).__exit__)
+        raise RuntimeError
+    assert sys.modules["wandb"].said[-1] == "finished 1"
 
 
 def test_what_a_tracker_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
