@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ PACE = {"5s": "1s", "15s": "1s", "1m": "10s"}
 SETTINGS = [
     "compressor=int8",
     "batch_size=8",
-    "num_epochs=16",
+    "num_epochs=10",
     "save_every=40",
     "run_dir=run",
     "observe.progress=false",
@@ -80,7 +81,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             assert training.poll() is None, "it ended before it was asked everything: train for longer"
             output = training.communicate(timeout=240)[0]
             assert training.returncode == 0, output
-            targets_afterwards = asked.ask("targets")[0]["activeTargets"]
+
+            def active() -> list[dict[str, Any]]:
+                found: list[dict[str, Any]] = asked.ask("targets")[0]["activeTargets"]
+                return found
+
+            with suppress(AssertionError):  # Prometheus takes a list over every five seconds
+                until(lambda: not active(), 30, "no target")
+            targets_afterwards = active()
         lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         yield Seen(
             panels,
