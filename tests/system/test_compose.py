@@ -250,7 +250,9 @@ class Shaped:
 
 @pytest.fixture(scope="module")
 def shaped(project: Project, trained: Trained) -> Shaped:
-    settings = {"DTRAIN_SETTINGS": "num_steps=100000 batch_size=1 log_every=1", "SHAPED_RATE": f"{LIMIT // 10**6}mbit"}
+    # a container that is killed takes its network with it: the others hear nothing, and wait for the time-out
+    training = "num_steps=100000 batch_size=1 log_every=1 backend.timeout_seconds=15"
+    settings = {"DTRAIN_SETTINGS": training, "SHAPED_RATE": f"{LIMIT // 10**6}mbit"}
     project.compose("up", "--detach", "--no-build", *WORKERS, *SHAPERS, **settings).expect(0)
     assert project.exit_codes(SHAPERS, 60) == [0, 0, 0, 0]
     under_way = "dtrain_steps_total >= 2 and dtrain_steps_total offset 16s >= 1"
