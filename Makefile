@@ -12,6 +12,9 @@ DEMO_BATCH = $(shell echo $$((32 / $(DEMO_RANKS))))
 DEMO_TRAIN = $(BIN)/dtrain launch -n $(DEMO_RANKS) experiment=digits overwrite=true batch_size=$(DEMO_BATCH)
 DEMO_RUNS := $(DEMO)/alexnet $(DEMO)/squeezenet1_1 $(DEMO)/squeezenet1_1-dgc
 
+# Where it is set, each of the tests' thousand processes would compile dtrain anew: 1 to 3 s of its 5 to 8
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-system horovod examples docs check lock audit sbom format clean
 
 help:

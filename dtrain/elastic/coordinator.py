@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import Store
 from dtrain.comm.membership import EVENTS, LATEST, WAITING
 
 OVER, _BEAT = "over", "beat"
-SILENT_SECONDS = 3.0
+SILENT_SECONDS = 2.0
 """How long another host may be silent; then its workers count as lost."""
 LATE_SECONDS = 5.0
 """How long a group waits for those of the last one that neither ask for it nor are known to be gone."""

@@ -22,7 +22,7 @@ from dtrain.elastic.coordinator import OVER, Coordinator, beat
 from dtrain.elastic.supervisor import FAILED, Supervisor
 from dtrain.meter.rendezvous import RendezvousError, join_store
 
-SILENT_SECONDS = 3.0
+SILENT_SECONDS = 2.0
 """How long a host may hear nothing of the first one; then it ends its workers, who have been given up there."""
 ENDING_SECONDS = 60.0
 """How long workers have to end after SIGTERM, and to save, or after others came to the end."""

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from dtrain.comm.membership import MEMBER
 
-STOPPED_SECONDS = 2.0
+STOPPED_SECONDS = 1.0
 """How long a worker may be stopped; then it is ended, and started again."""
 ATTEMPTS = 3
 """How often in a row a worker may fail within a minute of its start; then the job is given up."""

@@ -19,7 +19,7 @@ Join = Callable[..., RollCall]
 def join(monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
     """Joins a rank of a job of three, all on one host."""
     monkeypatch.setattr(roll_call, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(roll_call, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(roll_call, "ANSWER_SECONDS", 2.0)
     monkeypatch.setattr("socket.gethostname", lambda: "node0")
     store, joined = dist.HashStore(), []
 
@@ -37,7 +37,7 @@ def test_nobody_is_missing_where_all_answer_or_left(join: Join) -> None:
     third.leave()
     begun = time.monotonic()
     assert caller.call() == ""
-    assert time.monotonic() - begun < 0.9
+    assert time.monotonic() - begun < 1.9
 
 
 def test_who_does_not_answer_is_named_with_its_host(join: Join) -> None:
@@ -98,14 +98,14 @@ def test_a_single_process_has_no_store(environ: dict[str, str]) -> None:
 
 
 def test_who_keeps_the_store_leaves_last_where_all_is_well(join: Join, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roll_call, "LEAVE_SECONDS", 0.5)
+    monkeypatch.setattr(roll_call, "LEAVE_SECONDS", 2.0)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     keeper, second, third = join(0), join(1), join(2)
     second.leave(all_is_well=True)
     begun = time.monotonic()
     keeper.leave(all_is_well=True)  # until time is up, since the third stays
-    assert time.monotonic() - begun > 0.4
+    assert time.monotonic() - begun > 1.9
     third.leave(all_is_well=True)
     begun = time.monotonic()
     keeper.leave(all_is_well=True)
-    assert time.monotonic() - begun < 0.4
+    assert time.monotonic() - begun < 1.9
