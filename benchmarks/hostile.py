@@ -52,8 +52,9 @@ class Format:
 def attempt(
     read: Callable[[bytes], object], data: bytes, refusals: tuple[type[Exception], ...] = (ValueError,)
 ) -> Outcome:
-    """Read it once. Memory is what Python and numpy took, or torch and others touched; tracemalloc must be tracing."""
-    tracemalloc.reset_peak()
+    """Read it once. Memory is what was touched and, where tracemalloc is tracing, what Python and numpy asked for."""
+    if tracemalloc.is_tracing():
+        tracemalloc.reset_peak()
     Path("/proc/self/clear_refs").write_text("5")  # the process' peak is what it has now
     traced, resident, start = tracemalloc.get_traced_memory()[0], _status("VmRSS"), time.process_time()
     try:
