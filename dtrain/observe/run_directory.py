@@ -7,12 +7,15 @@ the sitting before left, all but checkpoints, is kept in `earlier/<n>`. (docs/ad
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +30,8 @@ from dtrain.observe.process import this_process
 CHECKPOINTS, EARLIER, RESUMED = "checkpoints", "earlier", "resumed.json"
 """What a next sitting leaves where it is."""
 CONFIG = "config.yaml"
+ENDING_SECONDS = 30.0
+"""How long the process that trained in a folder before may take to end."""
 _ENVIRONMENT = "environment.json"
 _VARIABLES = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _NO_ID = "none"
@@ -74,6 +79,47 @@ def of_this_job(run_dir: str | None, default_name: str) -> Path | None:
     return next((folder.resolve() for folder in folders if _is_of(folder, job)), None)
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Make the folder that `choose` gave, and hold it: no other process of dtrain's trains in it meanwhile.
+
+    The kernel lets go of it when this process ends, however it does. A file system without locks (flock(2)) protects
+    from nothing. Raises ValueError where the folder cannot be made, or another process has it and keeps it.
+    """
+    try:
+        make_folder(path)
+        opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _cannot_be_made(path, error) from None
+    try:
+        _lock(opened, path)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _lock(opened: int, path: Path) -> None:
+    deadline = time.monotonic() + ENDING_SECONDS
+    while True:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                found = _read(path / _ENVIRONMENT).get("process")
+                who = f"process {found.get('pid')} on host {found.get('host')}" if isinstance(found, dict) else "another"
+                raise ValueError(
+                    f"{who} trains in run_dir={path}: wait until it has ended, or choose another folder"
+                ) from None
+            time.sleep(0.1)
+        except OSError:
+            return
+
+
+def _cannot_be_made(path: Path, error: OSError) -> ValueError:
+    return ValueError(f"run_dir={path} cannot be made ({error.strerror}): choose another folder")
+
+
 def make(path: Path, launch: Mapping[str, Any], *, goes_on: bool) -> None:
     """Make the folder that `choose` gave, in place of the run it held; of one that goes on, keep what it left.
 
@@ -84,12 +130,13 @@ def make(path: Path, launch: Mapping[str, Any], *, goes_on: bool) -> None:
         if goes_on:
             _keep_sitting(path)
         elif path.is_dir():
-            shutil.rmtree(path)
+            for left in path.iterdir():  # not the folder, which is claimed
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         make_folder(path)
         write_environment(path, launch)
         make_folder(path / "ledger")
     except OSError as error:
-        raise ValueError(f"run_dir={path} cannot be made ({error.strerror}): choose another folder") from None
+        raise _cannot_be_made(path, error) from None
 
 
 def write_environment(path: Path, launch: Mapping[str, Any]) -> None:

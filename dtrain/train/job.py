@@ -189,6 +189,8 @@ def open_job(
             prepared = keep_steps(from_checkpoint(prepared, config, carried))
         checkpoint = prepared.checkpoint
         if launch.rank == 0:
+            if between is None:  # else a worker that hangs may have it, without whom the others go on
+                stack.enter_context(run_directory.claimed(run_dir))
             run_directory.make(run_dir, asdict(launch), goes_on=start.goes_on)
             for line in start.lines:
                 print(line, flush=True)
