@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import write_result
+from harness import keep_cell, read_cells, write_result
 from pyroute2 import IPRoute
 
 from dtrain.cluster.namespaces import INTERFACE, Node, _inside, network
@@ -49,8 +49,15 @@ class Outcome(NamedTuple):
     loss: float
     accuracy: float
     groups: int
-    faults: Counter[str]
-    said: str
+    faults: dict[str, int]
+
+
+class _Cell(NamedTuple):
+    """A training, as it is kept: a later start of the same command takes it from there."""
+
+    steps: int
+    every: float | None
+    seed: int
 
 
 def set_link(node: Node, state: str) -> None:
@@ -100,8 +107,11 @@ def supervisors(nodes: list[Node], steps: int, folder: Path) -> Iterator[list[su
                 one.wait()
 
 
-def train(steps: int, every: float | None, seed: int) -> Outcome:
-    """One training; `every`: mean seconds between faults. Raises RuntimeError, with the output, if it fails."""
+def train(steps: int, every: float | None, seed: int, output: Path | None) -> Outcome:
+    """One training; `every`: mean seconds between faults. Raises RuntimeError, with the output, if it fails.
+
+    A disturbed one's output is kept in `output`.
+    """
     draw, faults = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as name, network(NUM_NODES, None) as nodes:
         folder = Path(name)
@@ -124,11 +134,13 @@ def train(steps: int, every: float | None, seed: int) -> Outcome:
                 set_link(nodes[index], "up")
             code = started[0].returncode
         said = (folder / "output").read_text()
+        if every and output:
+            output.write_text(said)
         if code != 0:
             raise RuntimeError(f"exit code {code}:\n{said[-5000:]}")
         summary = json.loads((folder / "run" / "summary.json").read_text())
         groups = 1 + len(list((folder / "run" / "earlier").glob("*")))
-    return Outcome(seconds, summary["loss"], summary["accuracy"], groups, faults, said)
+    return Outcome(seconds, summary["loss"], summary["accuracy"], groups, dict(faults))
 
 
 def disturb(
@@ -154,14 +166,18 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=30.0, help="mean seconds between faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hardware", default="cpu2")
+    parser.add_argument("--cells", type=Path, default=Path("runs/chaos.jsonl"), help="where trainings are kept")
     parser.add_argument("--output", type=Path, help="where the disturbed run's output is kept")
     parsed = parser.parse_args()
-    peace = train(parsed.steps, None, parsed.seed)
-    print(_line("in peace", peace), flush=True)
-    chaos = train(parsed.steps, parsed.every, parsed.seed)
-    print(_line("disturbed", chaos), flush=True)
-    if parsed.output:
-        parsed.output.write_text(chaos.said)
+    parsed.cells.parent.mkdir(exist_ok=True)
+    found, outcomes = read_cells(parsed.cells, _Cell), []
+    for every in (None, parsed.every):
+        cell = _Cell(parsed.steps, every, parsed.seed)
+        if cell not in found:
+            found[cell] = train(*cell, parsed.output)._asdict()
+            keep_cell(parsed.cells, cell, found[cell])
+        outcomes.append(Outcome(**found[cell]))
+    peace, chaos = outcomes
     kept = peace.seconds / chaos.seconds
     done = ", ".join(f"{number} {kind}" for kind, number in sorted(chaos.faults.items()))
     body = "\n".join(
@@ -182,12 +198,6 @@ def main() -> None:
         ]
     )
     print(write_result("chaos", parsed.hardware, "Training while workers are lost", body))
-
-
-def _line(name: str, one: Outcome) -> str:
-    return (
-        f"{name}: {one.seconds:.0f} s, {one.groups} groups, loss {one.loss:.4f}, {one.accuracy:.2%}, {dict(one.faults)}"
-    )
 
 
 if __name__ == "__main__":

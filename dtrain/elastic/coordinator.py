@@ -65,6 +65,11 @@ class Coordinator:
         return bool(self._group) and self._group[0] in self._done
 
     @property
+    def awaits_results(self) -> bool:
+        """Whether that worker, which may be another host's, is still at it when others have come to their end."""
+        return bool(self._group) and self._group[0] not in self._done | self._gone
+
+    @property
     def is_ending(self) -> bool:
         """Whether some worker has: none is started any more."""
         return bool(self._done)
@@ -97,7 +102,9 @@ class Coordinator:
 
     def _form(self) -> None:
         before = set(self._group)
-        order = sorted(self._ready, key=lambda name: -self._ready[name].step)[: self._maximum]
+        places = {name: place for place, name in enumerate(self._group)}  # rank 0 writes results where it did
+        rank = {name: (-one.step, places.get(name, len(places))) for name, one in self._ready.items()}
+        order = sorted(rank, key=lambda name: rank[name])[: self._maximum]
         lost, came = len(before.difference(order)), len(set(order) - before)
         members = [{"name": name, "host": self._ready[name].host, "step": self._ready[name].step} for name in order]
         self._group, self._generation, self._lacks = order, self._generation + 1, 0

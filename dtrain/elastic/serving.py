@@ -61,7 +61,8 @@ def serve(settings: Sequence[str], *, count: int, minimum: int, maximum: int, po
                 ending_since = ending_since or time.monotonic()
                 if here.exit_code is not None and not here.is_ending:
                     here.send(signal.SIGTERM)
-                if here.num_running == 0 or time.monotonic() - ending_since > ENDING_SECONDS:
+                is_over = here.exit_code is not None or not coordinator.awaits_results
+                if (here.num_running == 0 and is_over) or time.monotonic() - ending_since > ENDING_SECONDS:
                     break
             time.sleep(_POLL_SECONDS)
     coordinator.look()

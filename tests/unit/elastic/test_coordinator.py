@@ -98,6 +98,12 @@ def test_rank_0_is_one_who_came_furthest(training: Job) -> None:
     assert [member["step"] for member in training.latest["members"]] == [8, 8, 7]
 
 
+def test_rank_0_writes_results_where_it_did_before(training: Job) -> None:
+    training.gone("c")
+    training.ready(d=7, b=7, a=7)
+    assert training.members == ["a", "b", "d"]
+
+
 def test_who_comes_waits_until_the_others_ask(training: Job) -> None:
     training.gone("d")
     training.ready(a=7, b=7, c=7)
@@ -138,9 +144,19 @@ def test_it_is_complete_when_rank_0_is_and_no_group_is_formed_after_that(trainin
     training.coordinator.look()
     assert training.coordinator.is_ending
     assert not training.coordinator.is_complete
+    assert training.coordinator.awaits_results
     training.ready(c=7)
     training.wait(1000)
     assert training.latest["generation"] == 1
     tell(training.store, "done", name="a")
     training.coordinator.look()
     assert training.coordinator.is_complete
+    assert not training.coordinator.awaits_results
+
+
+def test_no_results_come_of_a_rank_0_that_is_gone(training: Job) -> None:
+    tell(training.store, "done", name="b")
+    training.gone("a")
+    assert training.coordinator.is_ending
+    assert not training.coordinator.awaits_results
+    assert not training.coordinator.is_complete
