@@ -81,7 +81,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--format", action="append", help="only this one (repeatable)")
     parser.add_argument(
-        "--untraced", action="store_true", help="faster: what is asked for and not touched is then bounded by 1 GB in all"
+        "--untraced",
+        action="store_true",
+        help="faster: what is asked for and not touched is then bounded by 1 GB in all",
     )
     parser.add_argument("--log", type=Path, help="write counts there as it goes")
     parser.add_argument("--output", type=Path, help="write the table there")

@@ -79,7 +79,7 @@ def main() -> None:
             more = sizes[extra] - sizes[""]
             print(f"{extra or 'none'}: {sizes[extra]:.0f} MB, {seconds:.0f} s", flush=True)
             shown = f"`{extra}`" if extra else "none"
-            added = f"{more:.0f}" if extra else f"(torch {num_bytes(packages / 'torch') / 1e6:.0f}, dtrain {num_bytes(packages / 'dtrain') / 1e6:.1f})"
+            added = f"{more:.0f}" if extra else f"(torch {num_bytes(packages / 'torch') / 1e6:.0f})"
             found = []
             for module in IMPORTS.get(extra, ()):
                 low, middle, high = quartiles(import_seconds(environment / "bin" / "python", module))

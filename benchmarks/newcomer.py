@@ -150,13 +150,20 @@ def main() -> None:
     rows = ["| role | commands now | minutes | of them installing | before | minutes |", "|---|---|---|---|---|---|"]
     installing = [sum(one.seconds for one in took["installing"]) for took in (now, before)]
     for role in NOW.roles:
-        minutes = [(sum(one.seconds for one in took[role]) + first) / 60 for took, first in
-                   zip((now, before), installing, strict=True)]
+        minutes = [
+            (sum(one.seconds for one in took[role]) + first) / 60
+            for took, first in zip((now, before), installing, strict=True)
+        ]
         numbers = [len(took[role]) + len(INSTALL) for took in (now, before)]
-        rows.append(f"| {role} | {numbers[0]} | {minutes[0]:.1f} | {installing[0] / 60:.1f} "
-                    f"| {numbers[1]} | {minutes[1]:.1f} |")
-    body = ["One run each: no spread. Commands count from `make install`. Before: "
-            f"{BEFORE.commit.removesuffix('~1')}'s parent.", "", *rows]
+        rows.append(
+            f"| {role} | {numbers[0]} | {minutes[0]:.1f} | {installing[0] / 60:.1f} | {numbers[1]} | {minutes[1]:.1f} |"
+        )
+    body = [
+        "One run each: no spread. Commands count from `make install`. Before: "
+        f"{BEFORE.commit.removesuffix('~1')}'s parent.",
+        "",
+        *rows,
+    ]
     for title, took in (("now", now), ("before", before)):
         for role, commands in took.items():
             body += ["", f"## {role}, {title}", ""]

@@ -107,7 +107,9 @@ def _lock(opened: int, path: Path) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 found = _read(path / _ENVIRONMENT).get("process")
-                who = f"process {found.get('pid')} on host {found.get('host')}" if isinstance(found, dict) else "another"
+                who = (
+                    f"process {found.get('pid')} on host {found.get('host')}" if isinstance(found, dict) else "another"
+                )
                 raise ValueError(
                     f"{who} trains in run_dir={path}: wait until it has ended, or choose another folder"
                 ) from None
