@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from programs import REPOSITORY, environment, on_ranks, run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1000)
 
 RESUMED = {  # what a run saved after its first epoch, under --save
     "accelerate": "epoch1",
@@ -43,6 +43,7 @@ def trained(wrapper: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """What the wrapper's example says at its end, as `trained(ranks, *options)`."""
     folder = tmp_path_factory.mktemp(wrapper)
     quiet = {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    quiet["RAY_worker_niceness"] = "0"  # 15 by default, which beside other tests is next to nothing
 
     @cache
     def train(ranks: int, *options: str) -> dict[str, Any]:
