@@ -204,7 +204,7 @@ def test_a_host_joins_is_lost_when_it_is_silent_joins_again_and_says_when_the_fi
                 os.killpg(process.pid, signal.SIGKILL)  # and the one that forks: its workers end with it
     assert re.search(r"^dtrain: host \S+ is silent: its workers count as lost$", said, re.MULTILINE)
     lost = (
-        f"dtrain: nothing was heard of {place} for 3 s: ended the workers here, joining again. If that host is lost, "
+        f"dtrain: nothing was heard of {place} for 2 s: ended the workers here, joining again. If that host is lost, "
     )
     lost += "so is the job: start it there with resume=latest, and it goes on from its last checkpoint\n"
     assert lost in finish(second, 30.0).stderr
