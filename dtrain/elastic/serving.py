@@ -75,13 +75,13 @@ def serve(settings: Sequence[str], *, count: int, minimum: int, maximum: int, po
 def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
     """Run `count` workers of a job whose first host is there. Returns the job's exit code.
 
-    Workers of a host that is cut off are ended, and started again once it hears of the first one. Raises ValueError
-    where it cannot be reached.
+    Workers of a host that is cut off are ended, and started again once it hears of the first one. After SIGTERM or
+    Ctrl-C this host leaves, and the others go on. Raises ValueError where the first one cannot be reached.
     """
     link = _Link(host, port)
     link.await_first()
     while True:
-        here = Supervisor(settings, count, (host, port), link.tell, _say, link.job)
+        here = Supervisor(settings, count, (host, port), link.tell, _say, link.job, is_joined=True)
         link.begin(here.name)
         with _attended(here):
             here.start()
@@ -99,6 +99,7 @@ def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
         if link.exit_code is not None:
             return link.exit_code
         if is_ending:
+            link.await_told()
             return here.exit_code if here.exit_code is not None else os.EX_TEMPFAIL
         _say(
             f"nothing was heard of {host}:{port} for {SILENT_SECONDS:g} s: ended the workers here, joining again. "
@@ -160,6 +161,12 @@ class _Link(threading.Thread):
         """Queue an event for the coordinator."""
         self._events.put((kind, name))
 
+    def await_told(self) -> None:
+        """Until the coordinator has been told what is queued, as long as it is heard of."""
+        while not self._events.empty() and not self.is_silent:
+            time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)  # the last one may be on its way
+
     @property
     def is_silent(self) -> bool:
         """Whether nothing was heard for too long."""
@@ -190,8 +197,8 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _attended(supervisor: Supervisor) -> Iterator[None]:
-    """SIGTERM and Ctrl-C go to the workers, who save and end; however this ends, none of them is left."""
-    with on_signals(supervisor.send, signal.SIGINT, signal.SIGTERM):
+    """After SIGTERM or Ctrl-C workers save and end, or leave the job; however this ends, none of them is left."""
+    with on_signals(supervisor.stop, signal.SIGINT, signal.SIGTERM):
         try:
             yield
         finally:

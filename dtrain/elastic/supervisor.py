@@ -28,6 +28,8 @@ from dtrain.comm.membership import MEMBER
 
 STOPPED_SECONDS = 1.0
 """How long a worker may be stopped; then it is ended, and started again."""
+LEAVING_SECONDS = 5.0
+"""How long a host that is to leave waits whether the whole job ends, and saves: a scheduler may have told all of it."""
 ATTEMPTS = 3
 """How often in a row a worker may fail within a minute of its start; then the job is given up."""
 MISTAKE, FAILED, STOPPED = 2, 1, (os.EX_TEMPFAIL, 130)
@@ -56,7 +58,8 @@ class _Worker:
 class Supervisor:
     """Of the workers of one host, which train with `settings`.
 
-    `address` is the store's; `tell` queues for the coordinator what happened.
+    `address` is the store's; `tell` queues for the coordinator what happened. `is_joined`: the job is another host's,
+    and goes on without this one; else it ends with it, and saves.
     """
 
     settings: Sequence[str]
@@ -65,6 +68,7 @@ class Supervisor:
     tell: Tell
     say: Callable[[str], None]
     job: str
+    is_joined: bool = False
     name: str = field(default_factory=lambda: f"{socket.gethostname()}-{secrets.token_hex(3)}")
     is_ending: bool = False
     exit_code: int | None = None
@@ -75,6 +79,7 @@ class Supervisor:
         self._forking = multiprocessing.get_context("forkserver")
         self._forking.set_forkserver_preload(list(_PRELOADED))
         self._to_send: list[signal.Signals] = []
+        self._leaves_at: float | None = None
 
     def start(self) -> None:
         """Start all workers."""
@@ -91,6 +96,8 @@ class Supervisor:
         """Take in what happened to workers, start those again that were lost, and send what is to be sent."""
         while self._to_send:
             self._signal(self._to_send.pop(0))
+        if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
+            self._signal(signal.SIGKILL)
         for worker in self._workers:
             if worker.process is None:
                 continue
@@ -105,6 +112,14 @@ class Supervisor:
         """Send a signal to all workers, at the next look; none is started again. A handler of signals may call it."""
         self.is_ending = True
         self._to_send.append(number)
+
+    def stop(self, number: signal.Signals) -> None:
+        """This host got a signal. A handler of signals may call it."""
+        if not self.is_joined:
+            self.send(number)
+            return
+        wait = LEAVING_SECONDS if self._leaves_at is None else 0.0  # the second one waits for nobody
+        self.is_ending, self._leaves_at = True, time.monotonic() + wait
 
     def end_all(self) -> None:
         """End all workers now."""
@@ -136,7 +151,7 @@ class Supervisor:
             "LOCAL_RANK": str(worker.number),
             "LOCAL_WORLD_SIZE": str(self.count),
         }
-        worker.process = self._forking.Process(target=_train, args=(environ, tuple(self.settings)))
+        worker.process = self._forking.Process(target=_train, args=(environ, tuple(self.settings), self.is_joined))
         worker.process.start()
 
     def _ended(self, worker: _Worker, code: int) -> None:
@@ -179,11 +194,12 @@ def _begin_forking() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _train(environ: Mapping[str, str], settings: Sequence[str]) -> None:
+def _train(environ: Mapping[str, str], settings: Sequence[str], is_joined: bool) -> None:
     """In the forked process: be `python -m dtrain.train`, in a process group of its own, out of Ctrl-C's reach."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
     os.setpgid(0, 0)
-    threading.Thread(target=_end_with_supervisor, name="dtrain-supervisor", daemon=True).start()
+    ending = signal.SIGKILL if is_joined else signal.SIGTERM
+    threading.Thread(target=_end_with_supervisor, args=(ending,), name="dtrain-supervisor", daemon=True).start()
     os.environ.update(environ)
     sys.argv[1:] = settings
     from dtrain.train.__main__ import run
@@ -191,12 +207,15 @@ def _train(environ: Mapping[str, str], settings: Sequence[str]) -> None:
     run()
 
 
-def _end_with_supervisor() -> None:
-    """The process that forked this one lives as long as this one does: it tells nobody that the supervisor is gone."""
+def _end_with_supervisor(number: signal.Signals) -> None:
+    """The process that forked this one lives as long as this one does: it tells nobody that the supervisor is gone.
+
+    SIGTERM has all workers of the job save and end, so it is not for a host without whom the others go on.
+    """
     supervisor = multiprocessing.parent_process()
     assert supervisor is not None
     supervisor.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
 
 
 def _state(pid: int | None) -> str:

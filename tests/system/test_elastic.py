@@ -177,13 +177,14 @@ def test_a_job_without_losses_ends_as_one_under_torchrun_does(tmp_path: Path) ->
 
 
 @pytest.mark.alone
-def test_a_host_joins_is_lost_when_it_is_silent_joins_again_and_says_when_the_first_is_lost(tmp_path: Path) -> None:
+def test_a_host_joins_is_lost_joins_again_leaves_and_says_when_the_first_is_lost(tmp_path: Path) -> None:
     run_dir, place = tmp_path / RUN, f"127.0.0.1:{free_port()}"
     address, port = place.split(":")
     settings = ("num_epochs=40", "backend.timeout_seconds=3", *SETTINGS)
     hosts = ("--host", address, "--port", port, "--min", "1", "--max", "2")
     first = start(dtrain_command("elastic", "-n", "1", *hosts, *settings), tmp_path)
-    second = start(dtrain_command("elastic", "-n", "1", "--join", place, *settings), tmp_path)
+    join = dtrain_command("elastic", "-n", "1", "--join", place, *settings)
+    second = start(join, tmp_path)
     stopped: list[int] = []
     try:
         wait_until(partial(is_training, run_dir, 0, (2,)), first, "the first group is of both hosts")
@@ -194,6 +195,18 @@ def test_a_host_joins_is_lost_when_it_is_silent_joins_again_and_says_when_the_fi
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
         wait_until(partial(is_training, run_dir, 2, (2,)), first, "the other has joined again", 75.0)
+        left = workers(second.pid)
+        second.kill()  # and its worker ends with it, by which the job does not end
+        second.communicate()
+        wait_until(partial(is_training, run_dir, 3, (1,)), first, "one goes on without a host that was killed", 30.0)
+        assert not any(map(is_running, left))
+        second = start(join, tmp_path)
+        wait_until(partial(is_training, run_dir, 4, (2,)), first, "it is there again", 75.0)
+        second.terminate()
+        finish(second, 30.0).expect(os.EX_TEMPFAIL)
+        wait_until(partial(is_training, run_dir, 5, (1,)), first, "one goes on without a host that left", 30.0)
+        second = start(join, tmp_path)
+        wait_until(partial(is_training, run_dir, 6, (2,)), first, "it is there once more", 75.0)
         first.kill()
         said = finish(first, 30.0).stderr
         wait_until(lambda: not workers(second.pid), second, "it ends its worker", 30.0)
