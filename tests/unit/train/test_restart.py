@@ -162,7 +162,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "rank0.safetensors is not the file that was saved",
     ),
     "missing": (lambda new: (new / rank_file(1)).unlink(), "rank1.safetensors: no such file"),
-    "manifest missing": (lambda new: (new / MANIFEST).unlink(), "holds no whole checkpoint"),
+    "manifest missing": (lambda new: (new / MANIFEST).unlink(), "is not whole"),
     "manifest torn": (lambda new: os.truncate(new / MANIFEST, 200), "not a checkpoint of this version"),
     "manifest of another run": (
         lambda new: shutil.copy(write_checkpoint(new.parents[2] / "other", 10) / MANIFEST, new),

@@ -161,7 +161,7 @@ def test_a_write_that_fails_is_said_with_its_path_and_what_was_saved_before_stay
     found, skipped = newest(tmp_path)
     assert found is not None
     assert found.folder == folder_of(tmp_path, 1)
-    assert "holds no whole checkpoint" in skipped[0]
+    assert "is not whole" in skipped[0]
 
 
 def test_a_run_directory_that_vanishes_is_said_and_not_made_again(tmp_path: Path, disk: Disk) -> None:
