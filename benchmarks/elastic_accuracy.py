@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +101,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def await_listening(port: int) -> None:
+    """Until somebody does. Raises RuntimeError where nobody does in time."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"nobody listens at port {port}")
+
+
 def undisturbed(folder: Path, settings: tuple[str, ...], steps: int) -> int:
     """Train in peace. Returns the exit code, as all of these."""
     with started(folder) as start:
@@ -127,7 +137,9 @@ def starting_again(folder: Path, settings: tuple[str, ...], steps: int) -> int:
     place = ("--elastic", f"{WORKERS - 1}:{WORKERS}", "--id", "digits", "--master", f"127.0.0.1:{port}", "-n", "1")
     command = ("launch", *place, "--restarts", "5", *settings)
     with started(folder) as start:
-        agents = [start(*command) for _ in range(WORKERS)]
+        agents = [start(*command)]
+        await_listening(port)  # the first one keeps the rendezvous: it is not to be the one that is killed
+        agents += [start(*command) for _ in range(WORKERS - 1)]
         await_training(folder / "run", WORKERS, steps // 3, agents[0])
         agents[-1].kill()
         await_training(folder / "run", WORKERS - 1, 2 * steps // 3, agents[0])

@@ -325,7 +325,7 @@ def _loaded(path: Path) -> None:
 
 def _manifest() -> Any:
     at = folder() / "sound-manifest.json"
-    files = {name: Digest(3, "0" * 64) for name in ("model.safetensors", "optimizer.safetensors", "rank0.safetensors")}
+    files = {name: Digest(3, "0" * 64) for name in ("model.safetensors", "optimizer0.safetensors", "rank0.safetensors")}
     write_manifest(Manifest(3, 0, 24, 24, 8, 1, {"compressor.name": "int8", "seed": 0}, files), at)
     return json.loads(at.read_text())
 
@@ -340,7 +340,7 @@ def _checkpoint(data: bytes) -> None:
     """Hostile tensors under a manifest that names them rightly."""
     at = folder() / "checkpoint"
     at.mkdir(exist_ok=True)
-    names = ("model.safetensors", "optimizer.safetensors", "rank0.safetensors")
+    names = ("model.safetensors", "optimizer0.safetensors", "rank0.safetensors")
     for name in names:
         (at / name).write_bytes(data)
     write_manifest(Manifest(3, 0, 24, 24, 8, 1, {}, dict.fromkeys(names, digest(data))), at / MANIFEST)

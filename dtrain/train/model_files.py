@@ -104,7 +104,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         with torch.device("meta"):
             model = models.rebuild(built if isinstance(built, Mapping) else {})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}: give the model.safetensors of a run") from None
+        raise ValueError(f"{path}: {short(error, 1000)}: give the model.safetensors of a run") from None
     fill_model(model, parse_tensors(content, path), path, assign=True)
     return model, description
 
@@ -152,7 +152,9 @@ def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, *, a
         if name not in tensors:
             raise ValueError(f"{path}: lacks {name} of this model: give a file that was saved from it")
         if name not in own:
-            raise ValueError(f"{path}: holds {name}, which this model has not: give a file that was saved from it")
+            raise ValueError(
+                f"{path}: holds {short(name)}, which this model has not: give a file that was saved from it"
+            )
         if own[name].shape != tensors[name].shape:
             raise ValueError(
                 f"{path}: {name} has shape {tuple(tensors[name].shape)}, this model needs {tuple(own[name].shape)}: "

@@ -42,6 +42,18 @@ def test_hostile_inputs_are_read_or_refused_in_one_line_soon_and_in_little_memor
     assert not [(seed, outcome) for seed, outcome in outcomes if outcome.is_fault]
 
 
+@pytest.mark.parametrize("name", ["manifest", "checkpoint"])
+def test_what_was_changed_in_vain_is_read(name: str) -> None:
+    """Else its sample is none, and all is refused at once."""
+    assert "read" in {outcome.kind for _, outcome in attempts(FORMATS[name], 40, seed=1)}
+
+
+@pytest.mark.parametrize("seed", [2000223, 2000639])
+def test_names_out_of_a_model_s_file_are_shown_in_one_line(seed: int) -> None:
+    ((_, outcome),) = attempts(FORMATS["model"], 1, seed)
+    assert outcome.kind == "refused"
+
+
 # what long runs found, by name
 
 
