@@ -269,6 +269,8 @@ def _calibration() -> Any:
 
 def _planned(path: Path) -> None:
     calibration = load(path, "a model", [NONE.label, FP16.label, INT4.label])
+    if calibration is None:  # of another codec: it would be measured anew
+        return
     json.dumps(plan(calibration, [NONE, FP16, INT4], Job(2, Host(2.0), Link(1e8), optimizer="sgd")).as_json())
 
 

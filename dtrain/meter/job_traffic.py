@@ -242,7 +242,7 @@ class JobTraffic:
         talkers = sorted(self.ranks, key=lambda figures: -figures.total.wire_bytes)
         for figures in talkers[:MAX_ROWS]:
             total = figures.total
-            share = f"{figures.under_way_seconds / figures.seconds:.1%}"
+            share = f"{figures.under_way_seconds / figures.seconds:.1%}" if figures.seconds else "-"
             if total.timed < total.collectives:
                 share = f"at least {share}" if total.timed else "-"
             row = [str(figures.rank), figures.host, f"{total.collectives:,}", with_unit(total.payload_bytes)]

@@ -48,10 +48,18 @@ def test_what_was_changed_in_vain_is_read(name: str) -> None:
     assert "read" in {outcome.kind for _, outcome in attempts(FORMATS[name], 40, seed=1)}
 
 
-@pytest.mark.parametrize("seed", [2000223, 2000639])
-def test_names_out_of_a_model_s_file_are_shown_in_one_line(seed: int) -> None:
-    ((_, outcome),) = attempts(FORMATS["model"], 1, seed)
-    assert outcome.kind == "refused"
+@pytest.mark.parametrize(
+    ("name", "seed", "kind"),
+    [
+        ("model", 2000223, "refused"),  # a name with a line break in it
+        ("model", 2000639, "refused"),  # half of a surrogate pair
+        ("figures of a rank", 3002789, "read"),  # of no seconds
+        ("calibration", 3000145, "read"),  # of another codec
+    ],
+)
+def test_what_was_a_fault_once(name: str, seed: int, kind: str) -> None:
+    ((_, outcome),) = attempts(FORMATS[name], 1, seed)
+    assert outcome.kind == kind
 
 
 # what long runs found, by name
