@@ -3,7 +3,7 @@
     python benchmarks/elastic_accuracy.py [--seeds 3] [--epochs 16]     # some 10 minutes a seed on two cores
 
 SqueezeNet 1.1 on digits with int4, three times with each seed: undisturbed (`dtrain launch`); with a host of one worker
-killed by SIGKILL after a third, and started again after two thirds, while the others live on (`dtrain elastic`); and
+killed by SIGKILL after a quarter, and started again after a half, while the others live on (`dtrain elastic`); and
 with one of four agents of torchrun's killed and started again likewise, so that all ranks start again each time
 (`dtrain launch --elastic`). Each run must have been of 4, 3 and 4 workers, or it does not count.
 """
@@ -124,9 +124,9 @@ def living_on(folder: Path, settings: tuple[str, ...], steps: int) -> int:
     with started(folder) as start:
         job = start("elastic", *first, "--port", str(port), *settings)
         joined = start("elastic", "-n", "1", "--join", f"127.0.0.1:{port}", *settings)
-        await_training(folder / "run", WORKERS, steps // 3, job)
+        await_training(folder / "run", WORKERS, steps // 4, job)
         joined.kill()
-        await_training(folder / "run", WORKERS - 1, 2 * steps // 3, job)
+        await_training(folder / "run", WORKERS - 1, steps // 2, job)
         joined = start("elastic", "-n", "1", "--join", f"127.0.0.1:{port}", *settings)
         return max(job.wait(), joined.wait())
 
@@ -140,9 +140,9 @@ def starting_again(folder: Path, settings: tuple[str, ...], steps: int) -> int:
         agents = [start(*command)]
         await_listening(port)  # the first one keeps the rendezvous: it is not to be the one that is killed
         agents += [start(*command) for _ in range(WORKERS - 1)]
-        await_training(folder / "run", WORKERS, steps // 3, agents[0])
+        await_training(folder / "run", WORKERS, steps // 4, agents[0])
         agents[-1].kill()
-        await_training(folder / "run", WORKERS - 1, 2 * steps // 3, agents[0])
+        await_training(folder / "run", WORKERS - 1, steps // 2, agents[0])
         agents[-1] = start(*command)
         return max(agent.wait() for agent in agents)
 
