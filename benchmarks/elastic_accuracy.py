@@ -3,9 +3,9 @@
     python benchmarks/elastic_accuracy.py [--seeds 3] [--epochs 16]     # some 10 minutes a seed on two cores
 
 SqueezeNet 1.1 on digits with int4, three times with each seed: undisturbed (`dtrain launch`); with a host of one worker
-killed by SIGKILL after a quarter, and started again after a half, while the others live on (`dtrain elastic`); and
-with one of four agents of torchrun's killed and started again likewise, so that all ranks start again each time
-(`dtrain launch --elastic`). Each run must have been of 4, 3 and 4 workers, or it does not count.
+killed by SIGKILL after a quarter, and started again after a half, while the others live on (`dtrain elastic`); and with
+all stopped by SIGTERM at the same places and started again, as three and then as four (`dtrain launch`, with
+`resume=latest`). Each run must have been of 4, 3 and 4 workers, or it does not count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -101,16 +101,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def await_listening(port: int) -> None:
-    """Until somebody does. Raises RuntimeError where nobody does in time."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"nobody listens at port {port}")
-
-
 def undisturbed(folder: Path, settings: tuple[str, ...], steps: int) -> int:
     """Train in peace. Returns the exit code, as all of these."""
     with started(folder) as start:
@@ -132,19 +122,14 @@ def living_on(folder: Path, settings: tuple[str, ...], steps: int) -> int:
 
 
 def starting_again(folder: Path, settings: tuple[str, ...], steps: int) -> int:
-    """Kill one of four agents, and start it again later."""
-    port = free_port()
-    place = ("--elastic", f"{WORKERS - 1}:{WORKERS}", "--id", "digits", "--master", f"127.0.0.1:{port}", "-n", "1")
-    command = ("launch", *place, "--restarts", "5", *settings)
+    """Stop all workers, start one fewer, stop those, and start as many as at first, each from the last checkpoint."""
     with started(folder) as start:
-        agents = [start(*command)]
-        await_listening(port)  # the first one keeps the rendezvous: it is not to be the one that is killed
-        agents += [start(*command) for _ in range(WORKERS - 1)]
-        await_training(folder / "run", WORKERS, steps // 4, agents[0])
-        agents[-1].kill()
-        await_training(folder / "run", WORKERS - 1, steps // 2, agents[0])
-        agents[-1] = start(*command)
-        return max(agent.wait() for agent in agents)
+        for workers, until in ((WORKERS, steps // 4), (WORKERS - 1, steps // 2)):
+            job = start("launch", "-n", str(workers), *settings, "resume=latest")
+            await_training(folder / "run", workers, until, job)
+            job.terminate()
+            job.wait()
+        return start("launch", "-n", str(WORKERS), *settings, "resume=latest").wait()
 
 
 WAYS = {"undisturbed": undisturbed, "others live on": living_on, "all start again": starting_again}
