@@ -10,12 +10,15 @@ user's cache, or in NUMBA_CACHE_DIR. All is in one file, since numba looks at a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -32,7 +35,17 @@ _PEAK_BLOCK = 64
 _ROUND = np.float32(1.5 * 2.0**23)
 _ONE, _TWO = np.float32(1.0), np.float32(2.0)
 
-_compiled = njit(cache=True, nogil=True)
+_PROCESSOR = blake2b(f"{binding.get_host_cpu_name()} {get_host_cpu_features()}".encode(), digest_size=4).hexdigest()
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compile it when it is first called, without Python's lock, and keep the machine code for this kind of processor.
+
+    Numba looks for machine code by processor, but hosts that share a folder and write at once may give theirs the same
+    file name; that is made of `__qualname__`.
+    """
+    function.__qualname__ += f".{_PROCESSOR}"
+    return njit(cache=True, nogil=True)(function)
 
 
 def _bitcast(to: Any, from_: Any, llvm: ir.Type) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import fresh_kernels
 import numpy as np
 import pytest
 import torch
@@ -218,3 +220,18 @@ def test_elias_fano_is_the_reference_s_and_refuses_what_it_refuses(numel: int, d
             except ValueError as error:
                 answers.append(str(error))
     assert said["torch"] == said["numba"]
+
+
+def test_processors_that_share_a_folder_write_no_file_of_each_other_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numba, binding = pytest.importorskip("numba"), pytest.importorskip("llvmlite.binding")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    written: list[set[Path]] = []
+    for processor in (binding.get_host_cpu_name(), "another"):
+        monkeypatch.setattr(binding, "get_host_cpu_name", lambda processor=processor: processor)
+        before = set(tmp_path.rglob("*.nb?"))
+        arrays = [np.ones(3, np.float32) for _ in range(4)]
+        fresh_kernels.load().correct_and_take_magnitudes(*arrays)
+        written.append({path for path in tmp_path.rglob("*.nb?") if path not in before})
+    assert [sorted(path.suffix for path in paths) for paths in written] == [[".nbc", ".nbi"]] * 2

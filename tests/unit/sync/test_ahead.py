@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
+import fresh_kernels
 import pytest
 import torch
+from fresh_kernels import signatures
 from torch import nn
 
 from dtrain.comm.lockstep import lockstep
@@ -39,19 +40,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """As they are in a new process: none is compiled or loaded yet."""
-    known = compiled._kernels()
-    spec = importlib.util.spec_from_file_location(known.__name__, known.__file__)
-    assert spec is not None and spec.loader is not None
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
+    fresh = fresh_kernels.load()
     monkeypatch.setattr(compiled, "_kernels", lambda: fresh)
     monkeypatch.setattr(compiled, "_in_use", "numba")
     return fresh
-
-
-def signatures(kernels: ModuleType) -> dict[str, list[Any]]:
-    """Of each kernel those that are ready."""
-    return {name: kernel.signatures for name, kernel in vars(kernels).items() if hasattr(kernel, "py_func")}
 
 
 def train(compressor: Compressor, kernels: ModuleType) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
