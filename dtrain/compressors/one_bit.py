@@ -25,6 +25,8 @@ from dtrain.exchange import Compressor
 class SignScaled:
     """One or minus one, times the mean magnitude of the block."""
 
+    subtracts = False
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = ||v||_1 / d; a code has the bits of -1 for what is negative, else of 0, as an int32."""
         mean_magnitudes(blocks, out=scales, spare=codes)

@@ -32,6 +32,8 @@ class NearestTernary:
     the scale max|v| 0.63 to 0.75. It is never above max|v|.
     """
 
+    subtracts = False
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """With the mean magnitude m, w = v / m and e = mean(w^2) >= 1: scale = m * e, code = w / e, rounded."""
         mean_magnitudes(blocks, out=scales, spare=codes).clamp_min_(SMALLEST_SCALE)
@@ -59,11 +61,12 @@ class NearestTernary:
 class TernGrad:
     """The paper's: unbiased but for the clipping. A block's mean is taken for zero in its standard deviation."""
 
+    subtracts = False
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = min(max|v|, 2.5 sigma); code = sign(v) with probability |v| / scale, else 0."""
         torch.mul(blocks, largest_magnitudes(blocks, out=scales).reciprocal().unsqueeze(1), out=codes)
-        sigma = torch.linalg.vector_norm(codes, dim=1).mul_(1.0 / sqrt(blocks.shape[1]))
-        clip = sigma.mul_(2.5).clamp_(1e-3, 1.0)  # in units of max|v|; 1e-3 is for a block of zeros
+        clip = _clip(codes)
         scales.mul_(clip)
         codes.mul_(clip.reciprocal_().unsqueeze(1)).clamp_(-1, 1)
         workspace.dither_(codes).add_(ROUND)
@@ -71,8 +74,24 @@ class TernGrad:
     def quantise_compiled(
         self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
-        """See `Quantiser`. Its random numbers are torch's."""
-        return False
+        """See `Quantiser`."""
+        left, block = chunk.correct(), chunk.block
+        spare = workspace.buffer("codes", left.numel())
+        if not kernels.divide_by_largest(left.numpy(), SMALLEST_SCALE, block, scales.numpy(), spare.numpy()):
+            return False
+        clip = _clip(spare.view(len(scales), -1))
+        scales.mul_(clip)
+        draws = workspace.draw(left.numel(), kernels)
+        arrays = spare.numpy(), clip.reciprocal_().numpy(), draws.numpy()
+        kernels.round_to_ternary_at_random(*arrays, block, codes.numpy())
+        return True
+
+
+def _clip(blocks: Tensor) -> Tensor:
+    """2.5 standard deviations of each row, whose largest magnitude is 1, which they are at most."""
+    sigma = torch.linalg.vector_norm(blocks, dim=1).mul_(1.0 / sqrt(blocks.shape[1]))
+    clip: Tensor = sigma.mul_(2.5).clamp_(1e-3, 1.0)  # 1e-3 is for a block of zeros
+    return clip
 
 
 def ternary(rounding: Rounding = "stochastic") -> Compressor:

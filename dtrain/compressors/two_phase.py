@@ -103,5 +103,5 @@ class TwoPhase:
         codec.encode_sum(received, mine_received, others, message[:used_bytes], workspace)
         message[used_bytes:].zero_()
         mean = yield from bring_together(codec, message, value.numel(), context, workspace)
-        left[own].sub_(torch.sub(mean[own], others, out=others))
+        codec.correct_owned(left[own], mean[own], others)
         return Exchanged(mean, NOT_KEPT, state)

@@ -25,6 +25,8 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Codes: TypeAlias = npt.NDArray[np.int8]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Integers: TypeAlias = npt.NDArray[np.int32]
+Draws: TypeAlias = npt.NDArray[np.int16]
+Words: TypeAlias = npt.NDArray[np.uint32]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -34,6 +36,10 @@ _PEAK_BLOCK = 64
 """Elements that are looked at one by one where their largest magnitude is large."""
 _ROUND = np.float32(1.5 * 2.0**23)
 _ONE, _TWO = np.float32(1.0), np.float32(2.0)
+_NOISE = np.float32(2.0**-16)
+TWISTER_NUMBERS = 624
+"""In the state of the Mersenne Twister."""
+_TWISTER_MIDDLE = 397
 
 _PROCESSOR = blake2b(f"{binding.get_host_cpu_name()} {get_host_cpu_features()}".encode(), digest_size=4).hexdigest()
 
@@ -130,6 +136,67 @@ def correct_and_quantise(
 
 
 @_compiled
+def quantise_at_random(
+    values: Floats, draws: Draws, levels: int, smallest: float, block: int, scales: Floats, codes: Codes
+) -> bool:
+    """`quantise_by_largest`, rounded up with the probability of the fraction."""
+    share, least, limit = np.float32(1.0 / levels), np.float32(smallest), np.float32(levels)
+    for row in range(scales.size):
+        start, stop = row * block, min((row + 1) * block, values.size)
+        v, draw, code = values[start:stop], draws[start:stop], codes[start:stop]
+        largest = np.int32(0)
+        for i in range(v.size):
+            largest = max(largest, np.int32(_bits(v[i]) & _MAGNITUDE))
+        if largest >= _INFINITY:
+            return False
+        scale = max(_from_bits(largest), least) * share
+        scales[row] = scale
+        inverse = _ONE / scale
+        for i in range(v.size):
+            noise = np.float32(np.int16(draw[i] | np.int16(1))) * _NOISE
+            code[i] = _bits((min(max(v[i] * inverse, -limit), limit) + noise) + _ROUND)
+    return True
+
+
+@_compiled
+def divide_by_largest(values: Floats, smallest: float, block: int, scales: Floats, out: Floats) -> bool:
+    """Of each block scale = max|v| and out = v / scale. False where a value is not finite."""
+    least = np.float32(smallest)
+    for row in range(scales.size):
+        start, stop = row * block, min((row + 1) * block, values.size)
+        v, quotient = values[start:stop], out[start:stop]
+        largest = np.int32(0)
+        for i in range(v.size):
+            largest = max(largest, np.int32(_bits(v[i]) & _MAGNITUDE))
+        if largest >= _INFINITY:
+            return False
+        scale = max(_from_bits(largest), least)
+        scales[row] = scale
+        inverse = _ONE / scale
+        for i in range(v.size):
+            quotient[i] = v[i] * inverse
+    return True
+
+
+@_compiled
+def round_to_ternary_at_random(values: Floats, factors: Floats, draws: Draws, block: int, codes: Codes) -> None:
+    """`round_to_ternary`, rounded away from 0 with the probability of the fraction."""
+    for row in range(factors.size):
+        start, stop = row * block, min((row + 1) * block, values.size)
+        v, draw, code, factor = values[start:stop], draws[start:stop], codes[start:stop], factors[row]
+        for i in range(v.size):
+            noise = np.float32(np.int16(draw[i] | np.int16(1))) * _NOISE
+            code[i] = _bits((min(max(v[i] * factor, -_ONE), _ONE) + noise) + _ROUND)
+
+
+@_compiled
+def subtract_difference(values: Floats, minuends: Floats, subtrahends: Floats) -> None:
+    """Values become less by minuends - subtrahends, each difference rounded."""
+    for i in range(values.size):
+        values[i] = values[i] - (minuends[i] - subtrahends[i])
+
+
+@_compiled
 def correct_and_take_magnitudes(values: Floats, before: Floats, left: Floats, magnitudes: Floats) -> None:
     """left = values + before, and its magnitudes."""
     for i in range(values.size):
@@ -174,48 +241,51 @@ def pack_digits(codes: Codes, base: int, packed: Codes) -> None:
 
 @_compiled
 def unpack_digits(
-    packed: Codes, base: int, per_byte: int, rest: Floats, scales: Floats, block: int, values: Floats, add: bool
+    packed: Codes,
+    base: int,
+    per_byte: int,
+    rest: Floats,
+    scales: Floats,
+    block: int,
+    before: Floats,
+    number: float,
+    grow: bool,
+    values: Floats,
 ) -> None:
-    """Values become codes * scales, or grow by them. `rest`, as long as `packed`, is used unless codes are bytes."""
+    """Values become codes * scales + x, rounded once. `rest`, as long as `packed`, is used unless codes are bytes.
+
+    x are the values themselves where they `grow`, else `before`, or the `number` where that is empty.
+    """
     length, inverse, minus_base = packed.size, np.float32(1.0 / base), np.float32(-base)
+    first, onto = np.float32(number), before.size > 0
     if per_byte == 1:
         for row in range(scales.size):
             start, stop = row * block, min((row + 1) * block, values.size)
-            bytes_, v, scale = packed[start:stop], values[start:stop], scales[row]
-            if add:
-                for i in range(v.size):
-                    v[i] = _fma(np.float32(bytes_[i]), scale, v[i])
-            else:
-                for i in range(v.size):
-                    v[i] = np.float32(bytes_[i]) * scale
+            bytes_, v, b, scale = packed[start:stop], values[start:stop], before[start:stop], scales[row]
+            for i in range(v.size):
+                x = v[i] if grow else (b[i] if onto else first)
+                v[i] = _fma(np.float32(bytes_[i]), scale, x)
         return
     for i in range(length):
         rest[i] = packed[i]
     for k in range(per_byte):
-        first, end = k * length, min((k + 1) * length, values.size)
-        start = first
+        begin, end = k * length, min((k + 1) * length, values.size)
+        start = begin
         while start < end:
             row = start // block
             stop = min((row + 1) * block, end)
-            digits, v, scale = rest[start - first : stop - first], values[start:stop], scales[row]
+            digits, v, b, scale = rest[start - begin : stop - begin], values[start:stop], before[start:stop], scales[row]
             start = stop
             if k + 1 < per_byte:
-                if add:
-                    for i in range(v.size):
-                        following = np.float32(np.rint(digits[i] * inverse))
-                        v[i] = _fma(_fma(following, minus_base, digits[i]), scale, v[i])
-                        digits[i] = following
-                else:
-                    for i in range(v.size):
-                        following = np.float32(np.rint(digits[i] * inverse))
-                        v[i] = _fma(following, minus_base, digits[i]) * scale
-                        digits[i] = following
-            elif add:
                 for i in range(v.size):
-                    v[i] = _fma(digits[i], scale, v[i])
+                    following = np.float32(np.rint(digits[i] * inverse))
+                    x = v[i] if grow else (b[i] if onto else first)
+                    v[i] = _fma(_fma(following, minus_base, digits[i]), scale, x)
+                    digits[i] = following
             else:
                 for i in range(v.size):
-                    v[i] = digits[i] * scale
+                    x = v[i] if grow else (b[i] if onto else first)
+                    v[i] = _fma(digits[i], scale, x)
 
 
 @_compiled
@@ -229,23 +299,23 @@ def pack_signs(values: Floats, packed: Bytes) -> None:
 
 
 @_compiled
-def unpack_signs(packed: Bytes, scales: Floats, block: int, values: Floats, add: bool) -> None:
-    """Values become 1 or -1 times their block's scale, or grow by it."""
+def unpack_signs(
+    packed: Bytes, scales: Floats, block: int, before: Floats, number: float, grow: bool, values: Floats
+) -> None:
+    """`unpack_digits` of 1 and -1."""
+    first, onto = np.float32(number), before.size > 0
     for k in range(-(-values.size // packed.size)):
-        first, end = k * packed.size, min((k + 1) * packed.size, values.size)
+        begin, end = k * packed.size, min((k + 1) * packed.size, values.size)
         shift = np.uint8(k)
-        start = first
+        start = begin
         while start < end:
             row = start // block
             stop = min((row + 1) * block, end)
-            signs, v, scale = packed[start - first : stop - first], values[start:stop], scales[row]
+            signs, v, b, scale = packed[start - begin : stop - begin], values[start:stop], before[start:stop], scales[row]
             start = stop
-            if add:
-                for i in range(v.size):
-                    v[i] = _fma(_ONE - _TWO * np.float32((signs[i] >> shift) & np.uint8(1)), scale, v[i])
-            else:
-                for i in range(v.size):
-                    v[i] = (_ONE - _TWO * np.float32((signs[i] >> shift) & np.uint8(1))) * scale
+            for i in range(v.size):
+                x = v[i] if grow else (b[i] if onto else first)
+                v[i] = _fma(_ONE - _TWO * np.float32((signs[i] >> shift) & np.uint8(1)), scale, x)
 
 
 @_compiled
@@ -319,3 +389,61 @@ def decode_elias_fano(data: Bytes, low_bits: int, high_bits: int, numel: int, in
             return False
         indices[i] = before = index
     return True
+
+
+@_compiled
+def seed_twister(seed: np.uint32, state: Words) -> None:
+    """The state that belongs to a seed."""
+    number = np.uint32(seed)
+    state[0] = number
+    for i in range(1, state.size):
+        number = np.uint32(np.uint32(1812433253) * np.uint32(number ^ (number >> np.uint32(30))) + np.uint32(i))
+        state[i] = number
+
+
+@_compiled
+def draw_numbers(state: Words, following: Words, drawn: Words, used: int, out: Words) -> int:
+    """The next numbers; of two that make a word of 64 bits the second first, as little-endian memory has them.
+
+    `drawn` holds those made last, of which so many are `used`. `following` is spare. Returns how many are used then.
+    """
+    done = 0
+    while done < out.size:
+        if used == drawn.size:
+            _twist(state, following, drawn)
+            used = 0
+        count = min(drawn.size - used, out.size - done)
+        out[done : done + count] = drawn[used : used + count]
+        done += count
+        used += count
+    return used
+
+
+@_compiled
+def _twist(state: Words, following: Words, drawn: Words) -> None:
+    """The state that follows, and its numbers. In pieces that do not depend on themselves, so that they are vectors."""
+    n, middle = TWISTER_NUMBERS, _TWISTER_MIDDLE
+    rest = n - middle
+    _recur(state[:rest], state[1 : rest + 1], state[middle:], following[:rest])
+    _recur(state[rest : 2 * rest], state[rest + 1 : 2 * rest + 1], following[:rest], following[rest : 2 * rest])
+    _recur(state[2 * rest : n - 1], state[2 * rest + 1 :], following[rest : middle - 1], following[2 * rest : n - 1])
+    _recur(state[n - 1 :], following[:1], following[middle - 1 : middle], following[n - 1 :])
+    state[:] = following
+    for i in range(0, n, 2):
+        drawn[i], drawn[i + 1] = _tempered(following[i + 1]), _tempered(following[i])
+
+
+@_compiled
+def _recur(upper: Words, lower: Words, middle: Words, out: Words) -> None:
+    for i in range(out.size):
+        mixed = np.uint32((upper[i] & np.uint32(0x80000000)) | (lower[i] & np.uint32(0x7FFFFFFF)))
+        odd = np.uint32(np.uint32(0) - np.uint32(mixed & np.uint32(1)))
+        out[i] = middle[i] ^ np.uint32(mixed >> np.uint32(1)) ^ np.uint32(odd & np.uint32(0x9908B0DF))
+
+
+@_compiled
+def _tempered(number: np.uint32) -> np.uint32:
+    y = np.uint32(number ^ np.uint32(number >> np.uint32(11)))
+    y = np.uint32(y ^ (np.uint32(y << np.uint32(7)) & np.uint32(0x9D2C5680)))
+    y = np.uint32(y ^ (np.uint32(y << np.uint32(15)) & np.uint32(0xEFC60000)))
+    return np.uint32(y ^ np.uint32(y >> np.uint32(18)))

@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.quantiser import as_addend
 from dtrain.compressors.codecs.workspace import Workspace
 
 ROUND = 1.5 * 2.0**23
@@ -53,7 +54,7 @@ class Digits:
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
         """See `Packing`."""
         rest = workspace.buffer("rest", len(packed) if self.per_byte > 1 else 0)
@@ -64,8 +65,8 @@ class Digits:
             rest.numpy(),
             scales.numpy(),
             block,
+            *as_addend(onto, values),
             values.numpy(),
-            add,
         )
 
 
@@ -97,10 +98,11 @@ class Signs:
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
         """See `Packing`."""
-        kernels.unpack_signs(packed.numpy(), scales.numpy(), block, values.numpy(), add)
+        addend = as_addend(onto, values)
+        kernels.unpack_signs(packed.numpy(), scales.numpy(), block, *addend, values.numpy())
 
 
 def _bit_numbers(packed: Tensor) -> Tensor:

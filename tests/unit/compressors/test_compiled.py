@@ -27,6 +27,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "int8": ("int8", {}),
     "int8 stochastic": ("int8", {"rounding": "stochastic"}),
     "int4": ("int4", {}),
+    "int4 stochastic": ("int4", {"rounding": "stochastic"}),
     "one_bit": ("one_bit", {}),
     "ternary": ("ternary", {"rounding": "nearest"}),
     "ternary stochastic": ("ternary", {}),
