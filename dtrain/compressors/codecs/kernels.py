@@ -28,6 +28,7 @@ Integers: TypeAlias = npt.NDArray[np.int32]
 Draws: TypeAlias = npt.NDArray[np.int16]
 Words: TypeAlias = npt.NDArray[np.uint32]
 Indices: TypeAlias = npt.NDArray[np.int64]
+Doubles: TypeAlias = npt.NDArray[np.float64]
 
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITY = np.int32(0x7F800000)
@@ -40,6 +41,8 @@ _NOISE = np.float32(2.0**-16)
 TWISTER_NUMBERS = 624
 """In the state of the Mersenne Twister."""
 _TWISTER_MIDDLE = 397
+_LIMB_BITS = 30
+_LIMB = (1 << _LIMB_BITS) - 1
 
 _PROCESSOR = blake2b(f"{binding.get_host_cpu_name()} {get_host_cpu_features()}".encode(), digest_size=4).hexdigest()
 
@@ -389,6 +392,171 @@ def decode_elias_fano(data: Bytes, low_bits: int, high_bits: int, numel: int, in
             return False
         indices[i] = before = index
     return True
+
+
+@_compiled
+def encode_logarithms(patterns: Integers, value_bits: int, data: Bytes) -> None:
+    """See `log_values`: 8 or 16 bits for each of these bit patterns, then the largest magnitude and the shift."""
+    zero = (1 << (value_bits - 1)) - 1
+    top, least = np.int64(0), np.int64(_MAGNITUDE)
+    for pattern in patterns:
+        magnitude = np.int64(pattern & _MAGNITUDE)
+        top = max(top, magnitude)
+        if magnitude > 0:
+            least = min(least, magnitude)
+    spread, shift = top - min(least, top), 0
+    while (spread >> shift) + 2 > zero:
+        shift += 1
+    half = (1 << shift) >> 1
+    for i in range(patterns.size):
+        magnitude = np.int64(patterns[i] & _MAGNITUDE)
+        code = zero if magnitude == 0 else (top - magnitude + half) >> shift
+        if patterns[i] < 0:
+            code |= zero + 1
+        if value_bits == 8:
+            data[i] = np.uint8(code)
+        else:
+            data[2 * i], data[2 * i + 1] = np.uint8(code & 255), np.uint8(code >> 8)
+    end = patterns.size * value_bits // 8
+    for i in range(4):
+        data[end + i] = np.uint8((top >> (8 * i)) & 255)
+    data[end + 4] = np.uint8(shift)
+
+
+@_compiled
+def decode_logarithms(data: Bytes, value_bits: int, patterns: Integers) -> None:
+    """The bit patterns that one row stands for."""
+    zero, end = (1 << (value_bits - 1)) - 1, patterns.size * value_bits // 8
+    bits = np.int64(0)
+    for i in range(4):
+        bits |= np.int64(data[end + i]) << (8 * i)
+    top, shift = np.int64(np.int32(bits)), np.int64(data[end + 4] & 31)
+    for i in range(patterns.size):
+        code = np.int64(data[i]) if value_bits == 8 else np.int64(data[2 * i]) | np.int64(data[2 * i + 1]) << 8
+        level = code & zero
+        magnitude = 0 if level == zero else max(top - (level << shift), 0)
+        patterns[i] = np.int32(magnitude | ((code >> (value_bits - 1)) << 31))
+
+
+@_compiled
+def choose_in_chunks(values: Floats, chunk: int, k: int, magnitudes: Integers, indices: Indices) -> None:
+    """Which k of each chunk are the largest, ascending; -1 in place of the first where that is not certain.
+
+    It is not where there is a NaN, or equal ones of which only some are among the k. `magnitudes` is spare, of the size
+    of a chunk.
+    """
+    for row in range(values.size // chunk):
+        v = values[row * chunk : (row + 1) * chunk]
+        peak = np.int32(0)
+        for i in range(chunk):
+            magnitude = np.int32(_bits(v[i]) & _MAGNITUDE)
+            magnitudes[i] = magnitude
+            peak = max(peak, magnitude)
+        low, high = np.int64(0), np.int64(peak) + 1  # at least k are `low` or more, and fewer are `high` or more
+        count = chunk
+        while count != k and high - low > 1:
+            middle = (low + high) >> 1
+            threshold, at_least = np.int32(middle), np.int32(0)
+            for i in range(chunk):
+                at_least = np.int32(at_least + np.int32(magnitudes[i] >= threshold))
+            if at_least >= k:
+                low, count = middle, np.int64(at_least)
+            else:
+                high = middle
+        if count != k or peak > _INFINITY:
+            indices[row * k] = -1
+            continue
+        threshold, found = np.int32(low), row * k
+        for i in range(chunk):
+            if magnitudes[i] >= threshold:
+                indices[found] = i
+                found += 1
+
+
+@_compiled
+def encode_combinations(indices: Indices, k: int, limbs: Indices, numel: int, num_limbs: int, data: Bytes) -> None:
+    """See `combinations`: a number for each k ascending indices. `limbs` is the table, flat, and `data` the rows."""
+    rows = indices.size // k
+    size = data.size // rows
+    numbers = np.zeros(rows * num_limbs, np.int64)
+    for i in range(k):
+        for row in range(rows):
+            at = (i * numel + indices[row * k + i]) * num_limbs
+            for limb in range(num_limbs):
+                numbers[row * num_limbs + limb] += limbs[at + limb]
+    for row in range(rows):
+        held, num_held, over, at = np.int64(0), 0, np.int64(0), row * size
+        for limb in range(num_limbs):
+            over += numbers[row * num_limbs + limb]
+            held |= (over & _LIMB) << num_held
+            over >>= _LIMB_BITS
+            num_held += _LIMB_BITS
+            while num_held >= 8 and at < (row + 1) * size:
+                data[at] = np.uint8(held & 255)
+                held >>= 8
+                num_held -= 8
+                at += 1
+        if at < (row + 1) * size:
+            data[at] = np.uint8(held & 255)
+
+
+@_compiled
+def decode_combinations(
+    data: Bytes, k: int, limbs: Indices, rounded: Doubles, numel: int, num_limbs: int, indices: Indices
+) -> bool:
+    """The reverse. False where a row is not the number of a combination."""
+    rows = indices.size // k
+    size = data.size // rows
+    numbers = np.zeros(rows * num_limbs, np.int64)
+    for row in range(rows):
+        held, num_held, limb = np.int64(0), 0, row * num_limbs
+        for i in range(row * size, (row + 1) * size):
+            held |= np.int64(data[i]) << num_held
+            num_held += 8
+            if num_held >= _LIMB_BITS:
+                numbers[limb] = held & _LIMB
+                held >>= _LIMB_BITS
+                num_held -= _LIMB_BITS
+                limb += 1
+        numbers[limb] = held
+    for i in range(k - 1, -1, -1):
+        for row in range(rows):
+            number = numbers[row * num_limbs : (row + 1) * num_limbs]
+            about = 0.0
+            for limb in range(num_limbs - 1, -1, -1):
+                about = about * 2.0**_LIMB_BITS + number[limb]
+            low, high = 0, numel if i == k - 1 else indices[row * k + i + 1]
+            while high - low > 1:
+                middle = (low + high) >> 1
+                if rounded[i * numel + middle] <= about:
+                    low = middle
+                else:
+                    high = middle
+            end = numel if i == k - 1 else indices[row * k + i + 1]
+            while low + 1 < end and not _is_less(number, limbs, (i * numel + low + 1) * num_limbs):
+                low += 1
+            while low > 0 and _is_less(number, limbs, (i * numel + low) * num_limbs):
+                low -= 1
+            if low >= end:
+                return False
+            indices[row * k + i] = low
+            at, over = (i * numel + low) * num_limbs, np.int64(0)
+            for limb in range(num_limbs):
+                over += number[limb] - limbs[at + limb]
+                number[limb] = over & _LIMB
+                over >>= _LIMB_BITS
+            if over < 0:
+                return False
+    return not numbers.any()
+
+
+@_compiled
+def _is_less(number: Indices, limbs: Indices, at: int) -> bool:
+    """Whether it is less than the number in the table there."""
+    for limb in range(number.size - 1, -1, -1):
+        if number[limb] != limbs[at + limb]:
+            return bool(number[limb] < limbs[at + limb])
+    return False
 
 
 @_compiled
