@@ -19,6 +19,9 @@ from dtrain.compressors.codecs.quantiser import Chunk, Packing, Quantiser
 from dtrain.compressors.codecs.scales import ScaleFormat
 from dtrain.compressors.codecs.workspace import Workspace
 
+CACHED = 64 * 1024
+"""Elements of which a few buffers stay in the cache of one core."""
+
 
 class Span(NamedTuple):
     """Where a chunk lies: in the values, in the scales, and in the packed codes."""
@@ -56,7 +59,7 @@ class Blocks:
         workspace.random_bits.position = drawn
         cut = self._cut(values.numel())
         scales = values.new_empty(self._num_blocks(values.numel()))
-        for span in self._spans(values.numel(), workspace):
+        for span in self._spans(values.numel(), workspace.chunk):
             scale, packed = scales[span.rows], message[cut:][span.packed]
             blocks = values[span.values].view(len(scale), -1)
             codes, by_block = self._codes(blocks, packed, workspace)
@@ -73,12 +76,12 @@ class Blocks:
         scales = self.scales.unpack(message[:cut]).mul_(1.0 if add is None else add)
         kernels = compiled.kernels_for(values)
         if kernels is not None and _are_finite(scales):
-            for span in self._spans(values.numel(), workspace):
+            for span in self._spans(values.numel(), workspace.chunk):
                 part = values[span.values]
                 onto = -0.0 if add is None else part
                 self._unpack(kernels, message[cut:], scales, span, part, workspace, onto=onto)
             return
-        for span in self._spans(values.numel(), workspace):
+        for span in self._spans(values.numel(), workspace.chunk):
             scale, packed = scales[span.rows].unsqueeze(1), message[cut:][span.packed]
             blocks = values[span.values].view(len(scale), -1)
             codes, by_block = self._codes(blocks, packed, workspace)
@@ -145,7 +148,7 @@ class Blocks:
             return False
         if not others:
             sum_of_others.zero_()
-        for span in self._spans(sum_of_others.numel(), workspace):
+        for span in self._spans(sum_of_others.numel(), self._cached(workspace)):
             before = sum_of_others[span.values]
             total = workspace.buffer("total", before.numel())
             onto: Tensor | float = 0.0
@@ -173,7 +176,7 @@ class Blocks:
         cut, left = self._cut(values.numel()), values if left is None else left
         scales = values.new_empty(self._num_blocks(values.numel()))
         at_once = subtract and self.scales.exact and self.quantiser.subtracts
-        for span in self._spans(values.numel(), workspace):
+        for span in self._spans(values.numel(), workspace.chunk):
             before = None if residual is None else residual[span.values]
             chunk = Chunk(values[span.values], before, left[span.values], self.block, at_once)
             if not self._pack(kernels, chunk, scales[span.rows], message[cut:][span.packed], workspace):
@@ -223,10 +226,14 @@ class Blocks:
         """Where codes begin."""
         return self.scales.num_bytes(self._num_blocks(numel)) if numel else 0
 
-    def _spans(self, numel: int, workspace: Workspace) -> Iterator[Span]:
+    def _cached(self, workspace: Workspace) -> int:
+        """Elements at a time for kernels: fewer where their codes lie in the same bytes then, too."""
+        return min(CACHED, workspace.chunk) if self.packing.per_byte == 1 else workspace.chunk
+
+    def _spans(self, numel: int, chunk: int) -> Iterator[Span]:
         """Whole blocks, as many at a time as fit in a chunk; then a last block that is shorter."""
         whole, per_byte = numel // self.block, self.packing.per_byte
-        step = max(1, workspace.chunk // self.block)
+        step = max(1, chunk // self.block)
         for first in range(0, whole, step):
             rows = slice(first, min(first + step, whole))
             start, stop = rows.start * self.block, rows.stop * self.block
