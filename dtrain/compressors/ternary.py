@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.packing import ROUND, Digits
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.quantiser import Chunk, compiled_magnitudes, means_of_rows
 from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float8Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
@@ -48,8 +48,8 @@ class NearestTernary:
         self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
-        spare, block = compiled_means(kernels, chunk, scales, workspace), chunk.block
-        scales.clamp_min_(SMALLEST_SCALE)
+        spare, block = compiled_magnitudes(kernels, chunk, workspace), chunk.block
+        means_of_rows(spare, out=scales).clamp_min_(SMALLEST_SCALE)
         kernels.multiply_blocks(chunk.left.numpy(), scales.reciprocal().numpy(), block, spare.numpy())
         rows = spare.view(len(scales), -1)
         energy = torch.linalg.vector_norm(rows, dim=1).square_().mul_(1.0 / rows.shape[1]).clamp_min_(1.0)

@@ -194,7 +194,7 @@ class Blocks:
             codes = workspace.buffer("integers", chunk.values.numel(), torch.int8)
         if not self.quantiser.quantise_compiled(kernels, chunk, scales, codes, workspace):
             return False
-        self.packing.pack_compiled(kernels, codes, chunk.left, packed)
+        self.packing.pack_compiled(kernels, codes, packed)
         return True
 
     def _pack_scales(self, scales: Tensor, packed: Tensor) -> bool:

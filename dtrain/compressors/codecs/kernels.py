@@ -209,6 +209,21 @@ def correct_and_take_magnitudes(values: Floats, before: Floats, left: Floats, ma
 
 
 @_compiled
+def take_magnitudes_and_signs(values: Floats, before: Floats, left: Floats, magnitudes: Floats, signs: Codes) -> None:
+    """Magnitudes, and -1 for what is negative, else 0; of left = values + before, unless `before` is empty."""
+    if before.size > 0:
+        for i in range(values.size):
+            both = values[i] + before[i]
+            left[i] = both
+            magnitudes[i] = abs(both)
+            signs[i] = np.int32(_bits(both) >> np.int32(31))
+    else:
+        for i in range(values.size):
+            magnitudes[i] = abs(values[i])
+            signs[i] = np.int32(_bits(values[i]) >> np.int32(31))
+
+
+@_compiled
 def multiply_blocks(values: Floats, factors: Floats, block: int, out: Floats) -> None:
     """Each block by a factor of its own."""
     for row in range(factors.size):
@@ -292,13 +307,13 @@ def unpack_digits(
 
 
 @_compiled
-def pack_signs(values: Floats, packed: Bytes) -> None:
-    """Bit k of byte i is the sign of value k len(packed) + i."""
+def pack_signs(signs: Codes, packed: Codes) -> None:
+    """Bit k of byte i is that of sign k len(packed) + i, which is -1 or 0."""
     packed[:] = 0
-    for k in range(-(-values.size // packed.size)):
-        row, bit = values[k * packed.size : (k + 1) * packed.size], np.int32(1 << k)
+    for k in range(-(-signs.size // packed.size)):
+        row, bit = signs[k * packed.size : (k + 1) * packed.size], np.int8(-128 if k == 7 else 1 << k)
         for i in range(row.size):
-            packed[i] |= np.uint8(np.int32(_bits(row[i]) >> np.int32(31)) & bit)
+            packed[i] |= np.int8(row[i] & bit)
 
 
 @_compiled

@@ -40,7 +40,7 @@ class Digits:
             torch.mul(codes[k], 1.0 / self.base, out=codes[k + 1]).round_()
             codes[k].sub_(codes[k + 1], alpha=self.base)
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, packed: Tensor) -> None:
         """See `Packing`. One to a byte, the codes are the bytes already."""
         if self.per_byte > 1:
             kernels.pack_digits(codes.numpy(), self.base, packed.view(torch.int8).numpy())
@@ -85,9 +85,9 @@ class Signs:
         bits = packed.view(torch.int8) * (1 << 7 - _bit_numbers(packed))
         codes.copy_(bits.bitwise_or_(1).sign_())
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, packed: Tensor) -> None:
         """See `Packing`."""
-        kernels.pack_signs(values.numpy(), packed.numpy())
+        kernels.pack_signs(codes.numpy(), packed.view(torch.int8).numpy())
 
     def unpack_compiled(
         self,

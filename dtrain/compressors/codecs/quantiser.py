@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dtrain.compressors.codecs.workspace import Workspace
 
-_NOTHING = np.empty(0, np.float32)
+NOTHING = np.empty(0, np.float32)
 
 
 class Chunk(NamedTuple):
@@ -79,8 +79,8 @@ class Packing(Protocol):
         """The reverse."""
         ...
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
-        """What `pack` writes, of int8 `codes` or the float32 `values` that were quantised; a last byte is filled up."""
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, packed: Tensor) -> None:
+        """What `pack` writes, of int8 `codes`; a last byte is filled up."""
         ...
 
     def unpack_compiled(
@@ -104,18 +104,21 @@ class Packing(Protocol):
 def as_addend(onto: Tensor | float, values: Tensor) -> tuple[npt.NDArray[np.float32], float, bool]:
     """As kernels are told what `values` become a sum with: some other values, or a number, or that they grow."""
     if isinstance(onto, float):
-        return _NOTHING, onto, False
-    return (_NOTHING, 0.0, True) if onto is values else (onto.numpy(), 0.0, False)
+        return NOTHING, onto, False
+    return (NOTHING, 0.0, True) if onto is values else (onto.numpy(), 0.0, False)
 
 
-def compiled_means(kernels: ModuleType, chunk: Chunk, scales: Tensor, workspace: Workspace) -> Tensor:
-    """`mean_magnitudes` of what is left of a chunk, correcting it on the way. Returns a buffer of its size."""
+def compiled_magnitudes(kernels: ModuleType, chunk: Chunk, workspace: Workspace) -> Tensor:
+    """Of what is left of a chunk, correcting it on the way: a buffer of its size."""
     spare = workspace.buffer("codes", chunk.values.numel())
     if chunk.residual is None:
-        torch.abs(chunk.values, out=spare)
-    else:
-        arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
-        kernels.correct_and_take_magnitudes(*arrays, spare.numpy())
-    rows = spare.view(len(scales), -1)
-    torch.mv(rows, spare.new_full((rows.shape[1],), 1.0 / rows.shape[1]), out=scales)
+        return torch.abs(chunk.values, out=spare)
+    arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
+    kernels.correct_and_take_magnitudes(*arrays, spare.numpy())
     return spare
+
+
+def means_of_rows(magnitudes: Tensor, *, out: Tensor) -> Tensor:
+    """`mean_magnitudes` of what has no sign any more, flat: as many rows as `out` has elements."""
+    rows = magnitudes.view(len(out), -1)
+    return torch.mv(rows, rows.new_full((rows.shape[1],), 1.0 / rows.shape[1]), out=out)
