@@ -7,8 +7,12 @@ from collections.abc import Iterator
 import torch
 
 from dtrain.comm.lockstep import lockstep
-from dtrain.compressors import Cast, Masked, Only, Shared, Warmup
+from dtrain.compressors import Cast, ErrorFeedback, Masked, Only, Shared, Warmup
+from dtrain.compressors.chunked_top_k import ChunkedTopK
 from dtrain.compressors.codecs import compiled, selection
+from dtrain.compressors.dgc import Dgc
+from dtrain.compressors.top_k import TopK
+from dtrain.compressors.two_phase import TwoPhase
 from dtrain.exchange import Bucket, Compressor, Context, Layout
 from dtrain.sync.drive import drive
 
@@ -34,7 +38,7 @@ def compile_ahead(compressor: Compressor, device: torch.device) -> None:
 
 
 def _methods(compressor: Compressor) -> Iterator[Compressor]:
-    """What policies hand buckets on to, if only in some steps or of some parameters."""
+    """Those of ours with kernels, to which policies hand buckets on, if only in some steps or of some parameters."""
     match compressor:
         case Warmup(first=first, then=then):
             yield from _methods(first)
@@ -44,5 +48,8 @@ def _methods(compressor: Compressor) -> Iterator[Compressor]:
             yield from _methods(others)
         case Cast(inner=inner) | Masked(inner=inner) | Shared(inner=inner):
             yield from _methods(inner)
-        case _:
+        case ErrorFeedback(inner=inner):
+            if any(True for _ in _methods(inner)):
+                yield compressor
+        case TwoPhase() | TopK() | ChunkedTopK() | Dgc():
             yield compressor
