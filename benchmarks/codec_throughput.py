@@ -286,7 +286,10 @@ def _bound(label: str, compressor: Compressor, bucket: Bucket, timed: Paired) ->
     moved, copy, parts = MOVED[label], quartiles(timed.seconds["copy"])[1], []
     both = (("codec", moved.codec, moved.messages[0]), ("step", moved.step, moved.messages[1]))
     for what, of_values, of_messages in both:
-        seconds, num_bytes = quartiles(timed.seconds[f"{what} {(label, 'numba')}"])[1], of_values + of_messages * message
+        seconds, num_bytes = (
+            quartiles(timed.seconds[f"{what} {(label, 'numba')}"])[1],
+            of_values + of_messages * message,
+        )
         share = num_bytes / BYTES_OF_A_COPY * copy / seconds
         bound = "memory" if share >= MEMORY_BOUND else "the core"
         rate = num_bytes * bucket.value.numel() / seconds / 1e9
@@ -328,9 +331,9 @@ def main() -> None:
         "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
         "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
         "where a method is not sparse.\n\n"
-        "By torch: its operations. By numba: compiled kernels, with the same messages; what has none goes by torch. What "
-        "bounds a method is memory where a copy of the bytes that it moves of arrays as long as the bucket or a shard "
-        f"takes {MEMORY_BOUND:.0%} of its time or more; else the core, and the caches that it reads again from.\n\n"
+        "By torch: its operations. By numba: compiled kernels, with the same messages; what has none goes by torch. "
+        "What bounds a method is memory where a copy of the bytes that it moves, of arrays as long as the bucket or a "
+        f"shard, takes {MEMORY_BOUND:.0%} of its time or more; else the core, and the caches that it reads again.\n\n"
         f"{table}\n\n## One matrix of {side} x {side}\n\n"
         "What PowerSGD costs depends on how many matrices there are: above 130 of them, most small, for which calling "
         f"the operations takes longer than they do.\n\n{one_matrix}"

@@ -71,9 +71,7 @@ def decode(data: Tensor, k: int, numel: int) -> Tensor:
     if kernels is not None:
         indices = torch.empty(len(data), k, dtype=torch.int64)
         arrays = table.limbs.view(-1).numpy(), table.values.view(-1).numpy()
-        if kernels.decode_combinations(
-            data.view(-1).numpy(), k, *arrays, numel, num_limbs, indices.view(-1).numpy()
-        ):
+        if kernels.decode_combinations(data.view(-1).numpy(), k, *arrays, numel, num_limbs, indices.view(-1).numpy()):
             return indices  # else torch says what is wrong
     bits = (data[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=data.device)) & 1
     bits = torch.nn.functional.pad(bits.flatten(1).to(torch.int64), (0, LIMB_BITS * num_limbs))

@@ -39,13 +39,14 @@ class _Twister:
     def __init__(self, seed: int, kernels: ModuleType) -> None:
         self.position = 0
         self._kernels = kernels
-        self._state, self._next, self._drawn = (np.empty(kernels.TWISTER_NUMBERS, np.uint32) for _ in range(3))
+        self._state, self._following = (np.empty(kernels.TWISTER_NUMBERS, np.uint32) for _ in range(2))
+        self._drawn = np.empty(kernels.TWISTER_NUMBERS // 2, np.uint64)
         self._used = self._drawn.size
         kernels.seed_twister(np.uint32(seed & 0xFFFFFFFF), self._state)
 
     def fill(self, words: Tensor) -> None:
-        numbers = words.view(torch.int32).numpy().view(np.uint32)
-        self._used = self._kernels.draw_numbers(self._state, self._next, self._drawn, self._used, numbers)
+        out = words.numpy().view(np.uint64)
+        self._used = self._kernels.draw_words(self._state, self._following, self._drawn, self._used, out)
         self.position += words.numel()
 
 
