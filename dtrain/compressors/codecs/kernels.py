@@ -496,7 +496,7 @@ def choose_in_chunks(values: Floats, chunk: int, k: int, magnitudes: Integers, i
             np.int64(0),
             np.int64(np.int64(peak) + 1),
         )  # at least k are `low` or more, and fewer are `high` or more
-        count = chunk
+        count = np.int64(chunk)
         while count != k and high - low > 1:
             middle = (low + high) >> 1
             threshold, at_least = np.int32(middle), np.int32(0)

@@ -1,7 +1,7 @@
 """Random bits that belong to a seed: what torch's generator draws, the Mersenne Twister of 32 bits.
 
-Matsumoto and Nishimura, Mersenne Twister (ACM TOMACS 8, 1998). On a CPU kernels draw the same bits; torch's generator is
-asked for one number at a time, theirs makes 624 in a few loops.
+Matsumoto and Nishimura, Mersenne Twister (ACM TOMACS 8, 1998). On a CPU kernels draw the same bits: torch's generator
+is asked for one number at a time, theirs makes 624 in a few loops.
 """
 
 from __future__ import annotations
