@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from harness import Paired, paired, quartiles, write_result
@@ -66,6 +66,46 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "power_sgd r=4": ("power_sgd", {"power_sgd_rank": 4}),
 }
 assert {name for name, _ in CASES.values()} | {"none"} == COMPRESSORS.keys()
+
+
+class Moved(NamedTuple):
+    """Bytes that kernels read and write for each value, of arrays as long as the bucket or a shard of it.
+
+    In encode + decode, and in a step at 2 ranks: of values, and so many times a message. What is read again from a
+    buffer of a chunk, or within a block, is a cache's.
+    """
+
+    codec: float
+    step: float
+    messages: tuple[float, float] = (0.0, 0.0)
+
+
+# A step: value, residual, what is left (12), the shard's sum without the own part (2), the mean (4), and the owner's
+# part of what is left: the mean, that sum, and what is left, read and written (8).
+_EXACT = Moved(8, 26, (2, 3.5))
+MOVED: dict[str, Moved] = {
+    "fp16": Moved(12, 12),
+    "bf16": Moved(12, 12),
+    "int8": _EXACT,
+    "int4": _EXACT,
+    "one_bit": _EXACT._replace(step=30, messages=(2, 4)),  # what goes to others is subtracted once scales are known
+    "ternary": _EXACT._replace(step=30, messages=(2, 4)),
+    "int8 stochastic": Moved(8, 10, (2, 3.5)),  # no residual
+    "int4 stochastic": Moved(8, 10, (2, 3.5)),
+    "ternary stochastic": Moved(8, 10, (2, 3.5)),
+    "top_k 0.001": Moved(8, 20),  # the choice 4, zeros 4; value, residual, what is left 12
+    "top_k 0.01": Moved(8, 20),
+    "chunked_top_k": Moved(16, 28),  # a copy with zeros to whole chunks 8
+    "dgc 0.001": Moved(32, 32),  # velocity and what it adds up to, 12 each
+    "random_k 0.01": Moved(12, 24),  # the largest and the least, for NaN, 4 each
+    "power_sgd r=1": Moved(12, 32),  # two products 4 each, the mean 4; what is left 12, less its product 8
+    "power_sgd r=4": Moved(36, 56),  # each further rank adds to the mean, 8
+}
+"""By case; what goes by torch operations, each a pass over chunks, is not in it."""
+BYTES_OF_A_COPY = 8
+"""For each value: one read, one written."""
+MEMORY_BOUND = 0.7
+"""Of the time, if so much is what a copy of as many bytes takes."""
 
 
 def layout(copies: int = COPIES_OF_THE_MODEL) -> Layout:
@@ -217,6 +257,11 @@ def rows(
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for key, step in whole.items():
         yield _row(key, step, codecs[key], timed, device)
+    if "numba" in by_codecs:
+        yield ""
+        yield "What bounds it, by numba:"
+        yield ""
+        yield from (_bound(label, compressors[label], bucket, timed) for label in cases)
 
 
 def _row(key: Key, step: Step, codec: Callable[[], None], timed: Paired, device: torch.device) -> str:
@@ -230,6 +275,26 @@ def _row(key: Key, step: Step, codec: Callable[[], None], timed: Paired, device:
     state, buffers = step.extra_memory()
     doing = where_time_goes(by(codec_name, codec), device)
     return f"| {label} | {codec_name} | {' | '.join(parts)} | {state:.2f} | {buffers:.2f} | {doing} |"
+
+
+def _bound(label: str, compressor: Compressor, bucket: Bucket, timed: Paired) -> str:
+    """A line on a method: bytes moved, and how much of the time a copy takes for as many."""
+    inner = compressor.inner if isinstance(compressor, ErrorFeedback) else compressor
+    message = inner.codec.num_bytes(bucket.value.numel()) / bucket.value.numel() if isinstance(inner, TwoPhase) else 0.0
+    if label not in MOVED:
+        return f"- {label}: torch's operations, each a pass over a chunk"
+    moved, copy, parts = MOVED[label], quartiles(timed.seconds["copy"])[1], []
+    both = (("codec", moved.codec, moved.messages[0]), ("step", moved.step, moved.messages[1]))
+    for what, of_values, of_messages in both:
+        seconds, num_bytes = (
+            quartiles(timed.seconds[f"{what} {(label, 'numba')}"])[1],
+            of_values + of_messages * message,
+        )
+        share = num_bytes / BYTES_OF_A_COPY * copy / seconds
+        bound = "memory" if share >= MEMORY_BOUND else "the core"
+        rate = num_bytes * bucket.value.numel() / seconds / 1e9
+        parts.append(f"{num_bytes:.1f} B a value at {rate:.1f} GB/s, {share:.0%} of it as by a copy: {bound}")
+    return f"- {label}: encode + decode {parts[0]}; a step {parts[1]}"
 
 
 def main() -> None:
@@ -266,7 +331,9 @@ def main() -> None:
         "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
         "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
         "where a method is not sparse.\n\n"
-        "By torch: its operations. By numba: compiled kernels, with the same messages; what has none goes by torch.\n\n"
+        "By torch: its operations. By numba: compiled kernels, with the same messages; what has none goes by torch. "
+        "What bounds a method is memory where a copy of the bytes that it moves, of arrays as long as the bucket or a "
+        f"shard, takes {MEMORY_BOUND:.0%} of its time or more; else the core, and the caches that it reads again.\n\n"
         f"{table}\n\n## One matrix of {side} x {side}\n\n"
         "What PowerSGD costs depends on how many matrices there are: above 130 of them, most small, for which calling "
         f"the operations takes longer than they do.\n\n{one_matrix}"

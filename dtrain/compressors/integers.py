@@ -44,13 +44,20 @@ class MaxScaled:
         self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
-        if self.rounding != "nearest":
-            return False
-        how = (self.levels, SMALLEST_SCALE, chunk.block, scales.numpy(), codes.numpy(), chunk.subtract)
+        how = (self.levels, SMALLEST_SCALE, chunk.block, scales.numpy(), codes.numpy())
+        if self.rounding == "stochastic":
+            left = chunk.correct()
+            draws = workspace.draw(left.numel(), kernels)
+            return bool(kernels.quantise_at_random(left.numpy(), draws.numpy(), *how))
         if chunk.residual is None:
-            return bool(kernels.quantise_by_largest(chunk.left.numpy(), *how))
+            return bool(kernels.quantise_by_largest(chunk.left.numpy(), *how, chunk.subtract))
         arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
-        return bool(kernels.correct_and_quantise(*arrays, *how))
+        return bool(kernels.correct_and_quantise(*arrays, *how, chunk.subtract))
+
+    @property
+    def subtracts(self) -> bool:
+        """See `Quantiser`."""
+        return self.rounding == "nearest"
 
 
 def int8(rounding: Rounding = "nearest") -> Compressor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.packing import Signs
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.quantiser import NOTHING, Chunk, means_of_rows
 from dtrain.compressors.codecs.scales import Float8Scales, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
@@ -25,6 +25,8 @@ from dtrain.exchange import Compressor
 class SignScaled:
     """One or minus one, times the mean magnitude of the block."""
 
+    subtracts = False
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = ||v||_1 / d; a code has the bits of -1 for what is negative, else of 0, as an int32."""
         mean_magnitudes(blocks, out=scales, spare=codes)
@@ -33,8 +35,12 @@ class SignScaled:
     def quantise_compiled(
         self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
-        """See `Quantiser`. The packing reads the signs off the values."""
-        compiled_means(kernels, chunk, scales, workspace)
+        """See `Quantiser`. A code is -1 for what is negative, else 0."""
+        spare = workspace.buffer("codes", chunk.values.numel())
+        before = NOTHING if chunk.residual is None else chunk.residual.numpy()
+        arrays = chunk.values.numpy(), before, chunk.left.numpy()
+        kernels.take_magnitudes_and_signs(*arrays, spare.numpy(), codes.numpy())
+        means_of_rows(spare, out=scales)
         return True
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.packing import ROUND, Digits
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.quantiser import Chunk, compiled_magnitudes, means_of_rows
 from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float8Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
@@ -32,6 +32,8 @@ class NearestTernary:
     the scale max|v| 0.63 to 0.75. It is never above max|v|.
     """
 
+    subtracts = False
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """With the mean magnitude m, w = v / m and e = mean(w^2) >= 1: scale = m * e, code = w / e, rounded."""
         mean_magnitudes(blocks, out=scales, spare=codes).clamp_min_(SMALLEST_SCALE)
@@ -46,8 +48,8 @@ class NearestTernary:
         self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
-        spare, block = compiled_means(kernels, chunk, scales, workspace), chunk.block
-        scales.clamp_min_(SMALLEST_SCALE)
+        spare, block = compiled_magnitudes(kernels, chunk, workspace), chunk.block
+        means_of_rows(spare, out=scales).clamp_min_(SMALLEST_SCALE)
         kernels.multiply_blocks(chunk.left.numpy(), scales.reciprocal().numpy(), block, spare.numpy())
         rows = spare.view(len(scales), -1)
         energy = torch.linalg.vector_norm(rows, dim=1).square_().mul_(1.0 / rows.shape[1]).clamp_min_(1.0)
@@ -59,11 +61,12 @@ class NearestTernary:
 class TernGrad:
     """The paper's: unbiased but for the clipping. A block's mean is taken for zero in its standard deviation."""
 
+    subtracts = False
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = min(max|v|, 2.5 sigma); code = sign(v) with probability |v| / scale, else 0."""
         torch.mul(blocks, largest_magnitudes(blocks, out=scales).reciprocal().unsqueeze(1), out=codes)
-        sigma = torch.linalg.vector_norm(codes, dim=1).mul_(1.0 / sqrt(blocks.shape[1]))
-        clip = sigma.mul_(2.5).clamp_(1e-3, 1.0)  # in units of max|v|; 1e-3 is for a block of zeros
+        clip = _clip(codes)
         scales.mul_(clip)
         codes.mul_(clip.reciprocal_().unsqueeze(1)).clamp_(-1, 1)
         workspace.dither_(codes).add_(ROUND)
@@ -71,8 +74,24 @@ class TernGrad:
     def quantise_compiled(
         self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
-        """See `Quantiser`. Its random numbers are torch's."""
-        return False
+        """See `Quantiser`."""
+        left, block = chunk.correct(), chunk.block
+        spare = workspace.buffer("codes", left.numel())
+        if not kernels.divide_by_largest(left.numpy(), SMALLEST_SCALE, block, scales.numpy(), spare.numpy()):
+            return False
+        clip = _clip(spare.view(len(scales), -1))
+        scales.mul_(clip)
+        draws = workspace.draw(left.numel(), kernels)
+        arrays = spare.numpy(), clip.reciprocal_().numpy(), draws.numpy()
+        kernels.round_to_ternary_at_random(*arrays, block, codes.numpy())
+        return True
+
+
+def _clip(blocks: Tensor) -> Tensor:
+    """2.5 standard deviations of each row, whose largest magnitude is 1, which they are at most."""
+    sigma = torch.linalg.vector_norm(blocks, dim=1).mul_(1.0 / sqrt(blocks.shape[1]))
+    clip: Tensor = sigma.mul_(2.5).clamp_(1e-3, 1.0)  # 1e-3 is for a block of zeros
+    return clip
 
 
 def ternary(rounding: Rounding = "stochastic") -> Compressor:

@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.quantiser import as_addend
 from dtrain.compressors.codecs.workspace import Workspace
 
 ROUND = 1.5 * 2.0**23
@@ -39,7 +40,7 @@ class Digits:
             torch.mul(codes[k], 1.0 / self.base, out=codes[k + 1]).round_()
             codes[k].sub_(codes[k + 1], alpha=self.base)
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, packed: Tensor) -> None:
         """See `Packing`. One to a byte, the codes are the bytes already."""
         if self.per_byte > 1:
             kernels.pack_digits(codes.numpy(), self.base, packed.view(torch.int8).numpy())
@@ -53,7 +54,7 @@ class Digits:
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
         """See `Packing`."""
         rest = workspace.buffer("rest", len(packed) if self.per_byte > 1 else 0)
@@ -64,8 +65,8 @@ class Digits:
             rest.numpy(),
             scales.numpy(),
             block,
+            *as_addend(onto, values),
             values.numpy(),
-            add,
         )
 
 
@@ -84,9 +85,9 @@ class Signs:
         bits = packed.view(torch.int8) * (1 << 7 - _bit_numbers(packed))
         codes.copy_(bits.bitwise_or_(1).sign_())
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, packed: Tensor) -> None:
         """See `Packing`."""
-        kernels.pack_signs(values.numpy(), packed.numpy())
+        kernels.pack_signs(codes.numpy(), packed.view(torch.int8).numpy())
 
     def unpack_compiled(
         self,
@@ -97,10 +98,11 @@ class Signs:
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
         """See `Packing`."""
-        kernels.unpack_signs(packed.numpy(), scales.numpy(), block, values.numpy(), add)
+        addend = as_addend(onto, values)
+        kernels.unpack_signs(packed.numpy(), scales.numpy(), block, *addend, values.numpy())
 
 
 def _bit_numbers(packed: Tensor) -> Tensor:

@@ -8,17 +8,21 @@ from __future__ import annotations
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.workspace import Workspace
+
+NOTHING = np.empty(0, np.float32)
 
 
 class Chunk(NamedTuple):
     """Some blocks of values, as kernels take them: flat.
 
     Where there is a `residual` from before, what is quantised is values + residual, which is written to `left`. Else
-    `left` is the values. `subtract`: what codes stand for is to be subtracted from `left`; only where they are bytes.
+    `left` is the values. `subtract`: what codes stand for is to be subtracted from `left`; for a quantiser that does.
     """
 
     values: Tensor
@@ -27,9 +31,18 @@ class Chunk(NamedTuple):
     block: int
     subtract: bool
 
+    def correct(self) -> Tensor:
+        """Write `left`, where there is a residual. Returns it."""
+        return self.left if self.residual is None else torch.add(self.values, self.residual, out=self.left)
+
 
 class Quantiser(Protocol):
     """From values to a scale for each block and a small integer for each value."""
+
+    @property
+    def subtracts(self) -> bool:
+        """Whether its kernels can subtract what codes stand for while they make them."""
+        ...
 
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """Write `scales`, of shape (num_blocks,), and `codes`, so that codes * scales is about `blocks`.
@@ -45,7 +58,7 @@ class Quantiser(Protocol):
     ) -> bool:
         """The same by kernels, with int8 `codes` of the values' shape, without what a packing would add to them.
 
-        False where torch must do it: there is no kernel, or a value is not finite and no scale will say so.
+        False where torch must do it: a value is not finite and no scale will say so.
         """
         ...
 
@@ -66,8 +79,8 @@ class Packing(Protocol):
         """The reverse."""
         ...
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
-        """What `pack` writes, of int8 `codes` or the float32 `values` that were quantised; a last byte is filled up."""
+    def pack_compiled(self, kernels: ModuleType, codes: Tensor, packed: Tensor) -> None:
+        """What `pack` writes, of int8 `codes`; a last byte is filled up."""
         ...
 
     def unpack_compiled(
@@ -79,20 +92,33 @@ class Packing(Protocol):
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
-        """Flat `values` become codes * scales, of one for each block, or grow by them."""
+        """Flat `values` become codes * scales + `onto`, rounded once: `values` themselves, others, or a number.
+
+        There is a scale for each block. A number of -0.0 leaves zeros the sign that they have.
+        """
         ...
 
 
-def compiled_means(kernels: ModuleType, chunk: Chunk, scales: Tensor, workspace: Workspace) -> Tensor:
-    """`mean_magnitudes` of what is left of a chunk, correcting it on the way. Returns a buffer of its size."""
+def as_addend(onto: Tensor | float, values: Tensor) -> tuple[npt.NDArray[np.float32], float, bool]:
+    """As kernels are told what `values` become a sum with: some other values, or a number, or that they grow."""
+    if isinstance(onto, float):
+        return NOTHING, onto, False
+    return (NOTHING, 0.0, True) if onto is values else (onto.numpy(), 0.0, False)
+
+
+def compiled_magnitudes(kernels: ModuleType, chunk: Chunk, workspace: Workspace) -> Tensor:
+    """Of what is left of a chunk, correcting it on the way: a buffer of its size."""
     spare = workspace.buffer("codes", chunk.values.numel())
     if chunk.residual is None:
-        torch.abs(chunk.values, out=spare)
-    else:
-        arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
-        kernels.correct_and_take_magnitudes(*arrays, spare.numpy())
-    rows = spare.view(len(scales), -1)
-    torch.mv(rows, spare.new_full((rows.shape[1],), 1.0 / rows.shape[1]), out=scales)
+        return torch.abs(chunk.values, out=spare)
+    arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
+    kernels.correct_and_take_magnitudes(*arrays, spare.numpy())
     return spare
+
+
+def means_of_rows(magnitudes: Tensor, *, out: Tensor) -> Tensor:
+    """`mean_magnitudes` of what has no sign any more, flat: as many rows as `out` has elements."""
+    rows = magnitudes.view(len(out), -1)
+    return torch.mv(rows, rows.new_full((rows.shape[1],), 1.0 / rows.shape[1]), out=out)

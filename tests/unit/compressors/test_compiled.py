@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import fresh_kernels
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import build
-from dtrain.compressors.codecs import compiled, elias_fano, selection, workspace
+from dtrain.compressors.codecs import combinations, compiled, elias_fano, log_values, selection, workspace
+from dtrain.compressors.codecs.chunks import ChunkFormat
 from dtrain.compressors.codecs.selection import largest, num_kept
 from dtrain.exchange import Bucket, Context, Exchange, Layout, Scratch, State, take_apart
 from dtrain.sync.drive import drive_lockstep
@@ -25,6 +28,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "int8": ("int8", {}),
     "int8 stochastic": ("int8", {"rounding": "stochastic"}),
     "int4": ("int4", {}),
+    "int4 stochastic": ("int4", {"rounding": "stochastic"}),
     "one_bit": ("one_bit", {}),
     "ternary": ("ternary", {"rounding": "nearest"}),
     "ternary stochastic": ("ternary", {}),
@@ -218,3 +222,69 @@ def test_elias_fano_is_the_reference_s_and_refuses_what_it_refuses(numel: int, d
             except ValueError as error:
                 answers.append(str(error))
     assert said["torch"] == said["numba"]
+
+
+@pytest.mark.parametrize("value_bits", [8, 16, 32])
+@pytest.mark.parametrize("special", [[], [0.0, -0.0], [float("nan")], [-float("inf"), 1e-45], [3.4e38, -1e-40]])
+def test_logarithms_are_the_reference_s_of_whatever_is_in_a_message(value_bits: int, special: list[float]) -> None:
+    values = [draw(seed, 1000, 1, scale, special)[0] for seed, scale in enumerate([1.0, 1e-38, 0.0])]
+    random = np.random.default_rng(0)
+    noise = torch.from_numpy(random.integers(0, 256, (5, log_values.num_bytes(1000, value_bits)), dtype=np.uint8))
+    answers = []
+    for codec in ("torch", "numba"):
+        compiled.choose(codec)
+        messages = torch.stack([log_values.encode(value, value_bits) for value in values])
+        answers.append([raw(messages), raw(log_values.decode(torch.cat([messages, noise]), 1000, value_bits))])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("k", "numel"), [(1, 1), (1, 9), (4, 9), (9, 9), (64, 4096), (20, 21), (90, 5000)])
+def test_numbers_of_combinations_are_the_reference_s_and_others_are_refused(k: int, numel: int) -> None:
+    random = np.random.default_rng(k)
+    rows = [np.sort(random.choice(numel, k, replace=False)) for _ in range(20)]
+    rows += [np.arange(k), np.arange(numel - k, numel)]
+    indices = torch.from_numpy(np.stack(rows))
+    noise = torch.from_numpy(random.integers(0, 256, (40, combinations.num_bytes(k, numel)), dtype=np.uint8))
+    answers: dict[str, list[str]] = {"torch": [], "numba": []}
+    for codec, said in answers.items():
+        compiled.choose(codec)
+        data = combinations.encode(indices, numel)
+        said.append(str(data.tolist()))
+        assert torch.equal(combinations.decode(data, k, numel), indices)
+        for one in torch.cat([noise, data + torch.tensor(1, dtype=torch.uint8)]):
+            try:
+                said.append(str(combinations.decode(one[None], k, numel).tolist()))
+            except ValueError as error:
+                said.append(str(error))
+    assert answers["torch"] == answers["numba"]
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal ones", "zeros", "not finite"])
+def test_of_equal_ones_a_chunk_sends_those_that_torch_chooses(kind: str) -> None:
+    value = draw(0, 4 * 640, 1, 1.0, [])[0].view(4, 640)
+    if kind == "equal ones":
+        value[1:3].mul_(2).round_()
+    if kind == "zeros":
+        value[1, 5:] = 0.0
+    if kind == "not finite":
+        value[0, ::7], value[2, ::100] = float("inf"), float("nan")
+    form, messages = ChunkFormat(10, 640, 4), []
+    for codec in ("torch", "numba"):
+        compiled.choose(codec)
+        messages.append(raw(form.pack(value)))
+    assert messages[0] == messages[1]
+
+
+def test_processors_that_share_a_folder_write_no_file_of_each_other_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numba, binding = pytest.importorskip("numba"), pytest.importorskip("llvmlite.binding")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    written: list[set[Path]] = []
+    for processor in (binding.get_host_cpu_name(), "another"):
+        monkeypatch.setattr(binding, "get_host_cpu_name", lambda processor=processor: processor)
+        before = set(tmp_path.rglob("*.nb?"))
+        arrays = [np.ones(3, np.float32) for _ in range(4)]
+        fresh_kernels.load().correct_and_take_magnitudes(*arrays)
+        written.append({path for path in tmp_path.rglob("*.nb?") if path not in before})
+    assert [sorted(path.suffix for path in paths) for paths in written] == [[".nbc", ".nbi"]] * 2
