@@ -7,14 +7,13 @@ one leaves the smallest error.
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.packing import Signs
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.quantiser import compiled_means
 from dtrain.compressors.codecs.scales import Float8Scales, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
@@ -31,7 +30,7 @@ class SignScaled:
         torch.bitwise_right_shift(blocks.view(torch.int32), 31, out=codes.view(torch.int32))
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`. The packing reads the signs off the values."""
         compiled_means(kernels, chunk, scales, workspace)

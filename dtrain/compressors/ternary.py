@@ -8,14 +8,14 @@ s * sign(v) * b, where s = max|v| after clipping at 2.5 standard deviations and 
 from __future__ import annotations
 
 from math import sqrt
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.packing import ROUND, Digits
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.quantiser import compiled_means
 from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float8Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
@@ -43,16 +43,16 @@ class NearestTernary:
         codes.clamp_(ROUND - 1, ROUND + 1)
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
         spare, block = compiled_means(kernels, chunk, scales, workspace), chunk.block
         scales.clamp_min_(SMALLEST_SCALE)
-        kernels.multiply_blocks(chunk.left.numpy(), scales.reciprocal().numpy(), block, spare.numpy())
+        kernels.multiply_blocks(chunk.left, scales.reciprocal(), block, spare)
         rows = spare.view(len(scales), -1)
         energy = torch.linalg.vector_norm(rows, dim=1).square_().mul_(1.0 / rows.shape[1]).clamp_min_(1.0)
         scales.mul_(energy)
-        kernels.round_to_ternary(spare.numpy(), energy.reciprocal_().numpy(), block, codes.numpy())
+        kernels.round_to_ternary(spare, energy.reciprocal_(), block, codes)
         return True
 
 
@@ -69,7 +69,7 @@ class TernGrad:
         workspace.dither_(codes).add_(ROUND)
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`. Its random numbers are torch's."""
         return False

@@ -59,7 +59,7 @@ class Prepared:
 def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or threads_per_rank(launch, os.environ))
-    compiled.choose(config.codec)
+    compiled.choose(config.codec, config.backend.device_type)
     if config.phases:
         require("constriction")  # to pack the model, at the end
     say_doing(f"reading {config.data.name}, building {config.model.name}")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs import compiled
-from dtrain.compressors.codecs.quantiser import Chunk, Packing, Quantiser
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
+from dtrain.compressors.codecs.quantiser import Packing, Quantiser
 from dtrain.compressors.codecs.scales import ScaleFormat
 from dtrain.compressors.codecs.workspace import Workspace
 
@@ -71,7 +71,7 @@ class Blocks:
             return
         scales = self.scales.unpack(message[:cut]).mul_(1.0 if add is None else add)
         kernels = compiled.kernels_for(values)
-        if kernels is not None and _are_finite(scales):
+        if kernels is not None and _are_borne(kernels, scales):
             for span in self._spans(values.numel(), workspace):
                 part = values[span.values]
                 self._unpack(kernels, message[cut:], scales, span, part, workspace, add=add is not None)
@@ -117,7 +117,7 @@ class Blocks:
 
     def _encode_sum(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         others: Sequence[Tensor],
         own: Tensor,
         sum_of_others: Tensor,
@@ -129,7 +129,7 @@ class Blocks:
         if not cut:
             return True
         received = [(one[cut:], self.scales.unpack(one[:cut])) for one in (*others, own)]
-        if not all(_are_finite(theirs) for _, theirs in received):
+        if not all(_are_borne(kernels, theirs) for _, theirs in received):
             return False
         for span in self._spans(sum_of_others.numel(), workspace):
             before = sum_of_others[span.values].zero_()
@@ -140,11 +140,11 @@ class Blocks:
             chunk = Chunk(total, None, total, self.block, False)
             if not self._pack(kernels, chunk, scales[span.rows], message[cut:][span.packed], workspace):
                 return False
-        return self._pack_scales(scales, message[:cut])
+        return self._pack_scales(kernels, scales, message[:cut])
 
     def _encode_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         values: Tensor,
         message: Tensor,
         workspace: Workspace,
@@ -165,13 +165,13 @@ class Blocks:
                 return False
             if soon and not chunk.subtract:
                 self._unpack(kernels, message[cut:], scales.neg(), span, chunk.left, workspace, add=True)
-        if not self._pack_scales(scales, message[:cut]):
+        if not self._pack_scales(kernels, scales, message[:cut]):
             return False
         if subtract and not soon:
             self.decode(message, left, workspace, add=-1.0)
         return True
 
-    def _pack(self, kernels: ModuleType, chunk: Chunk, scales: Tensor, packed: Tensor, workspace: Workspace) -> bool:
+    def _pack(self, kernels: Kernels, chunk: Chunk, scales: Tensor, packed: Tensor, workspace: Workspace) -> bool:
         """Quantise and pack a chunk; False where torch must do it."""
         codes = packed.view(torch.int8)
         if self.packing.per_byte > 1:
@@ -181,16 +181,16 @@ class Blocks:
         self.packing.pack_compiled(kernels, codes, chunk.left, packed)
         return True
 
-    def _pack_scales(self, scales: Tensor, packed: Tensor) -> bool:
+    def _pack_scales(self, kernels: Kernels, scales: Tensor, packed: Tensor) -> bool:
         """False where torch must do it, payloads of NaN and all."""
-        if len(packed) and _are_finite(scales):
+        if len(packed) and _are_borne(kernels, scales):
             self.scales.pack(scales, packed)
             return True
         return not len(packed)
 
     def _unpack(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         packed: Tensor,
         scales: Tensor,
         span: Span,
@@ -230,6 +230,6 @@ class Blocks:
         return codes.view(self.packing.per_byte, -1), codes[: blocks.numel()].view_as(blocks)
 
 
-def _are_finite(scales: Tensor) -> bool:
-    """Whether no block is spoilt: kernels take no NaN and no infinity."""
-    return bool(torch.isfinite(scales).all())
+def _are_borne(kernels: Kernels, scales: Tensor) -> bool:
+    """Whether no block is spoilt; kernels that bear such blocks are not asked, since on a GPU the host would wait."""
+    return kernels.bears_nonfinite or bool(torch.isfinite(scales).all())

@@ -5,27 +5,13 @@ Each says what it does twice: as torch operations, and as calls of `kernels`, wi
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.workspace import Workspace
-
-
-class Chunk(NamedTuple):
-    """Some blocks of values, as kernels take them: flat.
-
-    Where there is a `residual` from before, what is quantised is values + residual, which is written to `left`. Else
-    `left` is the values. `subtract`: what codes stand for is to be subtracted from `left`; only where they are bytes.
-    """
-
-    values: Tensor
-    residual: Tensor | None
-    left: Tensor
-    block: int
-    subtract: bool
 
 
 class Quantiser(Protocol):
@@ -41,7 +27,7 @@ class Quantiser(Protocol):
         ...
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """The same by kernels, with int8 `codes` of the values' shape, without what a packing would add to them.
 
@@ -66,13 +52,13 @@ class Packing(Protocol):
         """The reverse."""
         ...
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: Kernels, codes: Tensor, values: Tensor, packed: Tensor) -> None:
         """What `pack` writes, of int8 `codes` or the float32 `values` that were quantised; a last byte is filled up."""
         ...
 
     def unpack_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         packed: Tensor,
         scales: Tensor,
         block: int,
@@ -85,14 +71,10 @@ class Packing(Protocol):
         ...
 
 
-def compiled_means(kernels: ModuleType, chunk: Chunk, scales: Tensor, workspace: Workspace) -> Tensor:
+def compiled_means(kernels: Kernels, chunk: Chunk, scales: Tensor, workspace: Workspace) -> Tensor:
     """`mean_magnitudes` of what is left of a chunk, correcting it on the way. Returns a buffer of its size."""
     spare = workspace.buffer("codes", chunk.values.numel())
-    if chunk.residual is None:
-        torch.abs(chunk.values, out=spare)
-    else:
-        arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
-        kernels.correct_and_take_magnitudes(*arrays, spare.numpy())
+    kernels.take_magnitudes(chunk, spare)
     rows = spare.view(len(scales), -1)
     torch.mv(rows, spare.new_full((rows.shape[1],), 1.0 / rows.shape[1]), out=scales)
     return spare

@@ -65,5 +65,10 @@ class Workspace:
         return torch.Generator(self.device).manual_seed(_hashed(self._key))
 
 
+def without_waiting(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on `device`: from pinned memory, so that the host does not wait for the copy."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
+
+
 def _hashed(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")

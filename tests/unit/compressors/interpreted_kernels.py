@@ -1,0 +1,92 @@
+"""What only Triton's interpreter can show of kernels for a GPU: run by test_triton.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dtrain.compressors import build
+from dtrain.compressors.codecs import compiled
+from dtrain.compressors.codecs.triton_kernels import TritonKernels, differ_from_torch, rounds_once
+from dtrain.compressors.two_phase import TwoPhase
+from dtrain.exchange import Bucket, Context, Layout, Scratch
+
+CPU = torch.device("cpu")
+
+
+def test_a_sum_that_torch_rounds_once_is_rounded_once_here() -> None:
+    """Products next to a tie that a float64 cannot tell from one, among others."""
+    assert rounds_once(CPU)
+    kernels, random = TritonKernels(CPU), np.random.default_rng(0)
+    scales = torch.from_numpy((1 + random.integers(0, 2**23, 4000) * 2.0**-23).astype(np.float32)).mul_(2.0**-30)
+    signs = torch.from_numpy(random.integers(0, 256, 4000 // 8).astype(np.uint8))
+    values = torch.from_numpy((1 + random.integers(0, 2**23, 4000) * 2.0**-23).astype(np.float32))
+    values[::2] *= 2.0**-8
+    scales[::4], scales[1::4] = 2.0**-24 * (1 + 2.0**-23), 2.0**-24
+    grown = values.clone()
+    kernels.unpack_signs(signs, scales, 1, grown, add=True)
+    bits = torch.from_numpy(np.unpackbits(signs.numpy()[None], 0, bitorder="little")).view(-1)
+    assert torch.equal(grown, torch.addcmul(values, 1.0 - 2.0 * bits.to(torch.float32), scales))
+
+
+def test_kernels_are_compared_with_torch_before_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = TritonKernels(CPU)
+    assert differ_from_torch(kernels, CPU) == []
+    monkeypatch.setattr(kernels, "_fused", False)
+    assert differ_from_torch(kernels, CPU) == ["quantise_by_largest", "unpack_digits"]
+    monkeypatch.setattr(kernels, "pack_signs", lambda values, packed: packed.zero_())
+    assert "unpack_signs" in differ_from_torch(kernels, CPU)
+
+
+def test_every_byte_is_unpacked_as_torch_unpacks_it_zeros_of_either_sign_too() -> None:
+    """Those that no sender packs as well: what arrives is not to be trusted."""
+    compiled.choose("triton")
+    for name in ("int4", "ternary"):
+        codec = build(name, rounding="nearest").inner.codec
+        numel = 256 * codec.packing.per_byte
+        message = torch.zeros(codec.num_bytes(numel), dtype=torch.uint8)
+        message[-256:] = torch.arange(256)
+        codec.scales.pack(torch.ones(-(-numel // codec.block)), message[:-256])
+        found = []
+        for chosen in ("triton", "torch"):
+            compiled.choose(chosen)
+            values = torch.full((numel,), 7.0)
+            codec.decode(message, values, workspace(numel))
+            found.append(values.view(torch.int32))
+        assert torch.equal(*found)
+
+
+def workspace(numel: int) -> Any:
+    from dtrain.compressors.codecs.workspace import Workspace
+
+    return Workspace(Context(0, 1, 0), Bucket(torch.zeros(numel), Layout(("values",), ((numel,),))), numel)
+
+
+class Unseen(TorchDispatchMode):
+    """Refuses what tells the host a value: on a GPU it would wait."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        seeing = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim")
+        assert function.overloadpacket.__name__ not in seeing, function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "one_bit", "ternary"])
+def test_an_exchange_by_kernels_shows_the_host_no_value(name: str) -> None:
+    compiled.choose("triton")
+    compressor = build(name, **({} if name == "one_bit" else {"rounding": "nearest"}))
+    assert isinstance(compressor.inner, TwoPhase)
+    bucket = Bucket(torch.randn(5000), Layout(("weight",), ((5000,),)))
+    compiled.kernels_for(bucket.value)  # compiles, and compares with torch
+    context = Context(0, 2, 0, scratch=Scratch())
+    with Unseen():
+        exchange = compressor.exchange(bucket, compressor.init(bucket), context)
+        outgoing = next(exchange).payload
+        message: Tensor = exchange.send(outgoing).payload
+        with pytest.raises(StopIteration):
+            exchange.send(message.expand(2, *message.shape))
