@@ -33,13 +33,23 @@ class SparseFormat(NamedTuple):
         Raises ValueError for a message that does not hold k indices below numel. On other devices than a CPU the host
         would wait to know: there the values of such a message are NaN.
         """
+        if messages.device.type != "cpu":
+            return self._unpack_unseen(messages)
+        packed_indices, packed_values = self._split(messages)
+        indices = elias_fano.decode(packed_indices, self.k, self.numel)
+        return indices, log_values.decode(packed_values, self.k, self.value_bits)
+
+    def _unpack_unseen(self, messages: Tensor) -> tuple[Tensor, Tensor]:
+        packed_indices, packed_values = self._split(messages)
+        indices, whole = elias_fano.decode_unseen(packed_indices, self.k, self.numel)
+        values = log_values.decode(packed_values, self.k, self.value_bits)
+        return indices, values.masked_fill(~whole[:, None], float("nan"))
+
+    def _split(self, messages: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices and values as they are packed."""
         size = elias_fano.num_bytes(self.k, self.numel)
         assert messages.shape[1] == self.num_bytes, f"{messages.shape[1]} bytes and not {self.num_bytes}"
-        values = log_values.decode(messages[:, size:], self.k, self.value_bits)
-        if messages.device.type == "cpu":
-            return elias_fano.decode(messages[:, :size], self.k, self.numel), values
-        indices, whole = elias_fano.decode_unseen(messages[:, :size], self.k, self.numel)
-        return indices, values.masked_fill_(~whole[:, None], float("nan"))
+        return messages[:, :size], messages[:, size:]
 
     def pack_largest(self, vector: Tensor) -> Tensor:
         """Pack the k largest elements of a vector of at most `numel`, which counts as continued with zeros."""
