@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,37 +38,33 @@ SECONDS = {
 
 def run_parts(arguments: argparse.Namespace, folder: Path) -> list[str]:
     """Run every part, in a process that a failure of the device costs alone. Returns names of those that failed."""
-    left, failed = list(arguments.only), []
+    left = list(arguments.only)
     while left:
         command = [sys.executable, __file__, "--parts-into", str(folder), "--device", arguments.device, "--only", *left]
         process = subprocess.Popen([*command, *["--quick"] * arguments.quick], start_new_session=True)
-        try:
-            while left and process.poll() is None:
-                name, started = left[0], time.monotonic()
-                while not (done := _ended(folder, name)) and process.poll() is None:
-                    if time.monotonic() - started > SECONDS[name]:
-                        _note(folder, name, f"stopped after {SECONDS[name]} s")
-                        break
-                    time.sleep(0.05)
-                if not done:
-                    break
-                left.pop(0)
-                failed += [name] * (done == "failed")
-        finally:
-            if process.poll() is None and left:
-                os.killpg(process.pid, 9)
-            code = process.wait()
-        if left:  # the part at which it ended
-            name = left.pop(0)
-            if not _ended(folder, name):
-                _note(folder, name, f"its process ended with {code}")
-            failed += [name] * (_ended(folder, name) != "done")
-    return failed
+        while left and _ends(process, folder, left[0]):
+            left.pop(0)
+        if left:
+            code = process.poll()
+            why = f"stopped after {SECONDS[left[0]]} s" if code is None else f"its process ended with {code}"
+            if code is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            _note(folder, left.pop(0), why)
+        process.wait()
+    return [name for name in arguments.only if (folder / f"{name}.failed").exists()]
 
 
-def _ended(folder: Path, name: str) -> str:
-    """ "done", "failed", or "" where it has not ended."""
-    return next((kind for kind in ("done", "failed") if (folder / f"{name}.{kind}").exists()), "")
+def _ends(process: subprocess.Popen[bytes], folder: Path, name: str) -> bool:
+    """Whether a part comes to its end, well or not, within its seconds."""
+    until, marks = time.monotonic() + SECONDS[name], [folder / f"{name}.{kind}" for kind in ("done", "failed")]
+    while time.monotonic() < until:
+        is_over = process.poll() is not None
+        if any(mark.exists() for mark in marks):
+            return True
+        if is_over:
+            return False
+        time.sleep(0.05)
+    return False
 
 
 def _note(folder: Path, name: str, why: str) -> None:
