@@ -243,7 +243,9 @@ def _row(key: Key, step: Step, codec: Callable[[], None], timed: Paired, device:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--codec", nargs="+", choices=compiled.CODECS[1:], help="which to measure; default: all there are")
+    parser.add_argument(
+        "--codec", nargs="+", choices=compiled.CODECS[1:], help="which to measure; default: all there are"
+    )
     parser.add_argument("--only", nargs="+", choices=tuple(CASES), default=list(CASES), help="cases; writes no file")
     parser.add_argument("--copies", type=int, default=COPIES_OF_THE_MODEL, help="of the model in the bucket")
     parser.add_argument("--repetitions", type=int, default=15)
@@ -273,7 +275,8 @@ def main() -> None:
         "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
         "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
         "where a method is not sparse.\n\n"
-        "By torch: its operations. By numba or triton: compiled kernels, with the same messages; what has none goes by torch.\n\n"
+        "By torch: its operations. By numba or triton: compiled kernels, with the same messages; what has none goes by "
+        "torch.\n\n"
         f"{table}\n\n## One matrix of {side} x {side}\n\n"
         "What PowerSGD costs depends on how many matrices there are: above 130 of them, most small, for which calling "
         f"the operations takes longer than they do.\n\n{one_matrix}"

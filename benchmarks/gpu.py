@@ -109,7 +109,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="less of each part, and no result file")
-    parser.add_argument("--only", nargs="+", choices=tuple(SECONDS), default=list(SECONDS), help="parts; no result file")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(SECONDS), default=list(SECONDS), help="parts; no result file"
+    )
     parser.add_argument("--hardware", default="gpu", help="the machine's name in the result file")
     parser.add_argument("--parts-into", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The parts of benchmarks/gpu.py: each yields lines of Markdown, and raises AssertionError where something is not so."""
+"""The parts of benchmarks/gpu.py: each yields lines of Markdown, and fails where something is not so."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def messages(setting: Setting) -> Iterator[str]:
     different = []
     for name, options in NEAREST.items():
         codec = build(name, **options).inner.codec
-        for kind, special in (("finite", [-0.0, 1e-45, -1e-38]), ("with NaN and infinity", [float("nan"), float("inf")])):
+        for kind, special in (
+            ("finite", [-0.0, 1e-45, -1e-38]),
+            ("with NaN and infinity", [float("nan"), float("inf")]),
+        ):
             same = all(_alike(codec, numel, special, device, kernels) for numel in lengths)
             different += [] if same else [f"{name}, {kind}"]
             yield f"| {name} | {kind} | {'yes' if same else '**no**'} |"
@@ -127,7 +130,10 @@ def _three_steps(name: str, device: torch.device) -> tuple[list[bytes], Tensor]:
     for step in range(3):
         values = torch.randn(2, shape.numel, generator=generator).mul_(0.01).to(device)
         exchanges = [
-            _noting(compressor.exchange(Bucket(values[r], shape), states[r], Context(r, 2, step, scratch=scratch[r])), payloads)
+            _noting(
+                compressor.exchange(Bucket(values[r], shape), states[r], Context(r, 2, step, scratch=scratch[r])),
+                payloads,
+            )
             for r in range(2)
         ]
         results = drive_lockstep(exchanges, communicators)
@@ -155,13 +161,21 @@ def throughput(setting: Setting) -> Iterator[str]:
     cases = {label: CASES[label] for label in ("int8", "top_k 0.001")} if setting.quick else CASES
     yield f"A bucket of {value.numel():,} float32 ({value.nbytes / 1e6:.1f} MB), as in codec_throughput."
     yield ""
-    yield from rows(Bucket(value, shape), cases, codecs_on(setting.device.type), 3 if setting.quick else 11, 1 if setting.quick else 3)
+    yield from rows(
+        Bucket(value, shape),
+        cases,
+        codecs_on(setting.device.type),
+        3 if setting.quick else 11,
+        1 if setting.quick else 3,
+    )
 
 
 class Training:
     """Steps of stock DDP on synthetic images, whose gradients go through a compressor, on a group that is there."""
 
-    def __init__(self, network: str, compressor: str | None, device: torch.device, batch_size: int, rank: int = 0) -> None:
+    def __init__(
+        self, network: str, compressor: str | None, device: torch.device, batch_size: int, rank: int = 0
+    ) -> None:
         torch.manual_seed(SEED)
         self.device = device
         self.model = DistributedDataParallel(models.build(network, num_classes=1000).to(device))
@@ -208,7 +222,8 @@ def training(setting: Setting) -> Iterator[str]:
     if setting.quick:
         networks, chosen = ("squeezenet1_1",), [None, "int8", "top_k"]
     steps, batch_size = (3, 2) if setting.quick else (12, 32)
-    yield f"One rank over {setting.backend}, batches of {batch_size} images of 64 x 64, {steps} steps of plain SGD; None: stock DDP."
+    images = f"batches of {batch_size} images of 64 x 64"
+    yield f"One rank over {setting.backend}, {images}, {steps} steps of plain SGD; None: stock DDP."
     yield ""
     yield "| network | compressor | first loss | last loss | ms per step, median |"
     yield "|---|---|---|---|---|"
@@ -249,7 +264,9 @@ def two_ranks(setting: Setting) -> Iterator[str]:
         command = [sys.executable, __file__, setting.device.type, str(Path(folder) / "store")]
         environ = {**os.environ, "CUDA_MODULE_LOADING": "LAZY"}
         ranks = [
-            subprocess.Popen([*command, str(rank), *names], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
+            subprocess.Popen(
+                [*command, str(rank), *names], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
+            )
             for rank in range(2)
         ]
         outputs = [rank.communicate()[0] for rank in ranks]
@@ -274,7 +291,9 @@ def be_a_rank(device: torch.device, store: str, rank: int, names: list[str]) -> 
         largest = (theirs - mine).abs().max()
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         failed |= bool(largest > 0)
-        print(f"| {name} | {first:.3f} | {last:.3f} | {'equal' if largest == 0 else f'**{float(largest):.2g} apart**'} |")
+        print(
+            f"| {name} | {first:.3f} | {last:.3f} | {'equal' if largest == 0 else f'**{float(largest):.2g} apart**'} |"
+        )
     dist.destroy_process_group()
     sys.exit(int(failed))
 

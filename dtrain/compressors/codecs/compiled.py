@@ -1,8 +1,8 @@
 """Which code encodes and decodes in this process: torch's operations, or kernels that numba or Triton compiles.
 
-Torch's are the reference, and what is used where no compiler is installed and for what no kernel is written for. Numba's
-kernels are for CPUs (ADR 21), Triton's for CUDA devices (ADR 24). Messages and states are the same, bit for bit, so ranks
-need not agree on it.
+Torch's are the reference, and what is used where no compiler is installed and for what no kernel is written for.
+Numba's kernels are for CPUs (ADR 21), Triton's for CUDA devices (ADR 24). Messages and states are the same, bit for
+bit, so ranks need not agree on it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _in_use: dict[str, str] = {}
 def choose(codec: str, device_type: str = "cpu") -> str:
     """From now on this process uses "torch", "numba" or "triton", and trains on such a device. Returns which it is.
 
-    "auto" is what compiles for the device, where that can be used. Raises ValueError for another name, and for a compiler
-    by name that cannot be used here, or not for this type of device.
+    "auto" is what compiles for the device, where that can be used. Raises ValueError for another name, and for a
+    compiler by name that cannot be used here, or not for this type of device.
     """
     global _choice
     label = "codec="

@@ -36,7 +36,7 @@ def encode(values: Tensor, value_bits: int) -> Tensor:
     shift = ((spread >> torch.arange(32, device=values.device)) + 2 > zero).sum()  # the least at which all levels fit
     level = (top - magnitude + ((1 << shift) >> 1)) >> shift
     level = level.masked_fill_(magnitude == 0, zero)
-    code = level | ((pattern < 0) << (value_bits - 1))
+    code = level | ((pattern < 0).to(torch.int64) << (value_bits - 1))
     header = torch.cat((top.to(torch.int32).view(1).view(torch.uint8), shift.to(torch.uint8).view(1)))
     return torch.cat((code.to(torch.int32).to(CODES[value_bits]).view(torch.uint8), header))
 

@@ -26,7 +26,9 @@ from dtrain.sync.drive import drive_lockstep
 
 CODEC = os.environ.get("DTRAIN_TEST_CODEC", "numba")
 pytest.importorskip(CODEC, reason=f"{CODEC} is not installed (the extra fast, or dev)")
-of_numba = pytest.mark.skipif(CODEC != "numba", reason="Triton has no kernels for sparse messages")
+of_numba = pytest.mark.skipif(
+    CODEC != "numba", reason="of what Triton has no kernels for, or too slow in its interpreter"
+)
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "int8": ("int8", {}),
@@ -137,7 +139,7 @@ def draw(seed: int, numel: int, world_size: int, scale: float, special: Sequence
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=12 if CODEC == "numba" else 4, deadline=None)
+@settings(max_examples=12 if CODEC == "numba" else 2, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     numel=st.one_of(st.integers(1, 9), st.sampled_from([640, 2047, 2048, 2049, 4097]), st.integers(10, 9000)),
@@ -160,6 +162,7 @@ def test_every_message_mean_and_residual_is_the_reference_s(
         assert_alike(method, steps)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of the interpreter's numpy
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_blocks_that_are_not_finite_are_the_reference_s_and_no_others(method: str, value: float) -> None:
@@ -178,15 +181,16 @@ def test_values_half_way_between_two_codes_are_rounded_as_torch_rounds_them(
     method: str, levels: int, block: int
 ) -> None:
     """Torch rounds value x inverse + 1.5 x 2^23 once: a product that is rounded first meets a tie that is none."""
-    random = np.random.default_rng(0)
-    largest = random.uniform(1, 2, (64, 1)).astype(np.float32)
+    random, num_blocks = np.random.default_rng(0), 64 if CODEC == "numba" else 4
+    largest = random.uniform(1, 2, (num_blocks, 1)).astype(np.float32)
     scale = largest * np.float32(1 / levels)
-    values = (random.integers(-levels, levels, (64, block)) + np.float32(0.5)).astype(np.float32) * scale
+    values = (random.integers(-levels, levels, (num_blocks, block)) + np.float32(0.5)).astype(np.float32) * scale
     values = np.nextafter(values, random.choice([-np.inf, np.inf], values.shape).astype(np.float32))
     values[:, :1] = largest
     assert_alike(method, [[torch.from_numpy(values).view(-1) * 2] * 2])
 
 
+@of_numba
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_types_go_by_torch_with_the_same_result(dtype: torch.dtype) -> None:
     assert_alike("int4", [draw(0, 3000, 2, 1.0, [])] * 2, dtype)

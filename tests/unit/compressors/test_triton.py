@@ -27,7 +27,7 @@ def test_kernels_say_what_torch_says_in_the_interpreter() -> None:
 
 
 def test_kernels_compile_for_a_gpu_and_round_as_torch_does(tmp_path: Path) -> None:
-    """In PTX: one fma where addcmul rounds once, none where it rounds twice; IEEE division; no denormal becomes zero."""
+    """In PTX: fma where addcmul rounds once, none where it rounds twice; IEEE's division; denormals stay."""
     command = [sys.executable, str(HERE / "triton_to_ptx.py")]
     kernels = run(command, tmp_path, env=environment({"TRITON_CACHE_DIR": str(tmp_path)})).expect().json
     assert len(kernels) == 11

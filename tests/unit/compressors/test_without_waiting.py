@@ -36,7 +36,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_an_exchange_shows_the_host_no_value(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exchange_shows_the_host_no_value(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Workspace, "_generator", None)  # there is none for this device
     layout = Layout(("weight", "bias"), ((64, 333), (64,)))
     compressor = build(name, **options)
@@ -84,7 +86,7 @@ def test_the_largest_among_named_ones_are_named_zeros_too(k: int) -> None:
     assert torch.equal(unseen, seen)
 
 
-@pytest.mark.parametrize("numel", [2, 9, 64, 1000, 2**20])
+@pytest.mark.parametrize("numel", [2, 9, 64, 1000, 2**14])
 @pytest.mark.parametrize("density", [1e-4, 0.03, 0.4, 1.0])
 def test_indices_that_the_host_did_not_see_are_those_that_it_decodes_and_spoilt_messages_are_marked(
     numel: int, density: float

@@ -28,7 +28,10 @@ KERNELS: dict[str, dict[str, Any]] = {
 
 def ptx(name: str, constants: dict[str, Any]) -> str:
     kernel = getattr(triton_kernels, name)
-    types = {arg: "constexpr" if arg in constants else SCALARS.get(arg, POINTERS.get(arg, "*fp32")) for arg in kernel.arg_names}
+    types = {
+        arg: "constexpr" if arg in constants else SCALARS.get(arg, POINTERS.get(arg, "*fp32"))
+        for arg in kernel.arg_names
+    }
     if name.endswith("signs"):
         types["packed"] = "*u8"
     source = ASTSource(kernel, types, constants)
