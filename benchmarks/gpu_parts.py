@@ -118,7 +118,8 @@ def compressors(setting: Setting) -> Iterator[str]:
         off = float((means - expected).square().mean().sqrt() / expected.square().mean().sqrt().clamp_min(1e-30))
         allowed = 0.0 if name in EXACT else BOUND if name not in DRAWN else float("inf")
         different += [] if off <= allowed else [name]
-        yield f"| {name} | {same} of {len(by_cpu)} | {off:.2g}{' **above ' + format(allowed, 'g') + '**' if off > allowed else ''} |"
+        verdict = f" **above {allowed:g}**" if off > allowed else ""
+        yield f"| {name} | {same} of {len(by_cpu)} | {off:.2g}{verdict} |"
     assert not different, f"further off than they may be: {', '.join(different)}"
 
 
