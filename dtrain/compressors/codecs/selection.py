@@ -90,9 +90,14 @@ def _largest_compiled(loops: ModuleType, value: Tensor, k: int) -> Tensor | None
 
 def largest_among(value: Tensor, named: Tensor, k: int) -> Tensor:
     """The same of the elements that `named` names, int64 indices in any order, some of them twice; at least `k`."""
-    if value.device.type == "cpu":
-        support: Tensor = named.unique()
-        return support[largest(value[support], k)]
+    if value.device.type != "cpu":
+        return _largest_among_unseen(value, named, k)
+    support: Tensor = named.unique()
+    return support[largest(value[support], k)]
+
+
+def _largest_among_unseen(value: Tensor, named: Tensor, k: int) -> Tensor:
+    """The same without a look at any by the host."""
     is_named = torch.zeros_like(value, dtype=torch.int32).index_fill_(0, named, 1)
     return _largest_unseen((_magnitude(value) + 1).mul_(is_named), k)  # what is not named, below all that is
 

@@ -21,6 +21,8 @@ from dtrain.exchange import Bucket, Context, Layout
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 TILE = 1024
 """Elements of a program where blocks do not matter."""
+OPTIONS = {"enable_fp_fusion": False}
+"""Of the compiler: it contracts nothing by itself."""
 
 _ROUND = tl.constexpr(ROUND)
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -314,7 +316,7 @@ class TritonKernels:
         run = kernel[(programs,)]  # type: ignore[index]
         if self._device.type == "cuda":
             with torch.cuda.device(self._device):
-                run(*arguments, **constants, enable_fp_fusion=False)
+                run(*arguments, **constants, **OPTIONS)
         else:
             run(*arguments, **constants)
 

@@ -35,7 +35,7 @@ def ptx(name: str, constants: dict[str, Any]) -> str:
     if name.endswith("signs"):
         types["packed"] = "*u8"
     source = ASTSource(kernel, types, constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_kernels.OPTIONS)
     text: str = compiled.asm["ptx"]
     return text
 
