@@ -38,14 +38,16 @@ TARGETS = {
     "numba": dict.fromkeys(("int8", "int4", "one_bit", "ternary"), 0.6)
     | dict.fromkeys(("int8 stochastic", "int4 stochastic", "ternary stochastic"), 0.4)
     | {"top_k 0.001": 0.45, "top_k 0.01": 0.3, "power_sgd r=1": 0.3},
+    "triton": {},
 }
 """Of encode + decode, by codec and by the case or its compressor."""
 STEP_TARGETS = {
     "torch": {},
     "numba": dict.fromkeys(("int8", "int4", "one_bit", "ternary"), 0.25) | {"top_k 0.001": 0.4},
+    "triton": {},
 }
 Key = tuple[str, str]
-"""A case, and which codec does it: torch or numba."""
+"""A case, and which codec does it: torch, numba or triton."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fp16": ("fp16", {}),
     "bf16": ("bf16", {}),
@@ -182,11 +184,17 @@ def codec_of(compressor: Compressor, bucket: Bucket) -> Callable[[], None]:
     return run
 
 
-def by(codec: str, function: Callable[[], None]) -> Callable[[], None]:
+def codecs_on(device_type: str) -> list[str]:
+    """Those that encode there."""
+    compiler = compiled.COMPILERS[device_type]
+    return ["torch"] if compiled.why_not(compiler) else ["torch", compiler]
+
+
+def by(codec: str, device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
     """The same, done by that codec."""
 
     def run() -> None:
-        compiled.choose(codec)
+        compiled.choose(codec, device.type)
         function()
 
     return run
@@ -230,8 +238,8 @@ def rows(
     codecs = {key: codec_of(compressors[key[0]], bucket) for key in keys}
     whole = {key: Step(compressors[key[0]], bucket, 2) for key in keys}
     variants = {"copy": repeat(lambda: out.copy_(bucket.value))}
-    variants |= {f"codec {key}": repeat(by(key[1], codec)) for key, codec in codecs.items()}
-    variants |= {f"step {key}": repeat(by(key[1], step)) for key, step in whole.items()}
+    variants |= {f"codec {key}": repeat(by(key[1], device, codec)) for key, codec in codecs.items()}
+    variants |= {f"step {key}": repeat(by(key[1], device, step)) for key, step in whole.items()}
 
     def run_and_finish(run: Callable[[int], None]) -> Callable[[int], None]:
         def both(count: int) -> None:
@@ -273,7 +281,7 @@ def _row(key: Key, step: Step, codec: Callable[[], None], timed: Paired, device:
         target = targets.get(label, targets.get(label.split()[0] if codec_name == "torch" else label, ""))
         parts.append(f"{milliseconds:.1f} | {ratio:.3f} | {low:.3f} to {high:.3f} | {target}")
     state, buffers = step.extra_memory()
-    doing = where_time_goes(by(codec_name, codec), device)
+    doing = where_time_goes(by(codec_name, device, codec), device)
     return f"| {label} | {codec_name} | {' | '.join(parts)} | {state:.2f} | {buffers:.2f} | {doing} |"
 
 
@@ -300,8 +308,9 @@ def _bound(label: str, compressor: Compressor, bucket: Bucket, timed: Paired) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    known = ["torch"] if compiled.why_not_numba() else ["torch", "numba"]
-    parser.add_argument("--codec", nargs="+", choices=("torch", "numba"), default=known, help="which to measure")
+    parser.add_argument(
+        "--codec", nargs="+", choices=compiled.CODECS[1:], help="which to measure; default: all there are"
+    )
     parser.add_argument("--only", nargs="+", choices=tuple(CASES), default=list(CASES), help="cases; writes no file")
     parser.add_argument("--copies", type=int, default=COPIES_OF_THE_MODEL, help="of the model in the bucket")
     parser.add_argument("--repetitions", type=int, default=15)
@@ -313,7 +322,7 @@ def main() -> None:
     shape = layout(arguments.copies)
     value = torch.randn(shape.numel, device=arguments.device)
     cases = {label: CASES[label] for label in arguments.only}
-    how = (arguments.codec, arguments.repetitions, arguments.steps)
+    how = (arguments.codec or codecs_on(value.device.type), arguments.repetitions, arguments.steps)
     table = "\n".join(rows(Bucket(value, shape), cases, *how))
     if len(cases) < len(CASES):
         print(table)
@@ -331,9 +340,10 @@ def main() -> None:
         "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
         "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
         "where a method is not sparse.\n\n"
-        "By torch: its operations. By numba: compiled kernels, with the same messages; what has none goes by torch. "
-        "What bounds a method is memory where a copy of the bytes that it moves, of arrays as long as the bucket or a "
-        f"shard, takes {MEMORY_BOUND:.0%} of its time or more; else the core, and the caches that it reads again.\n\n"
+        "By torch: its operations. By numba or triton: compiled kernels, with the same messages; what has none goes by "
+        "torch. What bounds a method is memory where a copy of the bytes that it moves, of arrays as long as the "
+        f"bucket or a shard, takes {MEMORY_BOUND:.0%} of its time or more; else the core, and the caches that it reads "
+        "again.\n\n"
         f"{table}\n\n## One matrix of {side} x {side}\n\n"
         "What PowerSGD costs depends on how many matrices there are: above 130 of them, most small, for which calling "
         f"the operations takes longer than they do.\n\n{one_matrix}"

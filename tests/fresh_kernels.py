@@ -10,8 +10,8 @@ from dtrain.compressors.codecs import compiled
 
 
 def load() -> ModuleType:
-    """Another copy of the module of kernels."""
-    known = compiled._kernels()
+    """Another copy of the module of loops."""
+    known = compiled._numba_loops()
     spec = importlib.util.spec_from_file_location(known.__name__, known.__file__)
     assert spec is not None and spec.loader is not None
     fresh = importlib.util.module_from_spec(spec)
@@ -19,6 +19,6 @@ def load() -> ModuleType:
     return fresh
 
 
-def signatures(kernels: ModuleType) -> dict[str, list[Any]]:
-    """Of each kernel those that are ready."""
-    return {name: kernel.signatures for name, kernel in vars(kernels).items() if hasattr(kernel, "py_func")}
+def signatures(loops: ModuleType) -> dict[str, list[Any]]:
+    """Of each loop those that are ready."""
+    return {name: loop.signatures for name, loop in vars(loops).items() if hasattr(loop, "py_func")}

@@ -8,14 +8,14 @@ s * sign(v) * b, where s = max|v| after clipping at 2.5 standard deviations and 
 from __future__ import annotations
 
 from math import sqrt
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.packing import ROUND, Digits
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_magnitudes, means_of_rows
+from dtrain.compressors.codecs.quantiser import means_of_rows
 from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float8Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
@@ -34,6 +34,10 @@ class NearestTernary:
 
     subtracts = False
 
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """See `Quantiser`."""
+        return True
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """With the mean magnitude m, w = v / m and e = mean(w^2) >= 1: scale = m * e, code = w / e, rounded."""
         mean_magnitudes(blocks, out=scales, spare=codes).clamp_min_(SMALLEST_SCALE)
@@ -45,16 +49,17 @@ class NearestTernary:
         codes.clamp_(ROUND - 1, ROUND + 1)
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
-        spare, block = compiled_magnitudes(kernels, chunk, workspace), chunk.block
+        spare, block = workspace.buffer("codes", chunk.values.numel()), chunk.block
+        kernels.take_magnitudes(chunk, spare)
         means_of_rows(spare, out=scales).clamp_min_(SMALLEST_SCALE)
-        kernels.multiply_blocks(chunk.left.numpy(), scales.reciprocal().numpy(), block, spare.numpy())
+        kernels.multiply_blocks(chunk.left, scales.reciprocal(), block, spare)
         rows = spare.view(len(scales), -1)
         energy = torch.linalg.vector_norm(rows, dim=1).square_().mul_(1.0 / rows.shape[1]).clamp_min_(1.0)
         scales.mul_(energy)
-        kernels.round_to_ternary(spare.numpy(), energy.reciprocal_().numpy(), block, codes.numpy())
+        kernels.round_to_ternary(spare, energy.reciprocal_(), block, codes)
         return True
 
 
@@ -62,6 +67,10 @@ class TernGrad:
     """The paper's: unbiased but for the clipping. A block's mean is taken for zero in its standard deviation."""
 
     subtracts = False
+
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """See `Quantiser`."""
+        return kernels.at_random is not None
 
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = min(max|v|, 2.5 sigma); code = sign(v) with probability |v| / scale, else 0."""
@@ -72,18 +81,18 @@ class TernGrad:
         workspace.dither_(codes).add_(ROUND)
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
-        left, block = chunk.correct(), chunk.block
+        at_random, left, block = kernels.at_random, chunk.correct(), chunk.block
+        assert at_random is not None
         spare = workspace.buffer("codes", left.numel())
-        if not kernels.divide_by_largest(left.numpy(), SMALLEST_SCALE, block, scales.numpy(), spare.numpy()):
+        if not at_random.divide_by_largest(left, SMALLEST_SCALE, block, scales, spare):
             return False
         clip = _clip(spare.view(len(scales), -1))
         scales.mul_(clip)
-        draws = workspace.draw(left.numel(), kernels)
-        arrays = spare.numpy(), clip.reciprocal_().numpy(), draws.numpy()
-        kernels.round_to_ternary_at_random(*arrays, block, codes.numpy())
+        draws = workspace.draw(left.numel(), at_random)
+        at_random.round_to_ternary_at_random(spare, clip.reciprocal_(), draws, block, codes)
         return True
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs import compiled
 from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.halves import (
@@ -78,7 +77,7 @@ class TwoPhase:
 
     def corrects(self, bucket: Bucket) -> bool:
         """See `Corrects`: where kernels do it in fewer passes than error feedback and codec apart."""
-        return isinstance(self.codec, Blocks) and compiled.kernels_for(bucket.value) is not None
+        return isinstance(self.codec, Blocks) and self.codec.encoding_kernels(bucket.value) is not None
 
     def exchange_corrected(
         self, bucket: Bucket, residual: Tensor, left: Tensor, state: State, context: Context

@@ -21,9 +21,9 @@ def compile_ahead(compressor: Compressor, device: torch.device) -> None:
     """Have all kernels ready with which the methods inside `compressor` encode what lies on `device`.
 
     Each method exchanges some values with nobody. Seconds where the machine code is not kept yet, else milliseconds;
-    nothing where torch encodes.
+    nothing where numba does not encode.
     """
-    if device.type != "cpu" or compiled.in_use() == "torch":
+    if device.type != "cpu" or compiled.in_use("cpu") != "numba":
         return
     numel = 2 * selection.SAMPLED_FROM  # enough for every kernel to be of use
     layout = Layout(("",), ((numel,),))

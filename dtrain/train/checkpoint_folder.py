@@ -111,7 +111,8 @@ def prune(run_dir: Path, keep: int) -> list[Path]:
 def _look(folder: Path, step: int) -> Found:
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if not (folder / MANIFEST).exists():
-        return Found(folder, step, size, None, f"{folder} is not whole: a run ended while it wrote it, or is writing it")
+        fault = f"{folder} is not whole: a run ended while it wrote it, or is writing it"
+        return Found(folder, step, size, None, fault)
     try:
         checkpoint = open_checkpoint(folder)
         if checkpoint.manifest.step != step:

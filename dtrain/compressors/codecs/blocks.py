@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs import compiled
-from dtrain.compressors.codecs.quantiser import Chunk, Packing, Quantiser
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
+from dtrain.compressors.codecs.quantiser import Packing, Quantiser
 from dtrain.compressors.codecs.scales import ScaleFormat
 from dtrain.compressors.codecs.workspace import Workspace
 
@@ -51,9 +51,14 @@ class Blocks:
         """Scales and codes of `numel` values."""
         return self._cut(numel) + -(-numel // self.packing.per_byte)
 
+    def encoding_kernels(self, *values: Tensor) -> Kernels | None:
+        """Those that encode such values, where they are in use."""
+        kernels = compiled.kernels_for(*values)
+        return kernels if kernels is not None and self.quantiser.is_done_by(kernels) else None
+
     def encode(self, values: Tensor, message: Tensor, workspace: Workspace) -> None:
         """See `Codec`."""
-        kernels, drawn = compiled.kernels_for(values), workspace.random_bits.position
+        kernels, drawn = self.encoding_kernels(values), workspace.random_bits.position
         if kernels is not None and self._encode_compiled(kernels, values, message, workspace):
             return
         workspace.random_bits.position = drawn
@@ -75,7 +80,7 @@ class Blocks:
             return
         scales = self.scales.unpack(message[:cut]).mul_(1.0 if add is None else add)
         kernels = compiled.kernels_for(values)
-        if kernels is not None and _are_finite(scales):
+        if kernels is not None and _are_borne(kernels, scales):
             for span in self._spans(values.numel(), workspace.chunk):
                 part = values[span.values]
                 onto = -0.0 if add is None else part
@@ -95,7 +100,7 @@ class Blocks:
         self, values: Tensor, residual: Tensor, left: Tensor, message: Tensor, workspace: Workspace, *, subtract: bool
     ) -> None:
         """Write values + residual, of shape (numel,), to `left`, encode it and `subtract` what the message holds."""
-        kernels, drawn = compiled.kernels_for(values, residual, left), workspace.random_bits.position
+        kernels, drawn = self.encoding_kernels(values, residual, left), workspace.random_bits.position
         if kernels is not None and self._encode_compiled(
             kernels, values, message, workspace, residual, left, subtract=subtract
         ):
@@ -112,7 +117,7 @@ class Blocks:
 
         By kernels chunk by chunk: the whole sum is never in memory. `sum_of_others` has shape (numel,).
         """
-        kernels, drawn = compiled.kernels_for(sum_of_others), workspace.random_bits.position
+        kernels, drawn = self.encoding_kernels(sum_of_others), workspace.random_bits.position
         if kernels is None or not self._encode_sum(kernels, others, own, sum_of_others, message, workspace):
             workspace.random_bits.position = drawn
             sum_of_others.zero_()
@@ -128,11 +133,11 @@ class Blocks:
         if kernels is None:
             left.sub_(torch.sub(mean, others, out=others))
         else:
-            kernels.subtract_difference(left.numpy(), mean.numpy(), others.numpy())
+            kernels.subtract_difference(left, mean, others)
 
     def _encode_sum(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         others: Sequence[Tensor],
         own: Tensor,
         sum_of_others: Tensor,
@@ -144,7 +149,7 @@ class Blocks:
         if not cut:
             return True
         received = [(one[cut:], self.scales.unpack(one[:cut])) for one in (*others, own)]
-        if not all(_are_finite(theirs) for _, theirs in received):
+        if not all(_are_borne(kernels, theirs) for _, theirs in received):
             return False
         if not others:
             sum_of_others.zero_()
@@ -159,11 +164,11 @@ class Blocks:
             chunk = Chunk(total, None, total, self.block, False)
             if not self._pack(kernels, chunk, scales[span.rows], message[cut:][span.packed], workspace):
                 return False
-        return self._pack_scales(scales, message[:cut])
+        return self._pack_scales(kernels, scales, message[:cut])
 
     def _encode_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         values: Tensor,
         message: Tensor,
         workspace: Workspace,
@@ -181,13 +186,13 @@ class Blocks:
             chunk = Chunk(values[span.values], before, left[span.values], self.block, at_once)
             if not self._pack(kernels, chunk, scales[span.rows], message[cut:][span.packed], workspace):
                 return False
-        if not self._pack_scales(scales, message[:cut]):
+        if not self._pack_scales(kernels, scales, message[:cut]):
             return False
         if subtract and not at_once:
             self.decode(message, left, workspace, add=-1.0)
         return True
 
-    def _pack(self, kernels: ModuleType, chunk: Chunk, scales: Tensor, packed: Tensor, workspace: Workspace) -> bool:
+    def _pack(self, kernels: Kernels, chunk: Chunk, scales: Tensor, packed: Tensor, workspace: Workspace) -> bool:
         """Quantise and pack a chunk; False where torch must do it."""
         codes = packed.view(torch.int8)
         if self.packing.per_byte > 1:
@@ -197,16 +202,16 @@ class Blocks:
         self.packing.pack_compiled(kernels, codes, packed)
         return True
 
-    def _pack_scales(self, scales: Tensor, packed: Tensor) -> bool:
+    def _pack_scales(self, kernels: Kernels, scales: Tensor, packed: Tensor) -> bool:
         """False where torch must do it, payloads of NaN and all."""
-        if len(packed) and _are_finite(scales):
+        if len(packed) and _are_borne(kernels, scales):
             self.scales.pack(scales, packed)
             return True
         return not len(packed)
 
     def _unpack(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         packed: Tensor,
         scales: Tensor,
         span: Span,
@@ -227,8 +232,9 @@ class Blocks:
         return self.scales.num_bytes(self._num_blocks(numel)) if numel else 0
 
     def _cached(self, workspace: Workspace) -> int:
-        """Elements at a time for kernels: fewer where their codes lie in the same bytes then, too."""
-        return min(CACHED, workspace.chunk) if self.packing.per_byte == 1 else workspace.chunk
+        """Elements at a time for kernels: on a CPU fewer where their codes lie in the same bytes then, too."""
+        fewer = self.packing.per_byte == 1 and workspace.device.type == "cpu"
+        return min(CACHED, workspace.chunk) if fewer else workspace.chunk
 
     def _spans(self, numel: int, chunk: int) -> Iterator[Span]:
         """Whole blocks, as many at a time as fit in a chunk; then a last block that is shorter."""
@@ -250,6 +256,6 @@ class Blocks:
         return codes.view(self.packing.per_byte, -1), codes[: blocks.numel()].view_as(blocks)
 
 
-def _are_finite(scales: Tensor) -> bool:
-    """Whether no block is spoilt: kernels take no NaN and no infinity."""
-    return bool(torch.isfinite(scales).all())
+def _are_borne(kernels: Kernels, scales: Tensor) -> bool:
+    """Whether no block is spoilt; kernels that bear such blocks are not asked, since on a GPU the host would wait."""
+    return kernels.bears_nonfinite or bool(torch.isfinite(scales).all())

@@ -49,13 +49,13 @@ class ChunkFormat(NamedTuple):
 
     def _choose(self, rows: Tensor) -> Tensor:
         """Where the largest of each row are, ascending; of equal ones those that torch's topk takes."""
-        kernels = compiled.kernels_for(rows)
-        if kernels is None:
+        loops = compiled.sparse_loops_for(rows)
+        if loops is None:
             return _largest(rows, self.k)
         indices = torch.empty(self.num_chunks, self.k, dtype=torch.int64)
         spare = torch.empty(self.chunk, dtype=torch.int32)
         arrays = spare.numpy(), indices.view(-1).numpy()
-        kernels.choose_in_chunks(rows.view(-1).numpy(), self.chunk, self.k, *arrays)
+        loops.choose_in_chunks(rows.view(-1).numpy(), self.chunk, self.k, *arrays)
         unclear = (indices[:, 0] < 0).nonzero().view(-1)
         if len(unclear):
             indices[unclear] = _largest(rows[unclear], self.k)

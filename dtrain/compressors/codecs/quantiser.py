@@ -5,35 +5,13 @@ Each says what it does twice: as torch operations, and as calls of `kernels`, wi
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.workspace import Workspace
-
-NOTHING = np.empty(0, np.float32)
-
-
-class Chunk(NamedTuple):
-    """Some blocks of values, as kernels take them: flat.
-
-    Where there is a `residual` from before, what is quantised is values + residual, which is written to `left`. Else
-    `left` is the values. `subtract`: what codes stand for is to be subtracted from `left`; for a quantiser that does.
-    """
-
-    values: Tensor
-    residual: Tensor | None
-    left: Tensor
-    block: int
-    subtract: bool
-
-    def correct(self) -> Tensor:
-        """Write `left`, where there is a residual. Returns it."""
-        return self.left if self.residual is None else torch.add(self.values, self.residual, out=self.left)
 
 
 class Quantiser(Protocol):
@@ -42,6 +20,10 @@ class Quantiser(Protocol):
     @property
     def subtracts(self) -> bool:
         """Whether its kernels can subtract what codes stand for while they make them."""
+        ...
+
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """Whether they are all that `quantise_compiled` needs."""
         ...
 
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
@@ -54,7 +36,7 @@ class Quantiser(Protocol):
         ...
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """The same by kernels, with int8 `codes` of the values' shape, without what a packing would add to them.
 
@@ -79,13 +61,13 @@ class Packing(Protocol):
         """The reverse."""
         ...
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: Kernels, codes: Tensor, packed: Tensor) -> None:
         """What `pack` writes, of int8 `codes`; a last byte is filled up."""
         ...
 
     def unpack_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         packed: Tensor,
         scales: Tensor,
         block: int,
@@ -94,28 +76,11 @@ class Packing(Protocol):
         *,
         onto: Tensor | float,
     ) -> None:
-        """Flat `values` become codes * scales + `onto`, rounded once: `values` themselves, others, or a number.
+        """Flat `values` become codes * scales + `onto`, as addcmul rounds: `values` themselves, others, or a number.
 
         There is a scale for each block. A number of -0.0 leaves zeros the sign that they have.
         """
         ...
-
-
-def as_addend(onto: Tensor | float, values: Tensor) -> tuple[npt.NDArray[np.float32], float, bool]:
-    """As kernels are told what `values` become a sum with: some other values, or a number, or that they grow."""
-    if isinstance(onto, float):
-        return NOTHING, onto, False
-    return (NOTHING, 0.0, True) if onto is values else (onto.numpy(), 0.0, False)
-
-
-def compiled_magnitudes(kernels: ModuleType, chunk: Chunk, workspace: Workspace) -> Tensor:
-    """Of what is left of a chunk, correcting it on the way: a buffer of its size."""
-    spare = workspace.buffer("codes", chunk.values.numel())
-    if chunk.residual is None:
-        return torch.abs(chunk.values, out=spare)
-    arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
-    kernels.correct_and_take_magnitudes(*arrays, spare.numpy())
-    return spare
 
 
 def means_of_rows(magnitudes: Tensor, *, out: Tensor) -> Tensor:

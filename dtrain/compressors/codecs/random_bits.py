@@ -6,10 +6,8 @@ is asked for one number at a time, theirs makes 624 in a few loops.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +15,22 @@ SKIPPED = 64 * 1024
 """Words at a time, where another source has drawn some already."""
 
 
-class _Source(Protocol):
+class Source(Protocol):
     """Draws from the start of the sequence on; `position` counts words."""
 
     position: int
 
-    def fill(self, words: Tensor) -> None: ...
+    def fill(self, words: Tensor) -> None:
+        """Draw the next `words`."""
+        ...
+
+
+class Twisters(Protocol):
+    """Kernels that draw, on a CPU."""
+
+    def twister(self, seed: int) -> Source:
+        """What draws the bits that belong to a seed."""
+        ...
 
 
 class _Torch:
@@ -35,21 +43,6 @@ class _Torch:
         self.position += words.numel()
 
 
-class _Twister:
-    def __init__(self, seed: int, kernels: ModuleType) -> None:
-        self.position = 0
-        self._kernels = kernels
-        self._state, self._following = (np.empty(kernels.TWISTER_NUMBERS, np.uint32) for _ in range(2))
-        self._drawn = np.empty(kernels.TWISTER_NUMBERS // 2, np.uint64)
-        self._used = self._drawn.size
-        kernels.seed_twister(np.uint32(seed & 0xFFFFFFFF), self._state)
-
-    def fill(self, words: Tensor) -> None:
-        out = words.numpy().view(np.uint64)
-        self._used = self._kernels.draw_words(self._state, self._following, self._drawn, self._used, out)
-        self.position += words.numel()
-
-
 class RandomBits:
     """Words of 64 random bits, the same by whichever code they are drawn.
 
@@ -58,14 +51,14 @@ class RandomBits:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed, self._device = seed, device
-        self._sources: dict[bool, _Source] = {}
+        self._sources: dict[bool, Source] = {}
         self.position = 0
 
-    def fill(self, words: Tensor, kernels: ModuleType | None = None) -> None:
+    def fill(self, words: Tensor, kernels: Twisters | None = None) -> None:
         """Draw the next `words`: contiguous int64, on the device of these bits. By kernels, if given."""
         source = self._sources.get(kernels is None)
         if source is None or source.position > self.position:
-            source = _Torch(self._seed, self._device) if kernels is None else _Twister(self._seed, kernels)
+            source = _Torch(self._seed, self._device) if kernels is None else kernels.twister(self._seed)
             self._sources[kernels is None] = source
         while source.position < self.position:
             source.fill(words.new_empty(min(SKIPPED, self.position - source.position)))

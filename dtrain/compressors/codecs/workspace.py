@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs.random_bits import RandomBits
+from dtrain.compressors.codecs.random_bits import RandomBits, Twisters
 from dtrain.exchange import Bucket, Context
 
 CHUNK = 768 * 1024
@@ -54,7 +53,7 @@ class Workspace:
         codes.view(-1).add_(noise, alpha=2.0**-16)
         return codes
 
-    def draw(self, numel: int, kernels: ModuleType | None = None) -> Tensor:
+    def draw(self, numel: int, kernels: Twisters | None = None) -> Tensor:
         """So many int16 of random bits, in a buffer; the same by kernels as by torch."""
         bits = self.buffer("bits", -(-numel // 4) * 4, torch.int16)  # four at once
         self.random_bits.fill(bits.view(torch.int64), kernels)
@@ -64,6 +63,11 @@ class Workspace:
         """A number of 63 bits, another at each call: for what draws by itself, on whatever device."""
         self._seeds += 1
         return _hashed(f"{self._key} {self._seeds}") >> 1
+
+
+def without_waiting(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on `device`: from pinned memory, so that the host does not wait for the copy."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 def _hashed(text: str) -> int:

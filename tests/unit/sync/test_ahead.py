@@ -19,7 +19,9 @@ from dtrain.meter.ledger import Ledger
 from dtrain.sync import ahead
 from dtrain.sync.every_step import EveryStep
 
-pytest.importorskip("numba", reason="numba is not installed (the extra fast)")
+numba_kernels = pytest.importorskip(
+    "dtrain.compressors.codecs.numba_kernels", reason="numba is not installed (the extra fast)"
+)
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "int8": ("int8", {}),
@@ -41,8 +43,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """As they are in a new process: none is compiled or loaded yet."""
     fresh = fresh_kernels.load()
-    monkeypatch.setattr(compiled, "_kernels", lambda: fresh)
-    monkeypatch.setattr(compiled, "_in_use", "numba")
+    monkeypatch.setattr(compiled, "_numba_loops", lambda: fresh)
+    monkeypatch.setattr(numba_kernels, "loops", fresh)
+    monkeypatch.setattr(compiled, "_choice", compiled._Choice("numba"))
+    monkeypatch.setattr(compiled, "_in_use", {})
     return fresh
 
 
