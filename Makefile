@@ -15,13 +15,14 @@ DEMO_RUNS := $(DEMO)/alexnet $(DEMO)/squeezenet1_1 $(DEMO)/squeezenet1_1-dgc
 # Where it is set, each of the tests' thousand processes would compile dtrain anew: 1 to 3 s of its 5 to 8
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-system horovod examples docs check lock audit sbom format clean
+.PHONY: help install demo test test-system horovod triton examples docs check lock audit sbom format clean
 
 help:
 	@echo "make demo         train AlexNet and SqueezeNet, and that compressed, with 2 or 4 workers; write a report"
 	@echo "make test         unit and distributed tests, under 10 minutes"
 	@echo "make test-system  tests that need root, network namespaces or a fresh install"
 	@echo "make horovod      build Horovod for backend=horovod (some minutes, once) and install it"
+	@echo "make triton       in build/triton, what tests of kernels for GPUs need; no GPU"
 	@echo "make examples     install what the examples with accelerate, Lightning, transformers and Ray Train need"
 	@echo "make check        formatting, lint, types, layers, shell scripts"
 	@echo "make docs         the site of the docs, in build/docs/site; every link in it is checked"
@@ -56,6 +57,15 @@ test-system: install
 
 horovod: install
 	PYTHON=$(BIN)/python launch/build_horovod.sh
+
+# Its interpreter runs kernels for GPUs on a CPU. In no environment, since torch imports it in every process where it is
+TRITON := build/triton
+triton: $(TRITON)/installed
+
+$(TRITON)/installed: | install
+	rm -rf $(TRITON)
+	$(BIN)/pip install --quiet --no-deps --target $(TRITON) triton==3.9.0
+	touch $@
 
 # Not as .[examples], which would take dtrain away for a moment, from tests that run meanwhile
 EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["examples"], sep="\n")

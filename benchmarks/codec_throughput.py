@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from harness import Paired, paired, quartiles, write_result
@@ -38,14 +38,16 @@ TARGETS = {
     "numba": dict.fromkeys(("int8", "int4", "one_bit", "ternary"), 0.6)
     | dict.fromkeys(("int8 stochastic", "int4 stochastic", "ternary stochastic"), 0.4)
     | {"top_k 0.001": 0.45, "top_k 0.01": 0.3, "power_sgd r=1": 0.3},
+    "triton": {},
 }
 """Of encode + decode, by codec and by the case or its compressor."""
 STEP_TARGETS = {
     "torch": {},
     "numba": dict.fromkeys(("int8", "int4", "one_bit", "ternary"), 0.25) | {"top_k 0.001": 0.4},
+    "triton": {},
 }
 Key = tuple[str, str]
-"""A case, and which codec does it: torch or numba."""
+"""A case, and which codec does it: torch, numba or triton."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fp16": ("fp16", {}),
     "bf16": ("bf16", {}),
@@ -66,6 +68,46 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "power_sgd r=4": ("power_sgd", {"power_sgd_rank": 4}),
 }
 assert {name for name, _ in CASES.values()} | {"none"} == COMPRESSORS.keys()
+
+
+class Moved(NamedTuple):
+    """Bytes that kernels read and write for each value, of arrays as long as the bucket or a shard of it.
+
+    In encode + decode, and in a step at 2 ranks: of values, and so many times a message. What is read again from a
+    buffer of a chunk, or within a block, is a cache's.
+    """
+
+    codec: float
+    step: float
+    messages: tuple[float, float] = (0.0, 0.0)
+
+
+# A step: value, residual, what is left (12), the shard's sum without the own part (2), the mean (4), and the owner's
+# part of what is left: the mean, that sum, and what is left, read and written (8).
+_EXACT = Moved(8, 26, (2, 3.5))
+MOVED: dict[str, Moved] = {
+    "fp16": Moved(12, 12),
+    "bf16": Moved(12, 12),
+    "int8": _EXACT,
+    "int4": _EXACT,
+    "one_bit": _EXACT._replace(step=30, messages=(2, 4)),  # what goes to others is subtracted once scales are known
+    "ternary": _EXACT._replace(step=30, messages=(2, 4)),
+    "int8 stochastic": Moved(8, 10, (2, 3.5)),  # no residual
+    "int4 stochastic": Moved(8, 10, (2, 3.5)),
+    "ternary stochastic": Moved(8, 10, (2, 3.5)),
+    "top_k 0.001": Moved(8, 20),  # the choice 4, zeros 4; value, residual, what is left 12
+    "top_k 0.01": Moved(8, 20),
+    "chunked_top_k": Moved(16, 28),  # a copy with zeros to whole chunks 8
+    "dgc 0.001": Moved(32, 32),  # velocity and what it adds up to, 12 each
+    "random_k 0.01": Moved(12, 24),  # the largest and the least, for NaN, 4 each
+    "power_sgd r=1": Moved(12, 32),  # two products 4 each, the mean 4; what is left 12, less its product 8
+    "power_sgd r=4": Moved(36, 56),  # each further rank adds to the mean, 8
+}
+"""By case; what goes by torch operations, each a pass over chunks, is not in it."""
+BYTES_OF_A_COPY = 8
+"""For each value: one read, one written."""
+MEMORY_BOUND = 0.7
+"""Of the time, if so much is what a copy of as many bytes takes."""
 
 
 def layout(copies: int = COPIES_OF_THE_MODEL) -> Layout:
@@ -142,11 +184,17 @@ def codec_of(compressor: Compressor, bucket: Bucket) -> Callable[[], None]:
     return run
 
 
-def by(codec: str, function: Callable[[], None]) -> Callable[[], None]:
+def codecs_on(device_type: str) -> list[str]:
+    """Those that encode there."""
+    compiler = compiled.COMPILERS[device_type]
+    return ["torch"] if compiled.why_not(compiler) else ["torch", compiler]
+
+
+def by(codec: str, device: torch.device, function: Callable[[], None]) -> Callable[[], None]:
     """The same, done by that codec."""
 
     def run() -> None:
-        compiled.choose(codec)
+        compiled.choose(codec, device.type)
         function()
 
     return run
@@ -190,8 +238,8 @@ def rows(
     codecs = {key: codec_of(compressors[key[0]], bucket) for key in keys}
     whole = {key: Step(compressors[key[0]], bucket, 2) for key in keys}
     variants = {"copy": repeat(lambda: out.copy_(bucket.value))}
-    variants |= {f"codec {key}": repeat(by(key[1], codec)) for key, codec in codecs.items()}
-    variants |= {f"step {key}": repeat(by(key[1], step)) for key, step in whole.items()}
+    variants |= {f"codec {key}": repeat(by(key[1], device, codec)) for key, codec in codecs.items()}
+    variants |= {f"step {key}": repeat(by(key[1], device, step)) for key, step in whole.items()}
 
     def run_and_finish(run: Callable[[int], None]) -> Callable[[int], None]:
         def both(count: int) -> None:
@@ -217,6 +265,11 @@ def rows(
     yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for key, step in whole.items():
         yield _row(key, step, codecs[key], timed, device)
+    if "numba" in by_codecs:
+        yield ""
+        yield "What bounds it, by numba:"
+        yield ""
+        yield from (_bound(label, compressors[label], bucket, timed) for label in cases)
 
 
 def _row(key: Key, step: Step, codec: Callable[[], None], timed: Paired, device: torch.device) -> str:
@@ -228,15 +281,36 @@ def _row(key: Key, step: Step, codec: Callable[[], None], timed: Paired, device:
         target = targets.get(label, targets.get(label.split()[0] if codec_name == "torch" else label, ""))
         parts.append(f"{milliseconds:.1f} | {ratio:.3f} | {low:.3f} to {high:.3f} | {target}")
     state, buffers = step.extra_memory()
-    doing = where_time_goes(by(codec_name, codec), device)
+    doing = where_time_goes(by(codec_name, device, codec), device)
     return f"| {label} | {codec_name} | {' | '.join(parts)} | {state:.2f} | {buffers:.2f} | {doing} |"
+
+
+def _bound(label: str, compressor: Compressor, bucket: Bucket, timed: Paired) -> str:
+    """A line on a method: bytes moved, and how much of the time a copy takes for as many."""
+    inner = compressor.inner if isinstance(compressor, ErrorFeedback) else compressor
+    message = inner.codec.num_bytes(bucket.value.numel()) / bucket.value.numel() if isinstance(inner, TwoPhase) else 0.0
+    if label not in MOVED:
+        return f"- {label}: torch's operations, each a pass over a chunk"
+    moved, copy, parts = MOVED[label], quartiles(timed.seconds["copy"])[1], []
+    both = (("codec", moved.codec, moved.messages[0]), ("step", moved.step, moved.messages[1]))
+    for what, of_values, of_messages in both:
+        seconds, num_bytes = (
+            quartiles(timed.seconds[f"{what} {(label, 'numba')}"])[1],
+            of_values + of_messages * message,
+        )
+        share = num_bytes / BYTES_OF_A_COPY * copy / seconds
+        bound = "memory" if share >= MEMORY_BOUND else "the core"
+        rate = num_bytes * bucket.value.numel() / seconds / 1e9
+        parts.append(f"{num_bytes:.1f} B a value at {rate:.1f} GB/s, {share:.0%} of it as by a copy: {bound}")
+    return f"- {label}: encode + decode {parts[0]}; a step {parts[1]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    known = ["torch"] if compiled.why_not_numba() else ["torch", "numba"]
-    parser.add_argument("--codec", nargs="+", choices=("torch", "numba"), default=known, help="which to measure")
+    parser.add_argument(
+        "--codec", nargs="+", choices=compiled.CODECS[1:], help="which to measure; default: all there are"
+    )
     parser.add_argument("--only", nargs="+", choices=tuple(CASES), default=list(CASES), help="cases; writes no file")
     parser.add_argument("--copies", type=int, default=COPIES_OF_THE_MODEL, help="of the model in the bucket")
     parser.add_argument("--repetitions", type=int, default=15)
@@ -248,7 +322,7 @@ def main() -> None:
     shape = layout(arguments.copies)
     value = torch.randn(shape.numel, device=arguments.device)
     cases = {label: CASES[label] for label in arguments.only}
-    how = (arguments.codec, arguments.repetitions, arguments.steps)
+    how = (arguments.codec or codecs_on(value.device.type), arguments.repetitions, arguments.steps)
     table = "\n".join(rows(Bucket(value, shape), cases, *how))
     if len(cases) < len(CASES):
         print(table)
@@ -266,7 +340,10 @@ def main() -> None:
         "one rank of two, with error feedback, the sum and the second encoding, its communication replaced by its own "
         "messages. State lives from step to step; buffers are kept for speed; beside both, the mean itself is a bucket "
         "where a method is not sparse.\n\n"
-        "By torch: its operations. By numba: compiled kernels, with the same messages; what has none goes by torch.\n\n"
+        "By torch: its operations. By numba or triton: compiled kernels, with the same messages; what has none goes by "
+        "torch. What bounds a method is memory where a copy of the bytes that it moves, of arrays as long as the "
+        f"bucket or a shard, takes {MEMORY_BOUND:.0%} of its time or more; else the core, and the caches that it reads "
+        "again.\n\n"
         f"{table}\n\n## One matrix of {side} x {side}\n\n"
         "What PowerSGD costs depends on how many matrices there are: above 130 of them, most small, for which calling "
         f"the operations takes longer than they do.\n\n{one_matrix}"

@@ -58,8 +58,9 @@ class ChunkedTopK:
             mean.index_add_(0, index, part)  # one rank at a time: a fixed order of additions, also on CUDA
         contribution = NOT_KEPT
         if context.wants_contribution:
-            real = indices[context.rank] < numel
-            contribution = Sparse(indices[context.rank][real], values[context.rank][real])
+            own, sent = indices[context.rank], values[context.rank]
+            # zeros beyond the end, of a number that the host does not know, come as nothing to the last element
+            contribution = Sparse(own.clamp(max=numel - 1), sent.masked_fill(own >= numel, 0.0))
         return Exchanged(mean[:numel].to(dtype), contribution, state)
 
 

@@ -8,14 +8,13 @@ block, and a value between two integers is rounded up with the probability of it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.packing import ROUND, Digits
-from dtrain.compressors.codecs.quantiser import Chunk
 from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float32Scales, largest_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
@@ -30,6 +29,10 @@ class MaxScaled:
     levels: int
     rounding: Rounding
 
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """See `Quantiser`."""
+        return self.rounding == "nearest" or kernels.at_random is not None
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = max|v| / levels; code = v / scale, rounded."""
         largest_magnitudes(blocks, out=scales).mul_(1.0 / self.levels)
@@ -41,16 +44,20 @@ class MaxScaled:
             workspace.dither_(codes).add_(ROUND)
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
-        if self.rounding != "nearest":
-            return False
-        how = (self.levels, SMALLEST_SCALE, chunk.block, scales.numpy(), codes.numpy(), chunk.subtract)
-        if chunk.residual is None:
-            return bool(kernels.quantise_by_largest(chunk.left.numpy(), *how))
-        arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
-        return bool(kernels.correct_and_quantise(*arrays, *how))
+        if self.rounding == "nearest":
+            return kernels.quantise_by_largest(chunk, self.levels, SMALLEST_SCALE, scales, codes)
+        at_random, left = kernels.at_random, chunk.correct()
+        assert at_random is not None
+        draws = workspace.draw(left.numel(), at_random)
+        return at_random.quantise_at_random(left, draws, self.levels, SMALLEST_SCALE, chunk.block, scales, codes)
+
+    @property
+    def subtracts(self) -> bool:
+        """See `Quantiser`."""
+        return self.rounding == "nearest"
 
 
 def int8(rounding: Rounding = "nearest") -> Compressor:

@@ -7,14 +7,13 @@ one leaves the smallest error.
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.packing import Signs
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.quantiser import means_of_rows
 from dtrain.compressors.codecs.scales import Float8Scales, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
@@ -25,16 +24,24 @@ from dtrain.exchange import Compressor
 class SignScaled:
     """One or minus one, times the mean magnitude of the block."""
 
+    subtracts = False
+
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """See `Quantiser`."""
+        return True
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = ||v||_1 / d; a code has the bits of -1 for what is negative, else of 0, as an int32."""
         mean_magnitudes(blocks, out=scales, spare=codes)
         torch.bitwise_right_shift(blocks.view(torch.int32), 31, out=codes.view(torch.int32))
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
-        """See `Quantiser`. The packing reads the signs off the values."""
-        compiled_means(kernels, chunk, scales, workspace)
+        """See `Quantiser`. A code is -1 for what is negative, else 0."""
+        spare = workspace.buffer("codes", chunk.values.numel())
+        kernels.take_magnitudes(chunk, spare, codes)
+        means_of_rows(spare, out=scales)
         return True
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs.matrices import Matrices, Products, orthonormal, random_factors, where_found
+from dtrain.compressors.codecs.matrices import Products, matrices_of, orthonormal, random_factors, where_found
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.power_sgd_alternating import AlternatingPowerSgd
 from dtrain.exchange import (
@@ -57,12 +57,12 @@ class PowerSgd:
 
     def init(self, bucket: Bucket) -> Factors:
         """Random Q, of shape (r, columns), drawn by the parameter's name: the same on every rank, in every bucket."""
-        return Factors(random_factors(Matrices(bucket.layout, self.power_sgd_rank).q_layout, bucket.value.device))
+        return Factors(random_factors(matrices_of(bucket.layout, self.power_sgd_rank).q_layout, bucket.value.device))
 
     def exchange(self, bucket: Bucket, state: Factors, context: Context) -> Exchange[Factors]:
         """Two rounds, or one."""
         before, wanted = state.q, context.wants_contribution
-        matrices = Matrices(bucket.layout, self.power_sgd_rank)
+        matrices = matrices_of(bucket.layout, self.power_sgd_rank)
         dtype, value = bucket.value.dtype, bucket.value.to(torch.float32)
 
         first = context.scratch.empty("first", value.new_empty(()).expand(matrices.first_numel))
@@ -84,9 +84,7 @@ class PowerSgd:
         mean = context.scratch.empty("mean", value)
         matrices.put_products(ps, matrices.qs(total), mean)
         _copy(matrices.others_in(first), matrices.others(mean))
-        after = torch.empty_like(total)
-        where_found(matrices.qs(total), matrices.qs(before.value), matrices.qs(after))
-        return Exchanged(mean.to(dtype), contribution, Factors(before._replace(value=after)))
+        return Exchanged(mean.to(dtype), contribution, Factors(where_found(total, before)))
 
 
 def power_sgd(power_sgd_rank: int = 4, all_reduces: int = 2) -> Compressor:

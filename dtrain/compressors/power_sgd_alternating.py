@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dtrain.compressors.codecs.matrices import Matrices, Products, orthonormal, random_factors, where_found
+from dtrain.compressors.codecs.matrices import Products, matrices_of, orthonormal, random_factors, where_found
 from dtrain.exchange import (
     NOT_KEPT,
     Bucket,
@@ -48,13 +48,13 @@ class AlternatingPowerSgd:
 
     def init(self, bucket: Bucket) -> BothFactors:
         """Random factors, drawn by the parameter's name: the same on every rank, in every bucket."""
-        matrices = Matrices(bucket.layout, self.power_sgd_rank)
+        matrices = matrices_of(bucket.layout, self.power_sgd_rank)
         p, q = (random_factors(layout, bucket.value.device) for layout in (matrices.p_layout, matrices.q_layout))
         return BothFactors(p, q)
 
     def exchange(self, bucket: Bucket, state: BothFactors, context: Context) -> Exchange[BothFactors]:
         """One round."""
-        matrices, is_even = Matrices(bucket.layout, self.power_sgd_rank), context.step % 2 == 0
+        matrices, is_even = matrices_of(bucket.layout, self.power_sgd_rank), context.step % 2 == 0
         dtype, value = bucket.value.dtype, bucket.value.to(torch.float32)
         before = state.p if is_even else state.q
         known = matrices.qs(state.q.value) if is_even else matrices.ps_of(state.p.value)
@@ -77,10 +77,7 @@ class AlternatingPowerSgd:
         targets = matrices.others(mean)
         for target, part in zip(targets, rest.split([target.numel() for target in targets]), strict=True):
             target.copy_(part)
-        after = torch.empty_like(before.value)
-        views = matrices.ps_of if is_even else matrices.qs
-        where_found(sums, views(before.value), views(after))
-        kept = before._replace(value=after)
+        kept = where_found(summed, before)
         return Exchanged(
             mean.to(dtype), contribution, BothFactors(kept, state.q) if is_even else BothFactors(state.p, kept)
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.selection import num_kept
+from dtrain.compressors.codecs.workspace import without_waiting
 from dtrain.compressors.policies.error_feedback import ErrorFeedback
 from dtrain.compressors.top_k import check_density
 from dtrain.exchange import (
@@ -51,7 +52,7 @@ class RandomK:
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange[State]:
         """One round."""
         value = bucket.value
-        indices = _draw(self.density, bucket.layout, context).to(value.device)
+        indices = without_waiting(_draw(self.density, bucket.layout, context), value.device)
         chosen = value[indices]
         finite = value.amax() * 0 + value.amin() * 0  # 0, or NaN where something is not finite
         contribution = NOT_KEPT

@@ -82,7 +82,7 @@ def build(name: str, *, start_after: int = 0, exempt_below: int = 0, **options: 
     Raises:
         ValueError: the name or an option does not exist, or a value is out of range; or DTRAIN_CODEC is not to be had.
     """
-    compiled.in_use()
+    compiled.check_variable()
     check_name("compressor ", name, COMPRESSORS)
     shared = {"start_after": start_after, "exempt_below": exempt_below}
     for option, value in shared.items():

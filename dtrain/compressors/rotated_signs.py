@@ -14,7 +14,7 @@ from torch import Tensor
 from dtrain.compressors.codecs.packing import Signs
 from dtrain.compressors.codecs.rotation import BLOCK, GAIN, Rotation
 from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float32Scales, largest_magnitudes, mean_magnitudes
-from dtrain.compressors.codecs.workspace import Workspace
+from dtrain.compressors.codecs.workspace import Workspace, without_waiting
 from dtrain.compressors.two_phase import TwoPhase
 from dtrain.exchange import Compressor
 
@@ -41,7 +41,7 @@ class RotatedSigns:
         if not blocks:
             return
         seed = workspace.new_seed()
-        message[:SEED_BYTES].copy_(torch.tensor([seed]).view(torch.uint8))
+        message[:SEED_BYTES].copy_(without_waiting(torch.tensor([seed]).view(torch.uint8), message.device))
         rotation = Rotation(seed, values.device)
         scales = values.new_empty(blocks)
         for piece, scale, packed in self._chunks(values, scales, message, workspace):
@@ -62,6 +62,7 @@ class RotatedSigns:
         blocks = _num_blocks(values.numel())
         if not blocks:
             return
+        # the host draws the rotation, so it waits for the sender's number, on whatever device that is
         rotation = Rotation(int(message[:SEED_BYTES].clone().view(torch.int64)), values.device)
         scales = self._scales.unpack(message[SEED_BYTES:][: self._scales.num_bytes(blocks)])
         scales.mul_(1.0 if add is None else add)

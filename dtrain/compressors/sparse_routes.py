@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from dtrain.arguments import check_name
-from dtrain.compressors.codecs.selection import largest, num_kept
+from dtrain.compressors.codecs.selection import largest_among, num_kept
 from dtrain.compressors.codecs.sparse import SparseFormat
+from dtrain.compressors.halves import shards
 from dtrain.exchange import Context, Contribution, Op, Request, Sparse
 
 
@@ -51,7 +52,7 @@ class SparseReduced(NamedTuple):
     """What a sparse reduce-scatter gives a rank: of its own shard the sum over ranks, and where that is not zero.
 
     `total` has ceil(N / n) elements on every rank, zeros beyond the end of a shorter shard; `support` holds the
-    indices in it that some rank sent, ascending (int64).
+    indices in it that ranks sent (int64), one for each of their messages that has it.
     """
 
     total: Tensor
@@ -80,9 +81,11 @@ def sparse_reduce_scatter(
         total.index_add_(0, index, values)
 
     indices, values = form.unpack(messages)
-    sent = (indices + torch.arange(n, device=value.device)[:, None] * part).view(-1)
-    real = sent < numel
-    return SparseReduced(total, received_indices.unique(), Sparse(sent[real], values.view(-1)[real]))
+    # fillers of shorter shards come last in their messages
+    real = [min(form.k, shard.stop - shard.start) for shard in shards(numel, n)]
+    sent = torch.cat([indices[i, :count] + i * part for i, count in enumerate(real)])
+    sent_values = torch.cat([values[i, :count] for i, count in enumerate(real)])
+    return SparseReduced(total, received_indices.view(-1), Sparse(sent, sent_values))
 
 
 class SparseGathered(NamedTuple):
@@ -98,14 +101,14 @@ def sparse_all_gather(
     """Bring the largest elements of every rank's `shard`, float32, together in a vector of `numel` elements.
 
     One round: all_gather of S = `SparseFormat(k', N', value_bits).num_bytes`, of which (n - 1) S go on the wire. A
-    shard may be continued with zeros up to N'. `support`: indices, ascending, outside of which it is zero.
+    shard may be continued with zeros up to N'. `support`: indices, in any order, outside of which it is zero.
     """
     n = context.world_size
     form = _form(numel, density, value_bits, n)
     if support is None:
         message = form.pack_largest(shard)
     else:  # at least the k' of one rank
-        chosen = support[largest(shard[support], form.k)]
+        chosen = largest_among(shard, support, form.k)
         message = form.pack(chosen, shard[chosen])
     indices, values = form.unpack((yield Request(Op.ALL_GATHER, message)))
     offsets = torch.arange(n, device=shard.device)[:, None] * form.numel
@@ -114,8 +117,8 @@ def sparse_all_gather(
     whole.index_add_(0, (indices + offsets).clamp_(max=numel - 1).view(-1), values.view(-1))
     own = Sparse(indices[context.rank], values[context.rank])
     if shard.numel() < form.numel:
-        real = own.indices < shard.numel()
-        own = Sparse(own.indices[real], own.values[real])
+        real = min(form.k, shard.numel())
+        own = Sparse(own.indices[:real], own.values[:real])
     return SparseGathered(whole, own)
 
 

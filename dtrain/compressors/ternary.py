@@ -8,14 +8,14 @@ s * sign(v) * b, where s = max|v| after clipping at 2.5 standard deviations and 
 from __future__ import annotations
 
 from math import sqrt
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dtrain.compressors.codecs.blocks import Blocks
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.packing import ROUND, Digits
-from dtrain.compressors.codecs.quantiser import Chunk, compiled_means
+from dtrain.compressors.codecs.quantiser import means_of_rows
 from dtrain.compressors.codecs.scales import SMALLEST_SCALE, Float8Scales, largest_magnitudes, mean_magnitudes
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.policies.rounding import Rounding, with_feedback_where_biased
@@ -32,6 +32,12 @@ class NearestTernary:
     the scale max|v| 0.63 to 0.75. It is never above max|v|.
     """
 
+    subtracts = False
+
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """See `Quantiser`."""
+        return True
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """With the mean magnitude m, w = v / m and e = mean(w^2) >= 1: scale = m * e, code = w / e, rounded."""
         mean_magnitudes(blocks, out=scales, spare=codes).clamp_min_(SMALLEST_SCALE)
@@ -43,36 +49,58 @@ class NearestTernary:
         codes.clamp_(ROUND - 1, ROUND + 1)
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """See `Quantiser`."""
-        spare, block = compiled_means(kernels, chunk, scales, workspace), chunk.block
-        scales.clamp_min_(SMALLEST_SCALE)
-        kernels.multiply_blocks(chunk.left.numpy(), scales.reciprocal().numpy(), block, spare.numpy())
+        spare, block = workspace.buffer("codes", chunk.values.numel()), chunk.block
+        kernels.take_magnitudes(chunk, spare)
+        means_of_rows(spare, out=scales).clamp_min_(SMALLEST_SCALE)
+        kernels.multiply_blocks(chunk.left, scales.reciprocal(), block, spare)
         rows = spare.view(len(scales), -1)
         energy = torch.linalg.vector_norm(rows, dim=1).square_().mul_(1.0 / rows.shape[1]).clamp_min_(1.0)
         scales.mul_(energy)
-        kernels.round_to_ternary(spare.numpy(), energy.reciprocal_().numpy(), block, codes.numpy())
+        kernels.round_to_ternary(spare, energy.reciprocal_(), block, codes)
         return True
 
 
 class TernGrad:
     """The paper's: unbiased but for the clipping. A block's mean is taken for zero in its standard deviation."""
 
+    subtracts = False
+
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """See `Quantiser`."""
+        return kernels.at_random is not None
+
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """scale = min(max|v|, 2.5 sigma); code = sign(v) with probability |v| / scale, else 0."""
         torch.mul(blocks, largest_magnitudes(blocks, out=scales).reciprocal().unsqueeze(1), out=codes)
-        sigma = torch.linalg.vector_norm(codes, dim=1).mul_(1.0 / sqrt(blocks.shape[1]))
-        clip = sigma.mul_(2.5).clamp_(1e-3, 1.0)  # in units of max|v|; 1e-3 is for a block of zeros
+        clip = _clip(codes)
         scales.mul_(clip)
         codes.mul_(clip.reciprocal_().unsqueeze(1)).clamp_(-1, 1)
         workspace.dither_(codes).add_(ROUND)
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
-        """See `Quantiser`. Its random numbers are torch's."""
-        return False
+        """See `Quantiser`."""
+        at_random, left, block = kernels.at_random, chunk.correct(), chunk.block
+        assert at_random is not None
+        spare = workspace.buffer("codes", left.numel())
+        if not at_random.divide_by_largest(left, SMALLEST_SCALE, block, scales, spare):
+            return False
+        clip = _clip(spare.view(len(scales), -1))
+        scales.mul_(clip)
+        draws = workspace.draw(left.numel(), at_random)
+        at_random.round_to_ternary_at_random(spare, clip.reciprocal_(), draws, block, codes)
+        return True
+
+
+def _clip(blocks: Tensor) -> Tensor:
+    """2.5 standard deviations of each row, whose largest magnitude is 1, which they are at most."""
+    sigma = torch.linalg.vector_norm(blocks, dim=1).mul_(1.0 / sqrt(blocks.shape[1]))
+    clip: Tensor = sigma.mul_(2.5).clamp_(1e-3, 1.0)  # 1e-3 is for a block of zeros
+    return clip
 
 
 def ternary(rounding: Rounding = "stochastic") -> Compressor:

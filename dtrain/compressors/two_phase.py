@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs import compiled
 from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.codecs.workspace import Workspace
 from dtrain.compressors.halves import (
@@ -64,6 +63,8 @@ class TwoPhase:
 
     def exchange(self, bucket: Bucket, state: State, context: Context) -> Exchange[State]:
         """Two rounds, one message each."""
+        if not context.wants_contribution and self.corrects(bucket):
+            return (yield from self._exchange_fused(bucket, None, state, context))
         values = bucket.value.to(torch.float32)
         parts = shards(values.numel(), context.world_size)
         workspace = Workspace(context, bucket, parts[0].stop)
@@ -76,12 +77,18 @@ class TwoPhase:
 
     def corrects(self, bucket: Bucket) -> bool:
         """See `Corrects`: where kernels do it in fewer passes than error feedback and codec apart."""
-        return isinstance(self.codec, Blocks) and compiled.kernels_for(bucket.value) is not None
+        return isinstance(self.codec, Blocks) and self.codec.encoding_kernels(bucket.value) is not None
 
     def exchange_corrected(
         self, bucket: Bucket, residual: Tensor, left: Tensor, state: State, context: Context
     ) -> Exchange[State]:
-        """See `Corrects`. Two rounds, with the messages and the mean of `exchange`."""
+        """See `Corrects`."""
+        return (yield from self._exchange_fused(bucket, (residual, left), state, context))
+
+    def _exchange_fused(
+        self, bucket: Bucket, feedback: tuple[Tensor, Tensor] | None, state: State, context: Context
+    ) -> Exchange[State]:
+        """Two rounds, with the messages and the mean of `exchange`. `feedback`: a residual, and what is left of it."""
         codec, value, scratch = self.codec, bucket.value, context.scratch
         assert isinstance(codec, Blocks)
         parts = shards(value.numel(), context.world_size)
@@ -90,12 +97,16 @@ class TwoPhase:
         outgoing = scratch.empty("outgoing", value.new_empty((context.world_size, size), dtype=torch.uint8))
         for rank, (part, message) in enumerate(zip(parts, outgoing, strict=True)):
             used = message[: codec.num_bytes(value[part].numel())]
-            mine = rank == context.rank  # of which what others make of it is known only when it is summed
-            codec.encode_corrected(value[part], residual[part], left[part], used, workspace, subtract=not mine)
+            if feedback is None:
+                codec.encode(value[part], used, workspace)
+            else:
+                residual, left = feedback
+                mine = rank == context.rank  # of which what others make of it is known only when it is summed
+                codec.encode_corrected(value[part], residual[part], left[part], used, workspace, subtract=not mine)
             message[len(used) :].zero_()
         incoming = yield Request(Op.ALL_TO_ALL, outgoing)
 
-        others = scratch.empty("others", left[own])
+        others = scratch.empty("others", value[own])
         used_bytes = codec.num_bytes(others.numel())
         message = scratch.empty("message", outgoing[0])
         received = [one[:used_bytes] for one in incoming]
@@ -103,5 +114,7 @@ class TwoPhase:
         codec.encode_sum(received, mine_received, others, message[:used_bytes], workspace)
         message[used_bytes:].zero_()
         mean = yield from bring_together(codec, message, value.numel(), context, workspace)
-        left[own].sub_(torch.sub(mean[own], others, out=others))
+        if feedback is not None:
+            _, left = feedback
+            codec.correct_owned(left[own], mean[own], others)
         return Exchanged(mean, NOT_KEPT, state)

@@ -11,6 +11,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 from dtrain.compressors.codecs import compiled
 from dtrain.doctor.check import Check, Severity
 
@@ -30,18 +32,27 @@ def versions() -> Check:
     return Check("versions", Severity.OK, ", ".join(found))
 
 
-def codec() -> Check:
-    """What compressors encode with on a CPU: kernels that numba compiles, or torch."""
+def codecs() -> list[Check]:
+    """What compressors encode with, on a CPU and, where there is one, on a GPU."""
+    device_types = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    asked = os.environ.get(compiled.VARIABLE)
+    own = [device_type for device_type in device_types if compiled.COMPILERS[device_type] == asked]
+    return [codec(device_type) for device_type in own or device_types]
+
+
+def codec(device_type: str = "cpu") -> Check:
+    """What compressors encode with on such a device: kernels that are compiled for it, or torch."""
+    name, compiler = "codec" if device_type == "cpu" else f"codec on {device_type}", compiled.COMPILERS[device_type]
     try:
-        chosen = compiled.choose("auto")
+        chosen = compiled.choose("auto", device_type)
     except ValueError as error:
-        return Check("codec", Severity.ERROR, str(error), f"correct or unset {compiled.VARIABLE}")
-    if chosen == "numba":
-        return Check("codec", Severity.OK, f"numba {version('numba')}")
+        return Check(name, Severity.ERROR, str(error), f"correct or unset {compiled.VARIABLE}")
+    if chosen != "torch":
+        return Check(name, Severity.OK, f"{chosen} {version(chosen)}")
     if compiled.VARIABLE in os.environ:
-        return Check("codec", Severity.OK, f"torch, as {compiled.VARIABLE} says")
-    obstacle, _, cure = (compiled.why_not_numba() or "").partition(": ")
-    return Check("codec", Severity.NOTE, f"torch, since {obstacle}", cure)
+        return Check(name, Severity.OK, f"torch, as {compiled.VARIABLE} says")
+    obstacle, _, cure = (compiled.why_not(compiler) or "").partition(": ")
+    return Check(name, Severity.NOTE, f"torch, since {obstacle}", cure)
 
 
 def threads(environ: Mapping[str, str], local_world_size: int) -> Check:

@@ -21,7 +21,7 @@ def examine(launch: Launch, environ: Mapping[str, str], folder: Path) -> list[Ch
     """What can be told without starting anything. `folder` is where runs go."""
     checks = [
         host.versions(),
-        host.codec(),
+        *host.codecs(),
         backends.gloo(),
         backends.nccl(),
         backends.mpi_stack(),

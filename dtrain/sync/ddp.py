@@ -49,12 +49,13 @@ class DdpSynchronizer:
         scaler: GradScaler | None = None,
     ) -> None:
         group: dist.ProcessGroup = model.process_group
-        self.model, self._communicator = model, TorchCommunicator(group).duplicate()
-        rank, self._world_size = self._communicator.rank, self._communicator.world_size
+        self.model, shared = model, TorchCommunicator(group)
+        rank, self._world_size = shared.rank, shared.world_size
         parameters = [NamedParameter(name, p) for name, p in model.module.named_parameters()]
         self._scaler, self._scale = scaler, scaler.get_scale() if scaler is not None else 1.0
         self._new_states = partial(States, parameters=parameters, rank=rank, world_size=self._world_size, seed=seed)
         self._states = self._new_states(compressor)
+        self._communicator = shared.duplicate()  # where ranks wait for one that had to compile
         self._ledger = ledger
         self._names: dict[Tensor, str] = {p: name for name, p in parameters}
         self._device = next(model.parameters()).device

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from dtrain.comm.torch_dist import TorchCommunicator
 from dtrain.exchange import Compressor
 from dtrain.meter.ledger import Ledger
+from dtrain.sync.ahead import compile_ahead
 from dtrain.sync.local import Local, Method
 from dtrain.sync.models import (
     PLAIN,
@@ -164,6 +165,8 @@ def attach(
         check_all_ranks(ddp)
     check_parameters(inner, sparse=True)
     check_trained(inner, optimizer)
+    if (first := next(inner.parameters(), None)) is not None:
+        compile_ahead(compressor, first.device)  # before ranks meet, so that no step waits for it
     workers: Any = group or dist.group.WORLD
     communicator = TorchCommunicator(workers).duplicate()
     share_parameters(inner, communicator, ledger)

@@ -24,6 +24,7 @@ from dtrain.exchange import (
     share_out,
     take_apart,
 )
+from dtrain.sync.ahead import compile_ahead
 from dtrain.sync.buckets import NamedParameter, layout_of
 
 
@@ -32,7 +33,7 @@ class States:
 
     An exchange is started by `exchange` and what comes of it handed to `stage`; the step ends with `commit` or
     `discard`. A step whose mean is not finite leaves the states as they were: a NaN in a residual would stay for ever.
-    One thread at a time.
+    One thread at a time. What encodes on a CPU is compiled when they are made.
 
     Args:
         parameters: of the model, all that are exchanged.
@@ -58,6 +59,7 @@ class States:
         self._scratch: dict[Layout, Scratch] = {}
         self._means: list[tuple[Layout, Tensor, Tensor]] = []
         self._bad: str | None = None
+        compile_ahead(compressor, parameters[0].parameter.device)
         self.step = 0
         """Of the exchange: counts steps that were committed or discarded."""
 

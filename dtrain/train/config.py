@@ -46,6 +46,11 @@ class Backend:
         start = self.start_timeout_seconds
         require(start is None or 0 < start <= 1e9, "backend.start_timeout_seconds must be more than 0 and at most 1e9")
 
+    @property
+    def device_type(self) -> str:
+        """Of the devices that train over it."""
+        return "cuda" if self.name == "nccl" else "cpu"
+
 
 @dataclass(frozen=True)
 class Prometheus:
@@ -172,7 +177,7 @@ class TrainConfig:
     overlap: bool = True
     bucket_bytes: int = 25 * 1024 * 1024
     first_bucket_bytes: int = 1024 * 1024
-    codec: Literal["auto", "torch", "numba"] = "auto"
+    codec: Literal["auto", "torch", "numba", "triton"] = "auto"
     threads: int | None = None
     init_weights: str | None = None
     resume: str | None = None

@@ -180,7 +180,8 @@ def open_job(
         endpoint = stack.enter_context(open_endpoint(config.observe.prometheus, launch))
         ledger = Ledger()
         communicator = stack.enter_context(meet(config, launch, ledger, between.group.name if between else None))
-        device = torch.device("cuda", launch.local_rank) if config.backend.name == "nccl" else torch.device("cpu")
+        on_gpu = config.backend.device_type == "cuda"
+        device = torch.device("cuda", launch.local_rank) if on_gpu else torch.device("cpu")
         facts = {**prepared.facts, "checkpoint": prepared.checkpoint.identity() if prepared.checkpoint else None}
         check_settings(shared_by_ranks(config, facts), communicator, ledger, device)
         run_dir = share_path(start.run_dir, communicator, ledger, device)

@@ -21,6 +21,7 @@ from dtrain.compressors.none import NoCompression
 from dtrain.compressors.trials import IMAGES, check
 from dtrain.exchange import Compressor
 from dtrain.files import open_file
+from dtrain.sync.ahead import compile_ahead
 from dtrain.train.carry import Carried
 from dtrain.train.checkpoint import Checkpoint, open_checkpoint
 from dtrain.train.config import BEFORE, LATEST, Span, TrainConfig
@@ -59,7 +60,7 @@ class Prepared:
 def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     """Build it. Raises ValueError, FileNotFoundError or ConnectionError, naming the cure."""
     torch.set_num_threads(config.threads or threads_per_rank(launch, os.environ))
-    compiled.choose(config.codec)
+    compiled.choose(config.codec, config.backend.device_type)
     if config.phases:
         require("constriction")  # to pack the model, at the end
     say_doing(f"reading {config.data.name}, building {config.model.name}")
@@ -82,6 +83,7 @@ def prepare(config: TrainConfig, launch: Launch) -> Prepared:
     torch.manual_seed(config.seed)  # the same weights on every rank
     model, description = _model(config, train_set)
     compressor, optimizer = _momentum_in_one_place(config, launch.world_size)
+    compile_ahead(compressor, torch.device(config.backend.device_type))
     if config.compressor.name == "bf16" and config.backend.name in ("mpi", "horovod"):
         check_summed(config.backend.name, torch.bfloat16)
     facts = _facts(model, train_set, test_set) | {"teacher": _teacher(config.teacher)}

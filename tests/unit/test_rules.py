@@ -228,7 +228,7 @@ def test_help_imports_no_torch_and_nothing_of_an_extra() -> None:
 
 def test_importing_the_core_imports_no_backend_and_no_front_end() -> None:
     """What is heavy, or needs a build of torch with a backend, is imported where it is opened."""
-    heavy = (*EXTRAS, "rich", "dtrain.comm.torch_dist", "mpi4py", "numba")
+    heavy = (*EXTRAS, "rich", "dtrain.comm.torch_dist", "mpi4py", "numba", "triton")
     code = (
         "import sys, dtrain.exchange, dtrain.compressors, dtrain.comm, dtrain.sync.every_step, dtrain.meter;"
         f"print([m for m in {heavy} if m in sys.modules])"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dtrain.compressors.codecs import combinations
+from dtrain.compressors.codecs import combinations, compiled
 
 _CODES = 4
 """Codes of two bits in a byte."""
@@ -36,9 +36,9 @@ class ChunkFormat(NamedTuple):
 
         An infinity or NaN is among the largest of its chunk, whose mean it makes one.
         """
-        magnitudes = rows.abs()
-        indices = magnitudes.topk(self.k, dim=1, sorted=False).indices.sort(1).values
-        kept, values = magnitudes.gather(1, indices), rows.gather(1, indices)
+        indices = self._choose(rows)
+        values = rows.gather(1, indices)
+        kept = values.abs()
         means = kept.mean(1).to(torch.bfloat16)
         relative = kept / means.to(torch.float32)[:, None]
         high = relative > 1
@@ -46,6 +46,20 @@ class ChunkFormat(NamedTuple):
         codes = (values < 0).to(torch.uint8) | (high.to(torch.uint8) << 1)
         parts = (combinations.encode(indices, self.chunk), _packed(codes), means, levels)
         return torch.cat([part.contiguous().view(torch.uint8).view(-1) for part in parts])
+
+    def _choose(self, rows: Tensor) -> Tensor:
+        """Where the largest of each row are, ascending; of equal ones those that torch's topk takes."""
+        loops = compiled.sparse_loops_for(rows)
+        if loops is None:
+            return _largest(rows, self.k)
+        indices = torch.empty(self.num_chunks, self.k, dtype=torch.int64)
+        spare = torch.empty(self.chunk, dtype=torch.int32)
+        arrays = spare.numpy(), indices.view(-1).numpy()
+        loops.choose_in_chunks(rows.view(-1).numpy(), self.chunk, self.k, *arrays)
+        unclear = (indices[:, 0] < 0).nonzero().view(-1)
+        if len(unclear):
+            indices[unclear] = _largest(rows[unclear], self.k)
+        return indices
 
     def unpack(self, messages: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 of shape (n, num_bytes) -> indices in the whole vector and values, each (n, num_chunks x k).
@@ -69,6 +83,10 @@ class ChunkFormat(NamedTuple):
         values = levels.view(torch.float32).gather(1, high) * signs
         values = values.view(n, self.num_chunks, self.k) * means.view(torch.bfloat16).to(torch.float32)[:, :, None]
         return indices.view(n, kept), values.view(n, kept)
+
+
+def _largest(rows: Tensor, k: int) -> Tensor:
+    return rows.abs().topk(k, dim=1, sorted=False).indices.sort(1).values
 
 
 def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:

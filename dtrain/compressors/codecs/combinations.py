@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs import compiled
+
 LIMB_BITS = 30
 _MASK = (1 << LIMB_BITS) - 1
 _BELOW = 1 - 2**-40
@@ -37,6 +39,14 @@ def encode(indices: Tensor, numel: int) -> Tensor:
     if k == numel:
         return torch.empty(len(indices), 0, dtype=torch.uint8, device=indices.device)
     table = _table(k, numel, indices.device)
+    loops = compiled.sparse_loops_for(indices, torch.int64)
+    if loops is not None:
+        data = torch.empty(len(indices), num_bytes(k, numel), dtype=torch.uint8)
+        limbs = table.limbs.view(-1).numpy()
+        loops.encode_combinations(
+            indices.view(-1).numpy(), k, limbs, numel, table.limbs.shape[2], data.view(-1).numpy()
+        )
+        return data
     number = torch.zeros(len(indices), table.limbs.shape[2], dtype=torch.int64, device=indices.device)
     for i in range(k):
         number += table.limbs[i, indices[:, i]]
@@ -57,6 +67,12 @@ def decode(data: Tensor, k: int, numel: int) -> Tensor:
         return torch.arange(k, device=data.device).expand(len(data), k)
     table = _table(k, numel, data.device)
     num_limbs = table.limbs.shape[2]
+    loops = compiled.sparse_loops_for(data, torch.uint8)
+    if loops is not None:
+        indices = torch.empty(len(data), k, dtype=torch.int64)
+        arrays = table.limbs.view(-1).numpy(), table.values.view(-1).numpy()
+        if loops.decode_combinations(data.view(-1).numpy(), k, *arrays, numel, num_limbs, indices.view(-1).numpy()):
+            return indices  # else torch says what is wrong
     bits = (data[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=data.device)) & 1
     bits = torch.nn.functional.pad(bits.flatten(1).to(torch.int64), (0, LIMB_BITS * num_limbs))
     bits = bits[:, : LIMB_BITS * num_limbs].view(len(data), num_limbs, LIMB_BITS)

@@ -23,14 +23,14 @@ def encode(indices: Tensor, numel: int) -> Tensor:
     """Ascending, distinct int64 indices below `numel`, of shape (k,) -> uint8 of shape (num_bytes(k, numel),)."""
     k = indices.numel()
     low = _low_bits(k, numel)
-    kernels = compiled.kernels_for(indices, dtype=torch.int64)
-    if kernels is not None:
+    loops = compiled.sparse_loops_for(indices, torch.int64)
+    if loops is not None:
         data = torch.empty(num_bytes(k, numel), dtype=torch.uint8)
-        kernels.encode_elias_fano(indices.numpy(), low, data.numpy())
+        loops.encode_elias_fano(indices.numpy(), low, data.numpy())
         return data
     bits = indices.new_zeros(8 * num_bytes(k, numel), dtype=torch.uint8)
     bits[: k * low] = ((indices[:, None] >> _range(low, indices)) & 1).view(-1)
-    bits[(indices >> low) + torch.arange(k * low, k * low + k, device=indices.device)] = 1
+    bits.index_fill_(0, (indices >> low) + torch.arange(k * low, k * low + k, device=indices.device), 1)
     return (bits.view(-1, 8) << _range(8, bits)).sum(1, dtype=torch.uint8)
 
 
@@ -40,11 +40,11 @@ def decode(data: Tensor, k: int, numel: int) -> Tensor:
     Raises ValueError where a row is not the encoding of `k` ascending indices below `numel`.
     """
     low = _low_bits(k, numel)
-    kernels = compiled.kernels_for(data[0], dtype=torch.uint8)
-    if kernels is not None:
+    loops = compiled.sparse_loops_for(data[0], torch.uint8)
+    if loops is not None:
         indices = torch.empty(len(data), k, dtype=torch.int64)
         rows = zip(data, indices, strict=True)
-        if all(kernels.decode_elias_fano(a.numpy(), low, _high_bits(k, numel), numel, b.numpy()) for a, b in rows):
+        if all(loops.decode_elias_fano(a.numpy(), low, _high_bits(k, numel), numel, b.numpy()) for a, b in rows):
             return indices  # else torch says what is wrong
     bits = ((data[..., None] >> _range(8, data)) & 1).flatten(1)
     row, one = bits[:, k * low : k * low + _high_bits(k, numel)].nonzero().unbind(1)
@@ -57,6 +57,24 @@ def decode(data: Tensor, k: int, numel: int) -> Tensor:
     if not bool((indices[:, 1:] > indices[:, :-1]).all()):
         raise ValueError("indices received that do not ascend")
     return indices
+
+
+def decode_unseen(data: Tensor, k: int, numel: int) -> tuple[Tensor, Tensor]:
+    """`decode` without a look at any value by the host: indices, and of each row whether it is such an encoding.
+
+    Indices of a row that is none are below `numel`, and mean nothing.
+    """
+    low, n = _low_bits(k, numel), len(data)
+    bits = ((data[..., None] >> _range(8, data)) & 1).flatten(1)
+    high = bits[:, k * low : k * low + _high_bits(k, numel)]
+    count = high.cumsum(1, dtype=torch.int64)
+    slot = torch.where(high == 1, count - 1, k).clamp_(max=k)  # zeros, and ones too many, fall behind the k
+    places = _range(high.shape[1], count).expand_as(count)
+    one = count.new_zeros(n, k + 1).scatter_(1, slot, places)[:, :k]
+    indices = (one - _range(k, count)) << low
+    indices += (bits[:, : k * low].view(n, k, low) << _range(low, indices)).sum(2)
+    whole = (count[:, -1] == k) & (indices < numel).all(1) & (indices.diff(dim=1) > 0).all(1)
+    return indices.clamp_(0, numel - 1), whole
 
 
 def _low_bits(k: int, numel: int) -> int:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs import compiled
+
 MAGNITUDE = 0x7FFFFFFF
 HEADER_BYTES = 5
 """The largest magnitude as a float32, and the shift."""
@@ -28,6 +30,11 @@ def encode(values: Tensor, value_bits: int) -> Tensor:
     """Float32 of shape (k,) -> uint8 of shape (num_bytes(k, value_bits),)."""
     if value_bits == 32:
         return values.contiguous().view(torch.uint8)
+    loops = compiled.sparse_loops_for(values)
+    if loops is not None:
+        data = torch.empty(num_bytes(values.numel(), value_bits), dtype=torch.uint8)
+        loops.encode_logarithms(values.view(torch.int32).numpy(), value_bits, data.numpy())
+        return data
     zero = _zero_level(value_bits)
     pattern = values.view(torch.int32).to(torch.int64)
     magnitude = pattern & MAGNITUDE
@@ -36,13 +43,19 @@ def encode(values: Tensor, value_bits: int) -> Tensor:
     shift = ((spread >> torch.arange(32, device=values.device)) + 2 > zero).sum()  # the least at which all levels fit
     level = (top - magnitude + ((1 << shift) >> 1)) >> shift
     level = level.masked_fill_(magnitude == 0, zero)
-    code = level | ((pattern < 0) << (value_bits - 1))
+    code = level | ((pattern < 0).to(torch.int64) << (value_bits - 1))
     header = torch.cat((top.to(torch.int32).view(1).view(torch.uint8), shift.to(torch.uint8).view(1)))
     return torch.cat((code.to(torch.int32).to(CODES[value_bits]).view(torch.uint8), header))
 
 
 def decode(data: Tensor, k: int, value_bits: int) -> Tensor:
     """uint8 of shape (n, num_bytes(k, value_bits)), a row from each rank -> float32 of shape (n, k)."""
+    loops = compiled.sparse_loops_for(data[0], torch.uint8)
+    if loops is not None and value_bits < 32:
+        patterns = torch.empty(len(data), k, dtype=torch.int32)
+        for row, pattern in zip(data, patterns, strict=True):
+            loops.decode_logarithms(row.numpy(), value_bits, pattern.numpy())
+        return patterns.view(torch.float32)
     code_bytes = k * value_bits // 8
     code = data[:, :code_bytes].clone(memory_format=torch.contiguous_format).view(CODES[value_bits])
     if value_bits == 32:

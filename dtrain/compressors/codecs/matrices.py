@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -14,6 +15,12 @@ from dtrain.exchange import Layout, Replicated
 
 SMALLEST_NORM = 1e-37
 """Its reciprocal is a float32."""
+
+
+@lru_cache(maxsize=64)
+def matrices_of(layout: Layout, r: int) -> Matrices:
+    """The same for the same layout, which comes again in each step."""
+    return Matrices(layout, r)
 
 
 class Matrices:
@@ -93,10 +100,19 @@ def random_factors(layout: Layout, device: torch.device) -> Replicated:
     return Replicated(value, layout)
 
 
-def where_found(new: Sequence[Tensor], old: Sequence[Tensor], out: Sequence[Tensor]) -> None:
-    """The rows of new factors, and the old ones where a new row carries nothing."""
-    for found, before, after in zip(new, old, out, strict=True):
-        torch.where(found.any(1, keepdim=True), found, before, out=after)
+def where_found(new: Tensor, old: Replicated) -> Replicated:
+    """The rows of new factors, in a vector as the old ones are, and the old ones where a new row carries nothing."""
+    row = _row_of_element(old.layout, new.device)
+    num_rows = sum(r for r, _ in old.layout.shapes)
+    found = torch.zeros(num_rows, dtype=torch.int32, device=new.device).index_add_(0, row, (new != 0).to(torch.int32))
+    return old._replace(value=torch.where(found[row] > 0, new, old.value))
+
+
+@lru_cache(maxsize=64)
+def _row_of_element(layout: Layout, device: torch.device) -> Tensor:
+    """Of factors in a vector: which row each element belongs to, counted over all of them."""
+    lengths = torch.tensor([length for r, length in layout.shapes for _ in range(r)], dtype=torch.int64)
+    return torch.arange(len(lengths)).repeat_interleave(lengths).to(device)
 
 
 def gains(shape: tuple[int, ...], r: int) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.kernels import Kernels
 from dtrain.compressors.codecs.workspace import Workspace
 
 ROUND = 1.5 * 2.0**23
@@ -39,34 +39,24 @@ class Digits:
             torch.mul(codes[k], 1.0 / self.base, out=codes[k + 1]).round_()
             codes[k].sub_(codes[k + 1], alpha=self.base)
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: Kernels, codes: Tensor, packed: Tensor) -> None:
         """See `Packing`. One to a byte, the codes are the bytes already."""
         if self.per_byte > 1:
-            kernels.pack_digits(codes.numpy(), self.base, packed.view(torch.int8).numpy())
+            kernels.pack_digits(codes, self.base, packed)
 
     def unpack_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         packed: Tensor,
         scales: Tensor,
         block: int,
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
         """See `Packing`."""
-        rest = workspace.buffer("rest", len(packed) if self.per_byte > 1 else 0)
-        kernels.unpack_digits(
-            packed.view(torch.int8).numpy(),
-            self.base,
-            self.per_byte,
-            rest.numpy(),
-            scales.numpy(),
-            block,
-            values.numpy(),
-            add,
-        )
+        kernels.unpack_digits(packed, self.base, self.per_byte, scales, block, values, workspace, onto=onto)
 
 
 class Signs:
@@ -84,23 +74,23 @@ class Signs:
         bits = packed.view(torch.int8) * (1 << 7 - _bit_numbers(packed))
         codes.copy_(bits.bitwise_or_(1).sign_())
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
+    def pack_compiled(self, kernels: Kernels, codes: Tensor, packed: Tensor) -> None:
         """See `Packing`."""
-        kernels.pack_signs(values.numpy(), packed.numpy())
+        kernels.pack_signs(codes, packed)
 
     def unpack_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         packed: Tensor,
         scales: Tensor,
         block: int,
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
         """See `Packing`."""
-        kernels.unpack_signs(packed.numpy(), scales.numpy(), block, values.numpy(), add)
+        kernels.unpack_signs(packed, scales, block, values, onto=onto)
 
 
 def _bit_numbers(packed: Tensor) -> Tensor:

@@ -5,31 +5,26 @@ Each says what it does twice: as torch operations, and as calls of `kernels`, wi
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.kernels import Chunk, Kernels
 from dtrain.compressors.codecs.workspace import Workspace
-
-
-class Chunk(NamedTuple):
-    """Some blocks of values, as kernels take them: flat.
-
-    Where there is a `residual` from before, what is quantised is values + residual, which is written to `left`. Else
-    `left` is the values. `subtract`: what codes stand for is to be subtracted from `left`; only where they are bytes.
-    """
-
-    values: Tensor
-    residual: Tensor | None
-    left: Tensor
-    block: int
-    subtract: bool
 
 
 class Quantiser(Protocol):
     """From values to a scale for each block and a small integer for each value."""
+
+    @property
+    def subtracts(self) -> bool:
+        """Whether its kernels can subtract what codes stand for while they make them."""
+        ...
+
+    def is_done_by(self, kernels: Kernels) -> bool:
+        """Whether they are all that `quantise_compiled` needs."""
+        ...
 
     def quantise(self, blocks: Tensor, scales: Tensor, codes: Tensor, workspace: Workspace) -> None:
         """Write `scales`, of shape (num_blocks,), and `codes`, so that codes * scales is about `blocks`.
@@ -41,11 +36,11 @@ class Quantiser(Protocol):
         ...
 
     def quantise_compiled(
-        self, kernels: ModuleType, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
+        self, kernels: Kernels, chunk: Chunk, scales: Tensor, codes: Tensor, workspace: Workspace
     ) -> bool:
         """The same by kernels, with int8 `codes` of the values' shape, without what a packing would add to them.
 
-        False where torch must do it: there is no kernel, or a value is not finite and no scale will say so.
+        False where torch must do it: a value is not finite and no scale will say so.
         """
         ...
 
@@ -66,33 +61,29 @@ class Packing(Protocol):
         """The reverse."""
         ...
 
-    def pack_compiled(self, kernels: ModuleType, codes: Tensor, values: Tensor, packed: Tensor) -> None:
-        """What `pack` writes, of int8 `codes` or the float32 `values` that were quantised; a last byte is filled up."""
+    def pack_compiled(self, kernels: Kernels, codes: Tensor, packed: Tensor) -> None:
+        """What `pack` writes, of int8 `codes`; a last byte is filled up."""
         ...
 
     def unpack_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         packed: Tensor,
         scales: Tensor,
         block: int,
         values: Tensor,
         workspace: Workspace,
         *,
-        add: bool,
+        onto: Tensor | float,
     ) -> None:
-        """Flat `values` become codes * scales, of one for each block, or grow by them."""
+        """Flat `values` become codes * scales + `onto`, as addcmul rounds: `values` themselves, others, or a number.
+
+        There is a scale for each block. A number of -0.0 leaves zeros the sign that they have.
+        """
         ...
 
 
-def compiled_means(kernels: ModuleType, chunk: Chunk, scales: Tensor, workspace: Workspace) -> Tensor:
-    """`mean_magnitudes` of what is left of a chunk, correcting it on the way. Returns a buffer of its size."""
-    spare = workspace.buffer("codes", chunk.values.numel())
-    if chunk.residual is None:
-        torch.abs(chunk.values, out=spare)
-    else:
-        arrays = chunk.values.numpy(), chunk.residual.numpy(), chunk.left.numpy()
-        kernels.correct_and_take_magnitudes(*arrays, spare.numpy())
-    rows = spare.view(len(scales), -1)
-    torch.mv(rows, spare.new_full((rows.shape[1],), 1.0 / rows.shape[1]), out=scales)
-    return spare
+def means_of_rows(magnitudes: Tensor, *, out: Tensor) -> Tensor:
+    """`mean_magnitudes` of what has no sign any more, flat: as many rows as `out` has elements."""
+    rows = magnitudes.view(len(out), -1)
+    return torch.mv(rows, rows.new_full((rows.shape[1],), 1.0 / rows.shape[1]), out=out)

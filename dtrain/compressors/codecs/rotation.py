@@ -14,6 +14,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.workspace import without_waiting
+
 SIDE = 32
 BLOCK = SIDE * SIDE
 GAIN = float(SIDE) * sqrt(SIDE)
@@ -25,8 +27,9 @@ class Rotation:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         drawn = torch.randint(0, 2, (2, BLOCK), generator=torch.Generator().manual_seed(seed))
-        self._first, self._second = drawn.to(torch.float32).mul_(2.0).sub_(1.0).to(device).unbind()
-        self._ones = _hadamard().to(device)
+        signs = drawn.to(torch.float32).mul_(2.0).sub_(1.0)
+        self._first, self._second = without_waiting(signs, device).unbind()
+        self._ones = without_waiting(_hadamard(), device)
 
     def rotate(self, values: Tensor, spare: Tensor) -> Tensor:
         """Turn each row of `values`, float32 of shape (rows, BLOCK). Returns `spare`, as large; both are used."""

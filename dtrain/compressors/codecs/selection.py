@@ -4,6 +4,9 @@ Each block of neighbours is represented by its largest magnitude. At least k blo
 peak or more, so at least k elements do: unlike a threshold from a random sample (Aji and Heafield 2017; Lin et al.
 2018, section 5) this one never keeps too few, and at small densities it keeps a few percent too many. The exact choice
 is made among those. Where the density is too large for blocks to help, sampled bounds narrow down the k-th largest.
+
+On a CPU what is left to look at shrinks with what was found. On other devices the host would wait for every such size:
+there all have sizes that are known beforehand, and the choice is the same.
 """
 
 from __future__ import annotations
@@ -46,11 +49,13 @@ def largest(value: Tensor, k: int) -> Tensor:
     """
     numel = value.numel()
     assert 0 < k <= numel, f"{k} of {numel}"
-    kernels = compiled.kernels_for(value)
-    if kernels is not None and numel >= SAMPLED_FROM:
-        found_by_kernel = _largest_compiled(kernels, value, k)
-        if found_by_kernel is not None:
-            return found_by_kernel
+    if value.device.type != "cpu":
+        return _largest_unseen(_magnitude(value), k)
+    loops = compiled.sparse_loops_for(value)
+    if loops is not None and numel >= SAMPLED_FROM:
+        found_by_loop = _largest_compiled(loops, value, k)
+        if found_by_loop is not None:
+            return found_by_loop
     shift = min(MAX_SHIFT, (numel // (BLOCKS_PER_KEPT * k)).bit_length() - 1)
     if shift < MIN_SHIFT:
         return _top(_magnitude(value), k)
@@ -66,7 +71,7 @@ def largest(value: Tensor, k: int) -> Tensor:
     return candidates[_top(_magnitude(value[candidates]), k)]
 
 
-def _largest_compiled(kernels: ModuleType, value: Tensor, k: int) -> Tensor | None:
+def _largest_compiled(loops: ModuleType, value: Tensor, k: int) -> Tensor | None:
     """The same in one pass: what is above a bound from a sample, and the choice among that. None where it is too low.
 
     The bound is four standard deviations below what a random sample would have at the k-th largest.
@@ -79,8 +84,47 @@ def _largest_compiled(kernels: ModuleType, value: Tensor, k: int) -> Tensor | No
     least = sample.kthvalue(sample.numel() - rank + 1).values
     room = 2 * k + value.numel() // 32
     indices, magnitudes = torch.empty(room, dtype=torch.int64), torch.empty(room, dtype=torch.int32)
-    count = kernels.collect_large(value.numpy(), int(least), indices.numpy(), magnitudes.numpy())
+    count = loops.collect_large(value.numpy(), int(least), indices.numpy(), magnitudes.numpy())
     return indices[_top(magnitudes[:count], k)] if count >= k else None
+
+
+def largest_among(value: Tensor, named: Tensor, k: int) -> Tensor:
+    """The same of the elements that `named` names, int64 indices in any order, some of them twice; at least `k`."""
+    if value.device.type != "cpu":
+        return _largest_among_unseen(value, named, k)
+    support: Tensor = named.unique()
+    return support[largest(value[support], k)]
+
+
+def _largest_among_unseen(value: Tensor, named: Tensor, k: int) -> Tensor:
+    """The same without a look at any by the host."""
+    is_named = torch.zeros_like(value, dtype=torch.int32).index_fill_(0, named, 1)
+    return _largest_unseen((_magnitude(value) + 1).mul_(is_named), k)  # what is not named, below all that is
+
+
+def _largest_unseen(magnitude: Tensor, k: int) -> Tensor:
+    """Indices of the `k` largest integers, ascending, of equal ones the lowest, without a look at any by the host.
+
+    The k blocks of the largest peaks, of equal ones the first, hold them all: what a block behind them has comes after
+    each of their peaks.
+    """
+    numel = magnitude.numel()
+    shift = min(MAX_SHIFT, (numel // (BLOCKS_PER_KEPT * k)).bit_length() - 1)
+    if shift < MIN_SHIFT:
+        return _top_unseen(magnitude, k)
+    width = 1 << shift
+    blocks = torch.nn.functional.pad(magnitude, (0, -numel % width), value=-1).view(-1, width)
+    hot = _top_unseen(blocks.amax(1), k)
+    candidates = blocks.index_select(0, hot).view(-1)
+    found = _top_unseen(candidates, k)
+    return (hot[found >> shift] << shift) + (found & (width - 1))
+
+
+def _top_unseen(magnitude: Tensor, k: int) -> Tensor:
+    """The same among all: no two keys are equal, so that their order is that of torch.topk on every device."""
+    numel = magnitude.numel()
+    keys = (magnitude.to(torch.int64) << 32) + torch.arange(numel - 1, -1, -1, device=magnitude.device)
+    return keys.topk(k, sorted=False).indices.sort().values
 
 
 def _magnitude(value: Tensor) -> Tensor:

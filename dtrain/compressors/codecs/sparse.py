@@ -30,12 +30,26 @@ class SparseFormat(NamedTuple):
     def unpack(self, messages: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 of shape (n, num_bytes) -> indices and values, each of shape (n, k).
 
-        Raises ValueError for a message that does not hold k indices below numel.
+        Raises ValueError for a message that does not hold k indices below numel. On other devices than a CPU the host
+        would wait to know: there the values of such a message are NaN.
         """
+        if messages.device.type != "cpu":
+            return self._unpack_unseen(messages)
+        packed_indices, packed_values = self._split(messages)
+        indices = elias_fano.decode(packed_indices, self.k, self.numel)
+        return indices, log_values.decode(packed_values, self.k, self.value_bits)
+
+    def _unpack_unseen(self, messages: Tensor) -> tuple[Tensor, Tensor]:
+        packed_indices, packed_values = self._split(messages)
+        indices, whole = elias_fano.decode_unseen(packed_indices, self.k, self.numel)
+        values = log_values.decode(packed_values, self.k, self.value_bits)
+        return indices, values.masked_fill(~whole[:, None], float("nan"))
+
+    def _split(self, messages: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices and values as they are packed."""
         size = elias_fano.num_bytes(self.k, self.numel)
         assert messages.shape[1] == self.num_bytes, f"{messages.shape[1]} bytes and not {self.num_bytes}"
-        indices = elias_fano.decode(messages[:, :size], self.k, self.numel)
-        return indices, log_values.decode(messages[:, size:], self.k, self.value_bits)
+        return messages[:, :size], messages[:, size:]
 
     def pack_largest(self, vector: Tensor) -> Tensor:
         """Pack the k largest elements of a vector of at most `numel`, which counts as continued with zeros."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
+from dtrain.compressors.codecs.random_bits import RandomBits, Twisters
 from dtrain.exchange import Bucket, Context
 
 CHUNK = 768 * 1024
@@ -32,6 +32,7 @@ class Workspace:
         self._buffers: dict[str, Tensor] = {}
         self._seeds = 0
         self._key = f"{context.seed} {context.step} {context.rank} {''.join(bucket.layout.names[:1])}"
+        self.random_bits = RandomBits(_hashed(self._key), self.device)
 
     def buffer(self, name: str, numel: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A flat uninitialised tensor of `numel` <= `chunk` elements. It is valid until `name` is asked for again."""
@@ -47,22 +48,26 @@ class Workspace:
         That rounds up with the probability of the fraction, as QSGD and TernGrad do. The noise is an odd multiple of
         2^-16, so its mean is exactly 0, it never reaches 1/2, and an integer stays what it is.
         """
-        numel = codes.numel()
-        noise = self.buffer("noise", numel)
-        bits = self.buffer("bits", -(-numel // 4) * 4, torch.int16).view(torch.int64)  # four draws at once
-        bits.random_(-(2**63), None, generator=self._generator).bitwise_or_(0x0001_0001_0001_0001)
-        noise.copy_(bits.view(torch.int16)[:numel])
+        noise = self.buffer("noise", codes.numel())
+        noise.copy_(self.draw(codes.numel()).bitwise_or_(1))
         codes.view(-1).add_(noise, alpha=2.0**-16)
         return codes
+
+    def draw(self, numel: int, kernels: Twisters | None = None) -> Tensor:
+        """So many int16 of random bits, in a buffer; the same by kernels as by torch."""
+        bits = self.buffer("bits", -(-numel // 4) * 4, torch.int16)  # four at once
+        self.random_bits.fill(bits.view(torch.int64), kernels)
+        return bits[:numel]
 
     def new_seed(self) -> int:
         """A number of 63 bits, another at each call: for what draws by itself, on whatever device."""
         self._seeds += 1
         return _hashed(f"{self._key} {self._seeds}") >> 1
 
-    @cached_property
-    def _generator(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(_hashed(self._key))
+
+def without_waiting(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on `device`: from pinned memory, so that the host does not wait for the copy."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn.to(device)
 
 
 def _hashed(text: str) -> int:
