@@ -17,6 +17,7 @@ import torch.distributed as dist
 # later by itself: imported before there is a group, it keeps none alive.
 import torch.distributed.nn.functional
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from dtrain.comm.communicator import CollectiveError
 from dtrain.exchange import Op, Request
@@ -139,6 +140,8 @@ def open_default(
     if device is not None:
         torch.cuda.set_device(device)
     rank, world_size = launch.rank, launch.world_size
+    if not dist.is_initialized():
+        distributed_c10d._world.group_count = 0  # one that failed counts on, and by it ranks look for each other
     try:
         alone = launch.launcher == "none"
         store = dist.HashStore() if alone else join_store(os.environ, timeout_seconds, start)  # type: ignore[attr-defined]

@@ -1,8 +1,10 @@
 import sys
 
 import pytest
+import torch.distributed as dist
 
-from dtrain.comm import BACKENDS, Launch, open_communicator
+from dtrain.comm import BACKENDS, CollectiveError, Launch, open_communicator
+from dtrain.comm.torch_dist import open_default
 
 ALONE = Launch("none", 0, 0, 1, 1)
 
@@ -56,3 +58,20 @@ def test_without_horovod_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "horovod.torch", None)
     with pytest.raises(ValueError, match=r"backend=horovod needs Horovod .*: run make horovod"):
         open_communicator("horovod", ALONE, None).__enter__()
+
+
+def test_a_start_that_failed_leaves_names_of_groups_as_they_are_for_ranks_that_come_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else those who have tried before wait for ever for those who have not: groups find each other by their names."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in {**place, "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CollectiveError, match="cannot open gloo"):
+        open_default("gloo", Launch("torchrun", 0, 0, 2, 2), timeout_seconds=0.5)  # nobody else comes
+    communicator = open_default("gloo", Launch("none", 0, 0, 1, 1))
+    try:
+        assert dist.group.WORLD is not None and dist.group.WORLD.group_name == "0"
+    finally:
+        communicator.close()
