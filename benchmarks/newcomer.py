@@ -81,7 +81,7 @@ NOW = When(
     {
         "meter my script": (f"{TORCHRUN} -m dtrain.meter mine.py",),
         "compress my training": (
-            f"{TORCHRUN} -m dtrain.meter --trace run.json mine.py",
+            f"{TORCHRUN} -m dtrain.meter --steps 20 --trace run.json mine.py",
             "dtrain plan run.json --nodes 2 --link 100mbit",
             "dtrain plan run.json --nodes 2 --link 1gbit",
             ADD.format(", optimizer=optimizer"),

@@ -187,7 +187,7 @@ def load(path: Path, subject: str, labels: Sequence[str]) -> Calibration | None:
     if version != VERSION or machine != this_machine():
         raise ValueError(f"{path} is of another machine, torch or dtrain: {cure}")
     if calibration.subject != subject:
-        raise ValueError(f"{path} is of {calibration.subject}, not of {subject}: {cure}")
+        raise ValueError(f"{path} is of {short(calibration.subject)}, not of {subject}: {cure}")
     if missing := [label for label in labels if label not in recordings]:
         raise ValueError(f"{path} has no {missing[0]}: {cure}")
     return calibration

@@ -55,6 +55,7 @@ def test_what_was_changed_in_vain_is_read(name: str) -> None:
         ("model", 2000639, "refused"),  # half of a surrogate pair
         ("figures of a rank", 3002789, "read"),  # of no seconds
         ("calibration", 3000145, "read"),  # of another codec
+        ("calibration", 5014861, "refused"),  # of another subject, in two lines
     ],
 )
 def test_what_was_a_fault_once(name: str, seed: int, kind: str) -> None:
