@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _bound_memory() -> None:
-    """From now on memory beyond the limit of one input cannot be had, touched or not: a MemoryError is a fault."""
+    """From now on 1 GB more can be had, touched or not; beyond it is a MemoryError, which is a fault."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MOST_BYTES, resource.RLIM_INFINITY))
 

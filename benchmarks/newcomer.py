@@ -115,7 +115,7 @@ class Took(NamedTuple):
 
 def typed(when: When, folder: Path) -> dict[str, list[Took]]:
     """What each role's commands took, `installing` first. Raises RuntimeError with what one said if it fails."""
-    clone = folder / when.commit.rstrip("~1")
+    clone = folder / when.commit.removesuffix("~1")
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
     subprocess.run(["git", "-C", str(clone), "checkout", "--quiet", when.commit], check=True)
     (clone / "mine.py").write_text(PROGRAM)

@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import Store
 
 from dtrain.comm.membership import EVENTS, LATEST, WAITING
 
-OVER, _BEAT = "over", "beat"
+OVER, ENDING, _BEAT = "over", "ending", "beat"
 SILENT_SECONDS = 2.0
 """How long another host may be silent; then its workers count as lost."""
 LATE_SECONDS = 5.0
@@ -49,6 +49,7 @@ class Coordinator:
     ) -> None:
         self._store, self._minimum, self._maximum, self._say, self._clock = store, minimum, maximum, say, clock
         self._read, self._generation, self._waiting = 0, 0, 0
+        self._missing_since: float | None = None
         self._group: list[str] = []
         self._gone: set[str] = set()
         self._done: set[str] = set()
@@ -102,9 +103,9 @@ class Coordinator:
 
     def _form(self) -> None:
         before = set(self._group)
-        places = {name: place for place, name in enumerate(self._group)}  # rank 0 writes results where it did
-        rank = {name: (-one.step, places.get(name, len(places))) for name, one in self._ready.items()}
-        order = sorted(rank, key=lambda name: rank[name])[: self._maximum]
+        former = {name: rank for rank, name in enumerate(self._group)}  # rank 0 writes results where it did
+        key = {name: (-one.step, former.get(name, len(former))) for name, one in self._ready.items()}
+        order = sorted(key, key=lambda name: key[name])[: self._maximum]
         lost, came = len(before.difference(order)), len(set(order) - before)
         members = [{"name": name, "host": self._ready[name].host, "step": self._ready[name].step} for name in order]
         self._group, self._generation, self._lacks = order, self._generation + 1, 0
@@ -159,11 +160,17 @@ class Coordinator:
                 self._ready.pop(name, None)
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        while self._store.check([f"{EVENTS}/{self._read + 1}"]):
-            self._read += 1
-            key = f"{EVENTS}/{self._read}"
-            yield json.loads(self._store.get(key))
-            self._store.delete_key(key)
+        while self._read < self._store.add(EVENTS, 0):
+            key = f"{EVENTS}/{self._read + 1}"
+            if self._store.check([key]):
+                yield json.loads(self._store.get(key))
+                self._store.delete_key(key)
+            else:  # who has the number is about to tell, or is lost, and must not keep all others waiting
+                if self._missing_since is None:
+                    self._missing_since = self._clock()
+                if self._clock() - self._missing_since <= SILENT_SECONDS:
+                    return
+            self._read, self._missing_since = self._read + 1, None
 
     def _tell(self, members: list[dict[str, Any]]) -> None:
         group = {"generation": self._generation, "members": members, "lost": self._lost, "joined": self._joined}

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from dtrain.arguments import on_signals
 from dtrain.comm.membership import PREFIX, tell
-from dtrain.elastic.coordinator import OVER, Coordinator, beat
+from dtrain.elastic.coordinator import ENDING, OVER, Coordinator, beat
 from dtrain.elastic.supervisor import FAILED, Supervisor
 from dtrain.meter.rendezvous import RendezvousError, join_store
 
@@ -58,7 +58,9 @@ def serve(settings: Sequence[str], *, count: int, minimum: int, maximum: int, po
             if coordinator.exit_code is not None and here.exit_code is None:
                 here.exit_code = coordinator.exit_code
             if here.is_ending or here.exit_code is not None:
-                ending_since = ending_since or time.monotonic()
+                if ending_since is None:
+                    ending_since = time.monotonic()
+                    store.set(ENDING, "")
                 if here.exit_code is not None and not here.is_ending:
                     here.send(signal.SIGTERM)
                 is_over = here.exit_code is not None or not coordinator.awaits_results
@@ -87,6 +89,8 @@ def join(settings: Sequence[str], *, count: int, host: str, port: int) -> int:
             here.start()
             while link.exit_code is None and not link.is_silent:
                 here.look()
+                if link.is_ending:
+                    here.stay()
                 if here.exit_code is not None and not here.is_ending:
                     link.tell(f"exit {here.exit_code}", here.name)
                     here.send(signal.SIGTERM)
@@ -142,7 +146,10 @@ class _Link(threading.Thread):
         self._name, self._heard = "", time.monotonic()
         self._store: Store | None = None
         self.exit_code: int | None = None
+        self.is_ending = False
+        """Whether the whole job comes to its end, or was told to."""
         self.job = ""
+        self._is_told = threading.Event()
 
     def await_first(self) -> None:
         """Until the first host answers. Raises ValueError, in time, where it does not."""
@@ -162,10 +169,9 @@ class _Link(threading.Thread):
         self._events.put((kind, name))
 
     def await_told(self) -> None:
-        """Until the coordinator has been told what is queued, as long as it is heard of."""
-        while not self._events.empty() and not self.is_silent:
-            time.sleep(_POLL_SECONDS)
-        time.sleep(_POLL_SECONDS)  # the last one may be on its way
+        """Until the coordinator has been told what is queued, if it is heard of."""
+        self._is_told.clear()
+        self._is_told.wait(SILENT_SECONDS)
 
     @property
     def is_silent(self) -> bool:
@@ -178,10 +184,14 @@ class _Link(threading.Thread):
         try:
             tell(store, "host", name=self._name)
             while self.exit_code is None:
+                is_all = not self._is_told.is_set()  # who waits has queued before
                 while not self._events.empty():
                     kind, name = self._events.get()
                     tell(store, kind, name=name)
+                if is_all:
+                    self._is_told.set()
                 number += 1
+                self.is_ending = self.is_ending or store.check([ENDING])
                 beat(store, self._name, number)
                 if store.check([OVER]):
                     self.exit_code = int(store.get(OVER))

@@ -9,6 +9,7 @@ is there in a moment, and takes no seconds of the cores that the others train on
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import secrets
@@ -120,6 +121,11 @@ class Supervisor:
             return
         wait = LEAVING_SECONDS if self._leaves_at is None else 0.0  # the second one waits for nobody
         self.is_ending, self._leaves_at = True, time.monotonic() + wait
+
+    def stay(self) -> None:
+        """The whole job ends, and saves: a host that was to leave waits for that. Until the next signal."""
+        if self._leaves_at is not None and self._leaves_at > time.monotonic():
+            self._leaves_at = math.inf
 
     def end_all(self) -> None:
         """End all workers now."""

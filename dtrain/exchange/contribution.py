@@ -43,7 +43,8 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """Some elements of a vector: int64 indices and float32 values, both of shape (k,). No index may come twice."""
+    """Some elements of a vector: int64 indices and float32 values, both of shape (k,). No index may come twice,
+    but with zeros."""
 
     indices: Tensor
     values: Tensor

@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,8 +29,6 @@ from dtrain.observe.process import this_process
 CHECKPOINTS, EARLIER, RESUMED = "checkpoints", "earlier", "resumed.json"
 """What a next sitting leaves where it is."""
 CONFIG = "config.yaml"
-ENDING_SECONDS = 30.0
-"""How long the process that trained in a folder before may take to end."""
 _ENVIRONMENT = "environment.json"
 _VARIABLES = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _NO_ID = "none"
@@ -81,10 +78,10 @@ def of_this_job(run_dir: str | None, default_name: str) -> Path | None:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Make the folder that `choose` gave, and hold it: no other process of dtrain's trains in it meanwhile.
+    """Make the folder that `choose` gave, and hold it: no other process of this host trains in it meanwhile.
 
-    The kernel lets go of it when this process ends, however it does. A file system without locks (flock(2)) protects
-    from nothing. Raises ValueError where the folder cannot be made, or another process has it and keeps it.
+    The kernel lets go of it when this process ends, however it does. A file system whose folders cannot be locked
+    (NFS) protects from nothing. Raises ValueError where the folder cannot be made, or another process has it.
     """
     try:
         make_folder(path)
@@ -92,30 +89,17 @@ def claimed(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _cannot_be_made(path, error) from None
     try:
-        _lock(opened, path)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another job trains in run_dir={path}: wait until it has ended, or choose another folder"
+            ) from None
+        except OSError:
+            pass
         yield
     finally:
         os.close(opened)
-
-
-def _lock(opened: int, path: Path) -> None:
-    deadline = time.monotonic() + ENDING_SECONDS
-    while True:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                found = _read(path / _ENVIRONMENT).get("process")
-                who = (
-                    f"process {found.get('pid')} on host {found.get('host')}" if isinstance(found, dict) else "another"
-                )
-                raise ValueError(
-                    f"{who} trains in run_dir={path}: wait until it has ended, or choose another folder"
-                ) from None
-            time.sleep(0.1)
-        except OSError:
-            return
 
 
 def _cannot_be_made(path: Path, error: OSError) -> ValueError:

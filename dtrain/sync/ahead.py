@@ -10,6 +10,7 @@ from dtrain.comm.lockstep import lockstep
 from dtrain.compressors import Cast, ErrorFeedback, Masked, Only, Shared, Warmup
 from dtrain.compressors.chunked_top_k import ChunkedTopK
 from dtrain.compressors.codecs import compiled, selection
+from dtrain.compressors.codecs.blocks import Blocks
 from dtrain.compressors.dgc import Dgc
 from dtrain.compressors.top_k import TopK
 from dtrain.compressors.two_phase import TwoPhase
@@ -51,5 +52,5 @@ def _methods(compressor: Compressor) -> Iterator[Compressor]:
         case ErrorFeedback(inner=inner):
             if any(True for _ in _methods(inner)):
                 yield compressor
-        case TwoPhase() | TopK() | ChunkedTopK() | Dgc():
+        case TwoPhase(codec=Blocks()) | TopK() | ChunkedTopK() | Dgc():
             yield compressor

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from dtrain.comm.membership import LATEST, NOTHING, WAITING, tell
-from dtrain.elastic.coordinator import LATE_SECONDS, START_SECONDS, Coordinator
+from dtrain.comm.membership import EVENTS, LATEST, NOTHING, WAITING, tell
+from dtrain.elastic.coordinator import LATE_SECONDS, SILENT_SECONDS, START_SECONDS, Coordinator
 
 
 class Job:
@@ -160,3 +160,11 @@ def test_no_results_come_of_a_rank_0_that_is_gone(training: Job) -> None:
     assert training.coordinator.is_ending
     assert not training.coordinator.awaits_results
     assert not training.coordinator.is_complete
+
+
+def test_who_is_lost_while_it_tells_keeps_nobody_waiting(job: Job) -> None:
+    job.store.add(EVENTS, 1)  # and no event follows
+    job.ready(a=NOTHING, b=NOTHING, c=NOTHING, d=NOTHING)
+    assert job.latest["generation"] == 0
+    job.wait(SILENT_SECONDS + 0.1)
+    assert job.members == ["a", "b", "c", "d"]
