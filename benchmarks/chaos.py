@@ -27,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from harness import keep_cell, read_cells, write_result
 from pyroute2 import IPRoute
 
@@ -196,6 +197,7 @@ def main() -> None:
     peace, chaos = outcomes
     shares = [one.step * parsed.steps / one.seconds for one in (peace, chaos)]
     done = ", ".join(f"{number} {kind}" for kind, number in sorted(chaos.faults.items()))
+    torch.set_num_threads(1)  # as many as the ranks have, for the result file
     body = "\n".join(
         [
             f"{NUM_NODES} workers, each on a node of its own, {parsed.steps} steps of SqueezeNet 1.1 on digits, int4.",

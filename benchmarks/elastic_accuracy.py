@@ -25,6 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from harness import keep_cell, read_cells, write_result
 
 WORKERS, STEPS_PER_EPOCH = 4, 45  # of 1,437 images, 32 a step
@@ -174,6 +175,7 @@ def main() -> None:
         off = [100 * (ours - theirs) for ours, theirs in zip(accuracies, base, strict=True)]
         each = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
         rows.append(f"| {way} | {each} | {statistics.mean(accuracies):.2%} | {min(off):+.2f} to {max(off):+.2f} |")
+    torch.set_num_threads(1)  # as many as the ranks have, for the result file
     body = "\n".join(
         [
             f"SqueezeNet 1.1 on digits, `int4`, {parsed.epochs} epochs, 32 images a step whoever takes part; seeds 0 "

@@ -71,13 +71,12 @@ def main() -> None:
             wanted = f"{wheel}[{extra}]" if extra else str(wheel)
             pip = [str(environment / "bin" / "pip"), "install", "--quiet"]
             pip += ["--constraint", str(REPOSITORY / "constraints.txt"), parsed.torch, wanted]
-            begun = time.monotonic()
             subprocess.run(pip, check=True, env=_environ())
-            seconds = time.monotonic() - begun
             packages = next(environment.glob("lib/python*/site-packages"))
+            version = next(packages.glob("torch-*.dist-info")).name.removesuffix(".dist-info").removeprefix("torch-")
             sizes[extra] = num_bytes(packages) / 1e6
             more = sizes[extra] - sizes[""]
-            print(f"{extra or 'none'}: {sizes[extra]:.0f} MB, {seconds:.0f} s", flush=True)
+            print(f"{extra or 'none'}: {sizes[extra]:.0f} MB", flush=True)
             shown = f"`{extra}`" if extra else "none"
             added = f"{more:.0f}" if extra else f"(torch {num_bytes(packages / 'torch') / 1e6:.0f})"
             found = []
@@ -85,14 +84,14 @@ def main() -> None:
                 low, middle, high = quartiles(import_seconds(environment / "bin" / "python", module))
                 found.append(f"`{module}` {middle:.2f} ({low:.2f} to {high:.2f})")
                 print(f"  {found[-1]}", flush=True)
-            rows.append(f"| {shown} | {sizes[extra]:.0f} | {added} | {seconds:.0f} | {', '.join(found)} |")
+            rows.append(f"| {shown} | {sizes[extra]:.0f} | {added} | {', '.join(found)} |")
     body = "\n".join(
         [
             "Megabytes are of all files of site-packages, pip and what is compiled among them. Imports: seconds of a "
-            f"fresh process, median of {REPETITIONS} and quartiles.",
+            f"fresh process, median of {REPETITIONS} and quartiles. torch is {version}.",
             "",
-            "| extra | MB | more than none | pip, seconds | imports |",
-            "|---|---|---|---|---|",
+            "| extra | MB | more than none | imports |",
+            "|---|---|---|---|",
             *rows,
         ]
     )
